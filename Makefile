@@ -1,0 +1,66 @@
+# Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
+.PHONY: help run demo test lint generate generate-check bench clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+STUBS := clients/python/src/famulus/v1
+STUBS_PLUGIN := clients/plugins/python_stubs.py
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/installed ## start the server with all it needs and keep it running
+	$(BIN)/famulus-server demo --keep-serving
+
+demo: .venv/installed ## start the server, show one conversation, stop
+	$(BIN)/famulus-server demo
+
+test: .venv/installed ## run the tests; PYTEST_ARGS="-k resume" picks some
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: .venv/installed ## check style, types, layers and protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+generate: .venv/installed .venv-stubs/installed ## write the stubs in clients/ from protos/
+	rm -f $(STUBS)/*_pb2*
+	$(BIN)/buf generate --template clients/buf.gen.yaml --output clients
+
+generate-check: .venv/installed .venv-stubs/installed ## fail when the stubs in clients/ differ from protos/
+	fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(BIN)/buf generate --template clients/buf.gen.yaml --output "$$fresh" && \
+	diff -rq -x __init__.py -x __pycache__ $(STUBS) "$$fresh/$(STUBS:clients/%=%)" || \
+	{ echo 'the stubs are not those of protos/: make generate' >&2; exit 1; }
+
+bench: .venv/installed ## measure how fast runs stream on this machine
+	$(BIN)/python tests/bench/stream.py
+
+clean: ## remove what the other targets installed and cached
+	rm -rf .venv .venv-stubs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv only reads the lock; pip installs, because it obeys the machine's settings (index, proxy, certificates).
+.venv/installed: pyproject.toml clients/python/pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \
+		echo '$(PYTHON) is not a Python 3.11 or newer with venv and ensurepip (Debian: python3-venv);' \
+		'name another one with PYTHON=...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv export --quiet --locked --all-extras --no-emit-workspace --output-file .venv/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement .venv/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable clients/python --editable .
+	touch $@
+
+# The stub generator needs an older protobuf than the server, so it lives apart.
+.venv-stubs/installed: .venv/installed $(STUBS_PLUGIN).lock
+	$(BIN)/python -m venv .venv-stubs
+	$(BIN)/uv export --quiet --locked --script $(STUBS_PLUGIN) --output-file .venv-stubs/requirements.txt
+	.venv-stubs/bin/pip install --quiet --no-deps --require-hashes --requirement .venv-stubs/requirements.txt
+	touch $@

@@ -1,0 +1,58 @@
+"""One line in the log for every call, and a request id that ties all lines of a call together."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import structlog
+
+from famulus_server.api.calls import Call
+from famulus_server.api.request_ids import REQUEST_ID_HEADER, logged_id
+from famulus_server.ports import Ids
+
+_log = structlog.get_logger()
+# Probes come every second or so: they are no news.
+_QUIET = ("/grpc.health.", "/grpc.reflection.")
+
+
+class AccessLog:
+    """The layer that logs method, code, duration and tenant. Never anything of what was said."""
+
+    def __init__(self, *, ids: Ids, stopwatch: Callable[[], float] = time.monotonic) -> None:
+        self._ids = ids
+        self._stopwatch = stopwatch
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        call.request_id = logged_id(call.context) or self._ids.new("req")
+        call.context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
+        started = self._stopwatch()
+        cancelled = False
+        with structlog.contextvars.bound_contextvars(request_id=call.request_id, method=call.method):
+            try:
+                yield
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+            finally:
+                line = _log.debug if call.method.startswith(_QUIET) else _log.info
+                line(
+                    "call",
+                    code=_code(call, cancelled),
+                    milliseconds=round((self._stopwatch() - started) * 1_000, 1),
+                    tenant=call.caller.tenant if call.caller else None,
+                )
+
+
+def _code(call: Call, cancelled: bool) -> str:
+    if not cancelled:
+        return _NAMES.get(call.context.code() or 0, "UNKNOWN")
+    # gRPC cancels the handler in both cases and only the clock tells them apart.
+    remaining = call.context.time_remaining()
+    expired = remaining is not None and remaining <= 0
+    return (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
+
+
+_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -1,0 +1,51 @@
+"""What the layers and the servicers know of the call they are in."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls. Everything that a call reads or writes belongs to the caller's tenant."""
+
+    tenant: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One RPC. `method` is the full name, `/famulus.v1.RunService/GetRun`; layers fill in the rest as they learn it.
+
+    `error_facts` join the ErrorInfo metadata of whatever error ends the call.
+    """
+
+    method: str
+    streams: bool
+    context: ServicerContext[Any, Any]
+    request_id: str = ""
+    caller: Caller | None = None
+    error_facts: dict[str, str] = field(default_factory=dict)
+
+
+# Each RPC is a task of its own, so this is never seen by another call.
+_CURRENT: ContextVar[Call] = ContextVar("famulus_call")
+
+
+def enter(call: Call) -> None:
+    """Makes `call` the current one of this task."""
+    _CURRENT.set(call)
+
+
+def current_call() -> Call:
+    """The call that this task serves. LookupError outside of one."""
+    return _CURRENT.get()
+
+
+def current_tenant() -> str:
+    """The tenant of the caller. Fails where no layer has found out who calls: never a default."""
+    caller = _CURRENT.get().caller
+    if caller is None:
+        raise LookupError("the call has no caller")
+    return caller.tenant

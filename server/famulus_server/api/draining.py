@@ -1,0 +1,84 @@
+"""Going away politely (contract 29): new runs are refused, open streams are told to resume elsewhere."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from famulus.v1 import error_reason_pb2 as reasons
+
+from famulus_server.api.calls import Call
+from famulus_server.errors import Unavailable
+
+T = TypeVar("T")
+
+_RETRY_SECONDS = 1.0
+
+
+class Drain:
+    """Whether the server is going away, and what waits for nothing else. It never comes back from that."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._waits: set[asyncio.Timeout] = set()
+
+    @property
+    def started(self) -> bool:
+        """Whether the server is going away."""
+        return self._started
+
+    def start(self) -> None:
+        """Interrupts everything that waits inside `interrupting`. Call it in the server's event loop."""
+        self._started = True
+        now = asyncio.get_running_loop().time()
+        for wait in self._waits:
+            wait.reschedule(now)
+
+    def check(self) -> None:
+        """Raises Unavailable (SERVER_DRAINING) if the server is going away."""
+        if self._started:
+            raise Unavailable(
+                reasons.ERROR_REASON_SERVER_DRAINING,
+                "the server is about to stop: call again to reach another one",
+                retry_after=_RETRY_SECONDS,
+            )
+
+    @asynccontextmanager
+    async def interrupting(self) -> AsyncIterator[None]:
+        """Around something that may wait for long: raises Unavailable (SERVER_DRAINING) as soon as draining starts."""
+        self.check()
+        try:
+            # A time limit that `start` sets: cheaper than a second task to wait for each event of each stream.
+            async with asyncio.timeout(None) as wait:
+                self._waits.add(wait)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            if wait.expired():
+                self.check()
+            raise
+
+    async def until_started(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The items, until draining starts; then Unavailable (SERVER_DRAINING)."""
+        while True:
+            async with self.interrupting():
+                item = await anext(items, None)
+            if item is None:
+                return
+            yield item
+
+
+class Admission:
+    """The layer that refuses methods which start new work once draining has started."""
+
+    def __init__(self, *, drain: Drain, methods: Collection[str]) -> None:
+        self._drain = drain
+        self._methods = frozenset(methods)
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        if call.method in self._methods:
+            self._drain.check()
+        yield

@@ -1,0 +1,120 @@
+"""The one place where errors become gRPC statuses."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+
+import grpc
+import structlog
+from famulus.v1.error_reason_pb2 import ErrorReason
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from famulus_server.api.calls import Call
+from famulus_server.api.request_ids import REQUEST_ID_HEADER
+from famulus_server.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    FamulusError,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    Unavailable,
+    Violation,
+)
+from famulus_server.ports import Ids
+
+_log = structlog.get_logger()
+
+_CODES: Mapping[type[FamulusError], grpc.StatusCode] = MappingProxyType(
+    {
+        InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+        NotFound: grpc.StatusCode.NOT_FOUND,
+        AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+        FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+        Aborted: grpc.StatusCode.ABORTED,
+        OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+        Unavailable: grpc.StatusCode.UNAVAILABLE,
+        Internal: grpc.StatusCode.INTERNAL,
+    }
+)
+_DOMAIN = "famulus"
+_REASON_PREFIX = "ERROR_REASON_"
+# The details travel in a trailer, and clients refuse more than 8 KiB of those.
+_MOST_VIOLATION_BYTES = 3 * 1024
+_MOST_MESSAGE_CHARACTERS = 300
+
+
+class Errors:
+    """The layer that ends a failed call with the right status. Nothing of a foreign exception's text gets out: the
+    caller is told a reference, under which the log has the exception."""
+
+    def __init__(self, *, ids: Ids) -> None:
+        self._ids = ids
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise
+        except FamulusError as error:
+            await _abort(call, error)
+        except Exception as error:
+            reference = self._ids.new("err")
+            _log.exception("call failed", reference=reference, exception=type(error).__name__)
+            await _abort(call, Internal(reference))
+
+
+def status_of(error: FamulusError, facts: Mapping[str, str] | None = None) -> Status:
+    """The google.rpc.Status of an error; `facts` join its metadata where it does not have them itself."""
+    status = Status(code=_code(error).value[0], message=error.message[:_MOST_MESSAGE_CHARACTERS])
+    for detail in _details(error, facts or {}):
+        status.details.add().Pack(detail)
+    return status
+
+
+def _code(error: FamulusError) -> grpc.StatusCode:
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
+def _details(error: FamulusError, facts: Mapping[str, str]) -> Sequence[Message]:
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(
+            reason=ErrorReason.Name(error.reason).removeprefix(_REASON_PREFIX),
+            domain=_DOMAIN,
+            metadata={**facts, **error.metadata},
+        )
+    ]
+    if error.violations:
+        details.append(_bad_request(error.violations))
+    if isinstance(error, NotFound):
+        details.append(
+            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=error.resource_id)
+        )
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(error.retry_after * 1e9))
+        details.append(retry)
+    return details
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    result = error_details_pb2.BadRequest()
+    for violation in violations:
+        result.field_violations.add(field=violation.field, description=violation.description)
+        if result.ByteSize() > _MOST_VIOLATION_BYTES and len(result.field_violations) > 1:
+            del result.field_violations[-1]
+            break
+    return result
+
+
+async def _abort(call: Call, error: FamulusError) -> None:
+    status = rpc_status.to_status(status_of(error, call.error_facts))
+    # Trailers given to an abort replace those that were set before: so the request id comes along here.
+    trailers = ((REQUEST_ID_HEADER, call.request_id), *(status.trailing_metadata or ()))
+    await call.context.abort(status.code, status.details, trailers)

@@ -1,0 +1,85 @@
+"""Runs every RPC, of whatever kind, inside the layers of the server.
+
+A layer is an async context manager around a call: it may refuse the call when entered, and sees how it ended when
+left. One list in `server.py` names all of them, outermost first.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any, Protocol
+
+import grpc
+from grpc.aio import ServicerContext
+
+from famulus_server.api.calls import Call, enter
+from famulus_server.api.wire import checked, checked_stream, reading
+
+_Handler = grpc.RpcMethodHandler[Any, Any]
+_Context = ServicerContext[Any, Any]
+
+
+class Layer(Protocol):
+    """Something that every call passes."""
+
+    def around(self, call: Call) -> AbstractAsyncContextManager[None]: ...
+
+
+class Pipeline(grpc.aio.ServerInterceptor):
+    """The one gRPC interceptor of the server."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._handlers: dict[str, _Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None:
+            found = await continuation(handler_call_details)
+            if found is None:
+                # Not remembered: the names of methods that do not exist are the caller's invention.
+                return None
+            handler = self._handlers[method] = self._wrap(method, found)
+        return handler
+
+    def _wrap(self, method: str, handler: _Handler) -> _Handler:
+        behaviour: Callable[[Any, _Context], Any] = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
+        check = checked_stream if handler.request_streaming else checked
+
+        async def answer(request: Any, context: _Context) -> Any:
+            async with self._entered(Call(method=method, streams=False, context=context)):
+                return await behaviour(check(request), context)
+
+        async def stream(request: Any, context: _Context) -> None:
+            # Written here and not yielded: when the call is cancelled, this task closes the servicer's iterator at once.
+            async with self._entered(Call(method=method, streams=True, context=context)):
+                responses: AsyncGenerator[Any, None] = behaviour(check(request), context)
+                async with aclosing(responses):
+                    async for response in responses:
+                        await context.write(response)
+
+        shapes: dict[tuple[bool, bool], Callable[..., _Handler]] = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }
+        return shapes[handler.request_streaming, handler.response_streaming](
+            stream if handler.response_streaming else answer,
+            request_deserializer=reading(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+    @asynccontextmanager
+    async def _entered(self, call: Call) -> AsyncIterator[None]:
+        enter(call)
+        async with AsyncExitStack() as stack:
+            for layer in self._layers:
+                await stack.enter_async_context(layer.around(call))
+            yield

@@ -1,0 +1,1 @@
+"""What the embedded default starts and owns: child processes and the scripted upstream."""

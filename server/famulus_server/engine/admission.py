@@ -1,0 +1,131 @@
+"""How a run comes to be: one transaction holds the request id, the thread, the frozen assistant, the run and its
+messages - and the claim, where this process has a free slot (contract 4, 10)."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from famulus.v1 import error_reason_pb2 as reasons
+from famulus.v1.assistant_pb2 import Assistant
+from famulus.v1.message_pb2 import Message
+from famulus.v1.run_pb2 import Run
+from famulus.v1.run_service_pb2 import CreateRunRequest
+from famulus.v1.thread_pb2 import Thread
+
+from famulus_server.engine import facts, lifecycle
+from famulus_server.engine.clock import timestamp
+from famulus_server.engine.fields import copy_fields, is_set, take
+from famulus_server.engine.settlement import Settled
+from famulus_server.errors import FailedPrecondition
+from famulus_server.ports import Lease, Models, RequestKey, Transaction
+
+DEFAULT_TTL = timedelta(minutes=10)
+DEFAULT_MAX_TURNS = 10
+
+# Fields that a request may override, under the same name, and that are otherwise the assistant's.
+_OVERRIDES = ("instructions", "temperature", "top_p", "response_format")
+# Fields that only a request has, under the same name.
+_OWN = (
+    "tool_choice",
+    "parallel_tool_calls",
+    "truncation_strategy",
+    "max_prompt_tokens",
+    "max_completion_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A request for a run, with everything made beforehand that a unit of work may not make itself."""
+
+    tenant: str
+    request: CreateRunRequest
+    key: RequestKey | None
+    run_id: str
+    new_thread: Thread | None
+    messages: list[Message]
+    lease: Lease | None
+    now: datetime
+
+
+async def admit(tx: Transaction, models: Models, admission: Admission) -> tuple[Settled, bool]:
+    """Stores the run, or finds the one that the same request made before: then nothing is stored, and the second
+    value is False."""
+    tenant, request = admission.tenant, admission.request
+    if admission.key is not None:
+        known = await tx.requests.find(tenant, admission.key)
+        if known is not None:
+            return Settled(await tx.runs.get(tenant, known)), False
+    if admission.new_thread is not None:
+        thread = admission.new_thread
+        await tx.threads.insert(tenant, thread)
+    else:
+        thread = await tx.threads.get(tenant, request.thread_id, lock=True)
+    assistant_id = request.assistant_id or thread.default_assistant_id
+    if not assistant_id:
+        raise FailedPrecondition(reasons.ERROR_REASON_NO_ASSISTANT, "name an assistant: the thread has no default one")
+    assistant = await tx.assistants.get(tenant, assistant_id, version=request.assistant_version)
+    run = freeze(request, assistant, thread, run_id=admission.run_id, now=admission.now)
+    check_model(run, models)
+    if admission.lease is not None:
+        run.state, run.attempt, run.turn_attempt = lifecycle.IN_PROGRESS, 1, 1
+        run.start_time.CopyFrom(timestamp(admission.now))
+    run.last_sequence = 1
+    await tx.runs.insert(tenant, run, lease=admission.lease)
+    if admission.messages:
+        messages = [Message.FromString(message.SerializeToString()) for message in admission.messages]
+        await tx.messages.append(tenant, thread.id, messages)
+    await tx.threads.touch(tenant, thread.id, admission.now)
+    if admission.key is not None:
+        await tx.requests.remember(tenant, admission.key, run.id)
+    events = [facts.state_changed(run)]
+    facts.number(events, 0, admission.now)
+    return Settled(run, events), True
+
+
+def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, run_id: str, now: datetime) -> Run:
+    """The run with its own copy of the configuration, QUEUED."""
+    run = Run(
+        id=run_id,
+        thread_id=thread.id,
+        assistant_id=assistant.id,
+        assistant_version=assistant.version,
+        state=lifecycle.QUEUED,
+        create_time=timestamp(now),
+        metadata=request.metadata,
+        model=request.model or assistant.model,
+        tools=request.tools.tools if request.HasField("tools") else assistant.tools,
+        reasoning_effort=request.reasoning_effort or assistant.reasoning_effort,
+        max_turns=request.max_turns or DEFAULT_MAX_TURNS,
+        stream_reasoning=request.stream_reasoning,
+    )
+    ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL
+    run.expire_time.CopyFrom(timestamp(now + ttl))
+    for name in _OVERRIDES:
+        take(run, name, request if is_set(request, name) else assistant)
+    for name in _OWN:
+        take(run, name, request)
+    if request.additional_instructions:
+        run.instructions = "\n\n".join(filter(None, (run.instructions, request.additional_instructions)))
+    run.tool_resources.CopyFrom(assistant.tool_resources)
+    for name in ("code_interpreter_file_ids", "file_search_vector_store_ids"):
+        if is_set(thread.tool_resources, name):
+            copy_fields(thread.tool_resources, run.tool_resources, [name])
+    return run
+
+
+def check_model(run: Run, models: Models) -> None:
+    """Raises FailedPrecondition where the configuration lacks the run's model, or its backend lacks a tool: now, and
+    not in the middle of the run."""
+    card = models.card(run.model)
+    if card is None:
+        raise FailedPrecondition(
+            reasons.ERROR_REASON_UNKNOWN_MODEL, "no such model is configured", metadata={"model": run.model}
+        )
+    for tool in run.tools:
+        kind = tool.WhichOneof("tool")
+        if kind != "function" and not card.built_in_tools:
+            raise FailedPrecondition(
+                reasons.ERROR_REASON_TOOL_UNSUPPORTED,
+                "the model's backend does not have this tool",
+                metadata={"model": run.model, "tool": str(kind)},
+            )

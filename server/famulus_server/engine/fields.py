@@ -1,0 +1,42 @@
+"""Copying named fields from one message to another of the same kind, as update masks ask for (AIP-134)."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+
+def is_set(message: Message, name: str) -> bool:
+    """Whether a field is set: for one with presence also to its default, for others to anything else."""
+    return any(field.name == name for field, _ in message.ListFields())
+
+
+def copy_fields(source: M, target: M, names: Iterable[str]) -> None:
+    """Replaces the named fields of the target by the source's; what is not set there is cleared."""
+    picked = type(source)()
+    picked.CopyFrom(source)
+    wanted = set(names)
+    for field in source.DESCRIPTOR.fields:
+        if field.name in wanted:
+            _clear(target, field.name)
+        else:
+            _clear(picked, field.name)
+    target.MergeFrom(picked)
+
+
+def take(target: Message, name: str, source: Message) -> None:
+    """Sets one field of the target to what a message of another kind has under the same name, if it has something."""
+    if not is_set(source, name):
+        return
+    value = getattr(source, name)
+    if isinstance(value, Message):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)
+
+
+def _clear(message: Any, name: str) -> None:
+    # The stubs want literal names.
+    message.ClearField(name)

@@ -1,0 +1,241 @@
+"""What callers can do with runs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from famulus.v1 import error_reason_pb2 as reasons
+from famulus.v1.message_pb2 import Message
+from famulus.v1.run_pb2 import Run, RunRating
+from famulus.v1.run_service_pb2 import CreateRunRequest
+from famulus.v1.run_step_pb2 import RunStep, RunStepState
+from famulus.v1.tool_pb2 import ToolOutput
+
+from famulus_server.engine import admission, facts, lifecycle, tools
+from famulus_server.engine.admission import Admission
+from famulus_server.engine.clock import timestamp
+from famulus_server.engine.etags import check_etag
+from famulus_server.engine.executor import Interruption
+from famulus_server.engine.feed import Feed
+from famulus_server.engine.messages import prepare
+from famulus_server.engine.settlement import Settled, end_waiting, move, publish_settled
+from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.watch import Watch
+from famulus_server.engine.worker import Worker
+from famulus_server.errors import FailedPrecondition
+from famulus_server.ports import (
+    Claimed,
+    Clock,
+    Cursor,
+    Ids,
+    Models,
+    RequestKey,
+    RunFilter,
+    Store,
+    Transaction,
+)
+
+_STOPPED = lifecycle.FINAL | {lifecycle.REQUIRES_ACTION}
+_MAX_MESSAGES = 1_000
+
+
+class RunDesk:
+    """Runs: create, read, cancel, submit, rate."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        feed: Feed,
+        worker: Worker,
+        watch: Watch,
+        threads: ThreadDesk,
+        models: Models,
+        clock: Clock,
+        ids: Ids,
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._worker = worker
+        self._watch = watch
+        self._threads = threads
+        self._models = models
+        self._clock = clock
+        self._ids = ids
+
+    async def create(self, tenant: str, request: CreateRunRequest, key: RequestKey | None) -> Run:
+        """Starts a run, or returns the one that the same request started before (contract 4, 5)."""
+        now = self._clock.now()
+        new_thread = self._threads.prepare(request.new_thread) if request.HasField("new_thread") else None
+        run_id = self._ids.new("run")
+        reserved = self._worker.reserve()
+        wanted = Admission(
+            tenant=tenant,
+            request=request,
+            key=key,
+            run_id=run_id,
+            new_thread=new_thread,
+            messages=prepare(request.additional_messages, ids=self._ids, now=now),
+            lease=self._worker.lease if reserved else None,
+            now=now,
+        )
+        started = False
+        try:
+            settled, created = await self._store.write(lambda tx: admission.admit(tx, self._models, wanted))
+            if created:
+                self._feed.publish(run_id, settled.facts)
+                started = self._start(tenant, settled.run, reserved)
+        finally:
+            if reserved and not started:
+                self._worker.release()
+        return settled.run
+
+    async def get(self, tenant: str, run_id: str) -> Run:
+        """Raises NotFound."""
+        return await self._store.read(lambda tx: tx.runs.get(tenant, run_id))
+
+    async def page(self, tenant: str, which: RunFilter, *, after: Cursor | None, limit: int) -> list[Run]:
+        """Newest first."""
+        return await self._store.read(lambda tx: tx.runs.page(tenant, which, after=after, limit=limit))
+
+    async def update(self, tenant: str, run: Run) -> Run:
+        """Replaces the metadata."""
+
+        async def unit(tx: Transaction) -> Run:
+            current = await tx.runs.get(tenant, run.id, lock=True)
+            check_etag(run.etag, current.etag)
+            current.ClearField("metadata")
+            current.metadata.update(run.metadata)
+            await tx.runs.replace(tenant, current, attempt=current.attempt)
+            return current
+
+        return await self._store.write(unit)
+
+    async def cancel(self, tenant: str, run_id: str) -> Run:
+        """Asks a run to stop; returns the state that holds (contract 22)."""
+        now = self._clock.now()
+
+        async def unit(tx: Transaction) -> Settled:
+            run = await tx.runs.get(tenant, run_id, lock=True)
+            if run.state in lifecycle.WAITING:
+                return await end_waiting(tx, tenant, run, lifecycle.CANCELLED, now=now)
+            if run.state == lifecycle.IN_PROGRESS:
+                lifecycle.check(run.state, lifecycle.CANCELLING)
+                run.state = lifecycle.CANCELLING
+                # The fact is published by the worker that has the run, as everything of a run at work is.
+                await tx.runs.replace(tenant, run, attempt=run.attempt)
+            return Settled(run)
+
+        settled = await publish_settled(self._store, self._feed, run_id, unit)
+        self._worker.interrupt(run_id, Interruption.CANCEL)
+        return settled.run
+
+    async def submit(self, tenant: str, run_id: str, outputs: Sequence[ToolOutput]) -> Run:
+        """Answers all open calls of a run, which then goes on (contract 20)."""
+        now = self._clock.now()
+        reserved = self._worker.reserve()
+
+        async def unit(tx: Transaction) -> Settled:
+            run = await tx.runs.get(tenant, run_id, lock=True)
+            steps = [step for step in await tx.steps.page(tenant, run_id) if step.HasField("tool_calls")]
+            step = steps[-1] if steps else None
+            if not tools.apply_outputs(run, step, outputs) or step is None:
+                return Settled(run)
+            answered = [call for call in step.tool_calls.tool_calls if call.HasField("function")]
+            step.state = RunStepState.RUN_STEP_STATE_COMPLETED
+            step.end_time.CopyFrom(timestamp(now))
+            await tx.steps.put(tenant, step)
+            await self._note_outputs(tx, tenant, run, step)
+            run.ClearField("required_action")
+            events = [facts.outputs_received(answered), facts.step_completed(step)]
+            attempt, sequence = run.attempt, run.last_sequence
+            if not reserved:
+                return await move(
+                    tx, tenant, run, lifecycle.QUEUED, events, attempt=attempt, sequence=sequence, now=now
+                )
+            run.attempt, run.turn_attempt = attempt + 1, 1
+            return await move(
+                tx,
+                tenant,
+                run,
+                lifecycle.IN_PROGRESS,
+                events,
+                attempt=attempt,
+                sequence=sequence,
+                now=now,
+                lease=self._worker.lease,
+            )
+
+        started = False
+        try:
+            settled = await publish_settled(self._store, self._feed, run_id, unit)
+            if settled.facts:
+                started = self._start(tenant, settled.run, reserved)
+        finally:
+            if reserved and not started:
+                self._worker.release()
+        return settled.run
+
+    async def steps(self, tenant: str, run_id: str, *, after_position: int, limit: int) -> list[RunStep]:
+        """In order. Raises NotFound."""
+
+        async def unit(tx: Transaction) -> list[RunStep]:
+            await tx.runs.get(tenant, run_id)
+            return await tx.steps.page(tenant, run_id, after_position=after_position, limit=limit)
+
+        return await self._store.read(unit)
+
+    async def step(self, tenant: str, run_id: str, step_id: str) -> RunStep:
+        """Raises NotFound."""
+        return await self._store.read(lambda tx: tx.steps.get(tenant, run_id, step_id))
+
+    async def rate(self, tenant: str, run_id: str, rating: RunRating) -> Run:
+        """Notes a rating of a run that has ended."""
+        now = self._clock.now()
+
+        async def unit(tx: Transaction) -> Run:
+            run = await tx.runs.get(tenant, run_id, lock=True)
+            if run.state not in lifecycle.FINAL:
+                raise FailedPrecondition(
+                    reasons.ERROR_REASON_RUN_NOT_FINISHED, "only a run that has ended can be rated"
+                )
+            run.rating.CopyFrom(rating)
+            run.rating.rate_time.CopyFrom(timestamp(now))
+            await tx.runs.replace(tenant, run, attempt=run.attempt)
+            return run
+
+        return await self._store.write(unit)
+
+    async def wait(self, tenant: str, run_id: str) -> tuple[Run, list[Message]]:
+        """Returns once the run has ended or needs action, with the messages it wrote."""
+        run = await self.get(tenant, run_id)
+        if run.state not in _STOPPED:
+            async for events in self._watch.watch(tenant, run_id, run.last_sequence):
+                runs = [event.run_state_changed.run for event in events if event.HasField("run_state_changed")]
+                runs += [event.snapshot.run for event in events if event.HasField("snapshot")]
+                if any(seen.state in _STOPPED for seen in runs):
+                    break
+
+        async def unit(tx: Transaction) -> tuple[Run, list[Message]]:
+            stored = await tx.runs.get(tenant, run_id)
+            messages = await tx.messages.page(tenant, stored.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
+            return stored, messages
+
+        return await self._store.read(unit)
+
+    def _start(self, tenant: str, run: Run, reserved: bool) -> bool:
+        """Executes a run that was stored with this worker's lease; otherwise somebody finds it in the queue."""
+        if not reserved:
+            self._worker.wake()
+            return False
+        self._worker.start(Claimed(tenant, run, taken_over=False))
+        return True
+
+    async def _note_outputs(self, tx: Transaction, tenant: str, run: Run, step: RunStep) -> None:
+        """Adds the outputs to the turn that made the calls: the next turn sends them to the model."""
+        turn = (await tx.turns.all(tenant, run.id))[-1]
+        items = [
+            tools.output_item(call)
+            for call in step.tool_calls.tool_calls
+            if call.HasField("function") and not call.function.problem
+        ]
+        await tx.turns.put(tenant, run.id, replace(turn, items=[*turn.items, *items]))

@@ -1,0 +1,162 @@
+"""How a turn, or a run, ends in the store: one transaction, then the facts (contract 3, 8, 13, 16)."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from famulus.v1.message_pb2 import Message, MessageIncompleteReason, MessageState
+from famulus.v1.run_event_pb2 import RunEvent
+from famulus.v1.run_pb2 import Run, RunError, RunIncompleteReason, RunState, Usage
+from famulus.v1.run_step_pb2 import RunStep, RunStepState
+from famulus.v1.tool_pb2 import ToolCall
+
+from famulus_server.engine import facts, lifecycle, turn
+from famulus_server.engine.clock import timestamp
+from famulus_server.engine.feed import Feed
+from famulus_server.errors import LeaseLost, NotFound
+from famulus_server.ports import Lease, Store, Transaction, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What a worker wants to be true at the end of a turn. IN_PROGRESS means that another turn follows."""
+
+    state: "RunState.ValueType"
+    messages: Sequence[Message] = ()
+    steps: Sequence[RunStep] = ()
+    turn: Turn | None = None
+    usage: Usage | None = None
+    open_calls: Sequence[ToolCall] = ()
+    error: RunError | None = None
+    incomplete_reason: "RunIncompleteReason.ValueType" = RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED
+
+
+@dataclass(slots=True)
+class Settled:
+    """What is stored now: the run, and the facts to publish, none where nothing changed."""
+
+    run: Run
+    facts: list[RunEvent] = field(default_factory=list)
+
+
+async def settle(
+    tx: Transaction, tenant: str, run_id: str, *, attempt: int, sequence: int, wanted: Settlement, now: datetime
+) -> Settled:
+    """Stores a settlement; `sequence` is that of the last event published. A run that was asked to stop meanwhile is
+    cancelled, whatever was wanted (contract 22). Raises LeaseLost if the run is no longer this attempt's."""
+    try:
+        run = await tx.runs.get(tenant, run_id, lock=True)
+    except NotFound as error:
+        raise LeaseLost(run_id) from error
+    if run.attempt != attempt or run.state not in lifecycle.OWNED:
+        raise LeaseLost(run_id)
+    if run.state == lifecycle.CANCELLING:
+        wanted = cancelled(wanted)
+    events: list[RunEvent] = []
+    messages = [_copy(message) for message in wanted.messages]
+    if messages:
+        await tx.messages.append(tenant, run.thread_id, messages)
+        events += map(facts.message_completed, messages)
+    for step in wanted.steps:
+        await tx.steps.put(tenant, step)
+        if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS:
+            events.append(facts.step_completed(step))
+    if wanted.turn is not None:
+        await tx.turns.put(tenant, run_id, wanted.turn)
+        run.turns += 1
+        run.turn_attempt = 1 if wanted.state == lifecycle.IN_PROGRESS else 0
+    if wanted.usage is not None:
+        turn.add_usage(run.usage, wanted.usage)
+    if wanted.open_calls:
+        run.required_action.tool_calls.extend(wanted.open_calls)
+        events.append(facts.calls_requested(wanted.open_calls))
+    if wanted.error is not None:
+        run.error.CopyFrom(wanted.error)
+    run.incomplete_reason = wanted.incomplete_reason
+    return await move(tx, tenant, run, wanted.state, events, attempt=attempt, sequence=sequence, now=now)
+
+
+async def move(
+    tx: Transaction,
+    tenant: str,
+    run: Run,
+    state: "RunState.ValueType",
+    events: list[RunEvent],
+    *,
+    attempt: int,
+    sequence: int,
+    now: datetime,
+    lease: Lease | None = None,
+) -> Settled:
+    """Stores the run in a state (perhaps the same), with `last_sequence` behind the events and the fact of the change,
+    which is added to them. `attempt` is the stored one; `lease` gives a new lease."""
+    lifecycle.check(run.state, state)
+    changed = state != run.state
+    run.state = state
+    if state in lifecycle.FINAL:
+        run.end_time.CopyFrom(timestamp(now))
+        run.ClearField("required_action")
+        await tx.threads.touch(tenant, run.thread_id, now)
+    run.last_sequence = sequence + len(events) + changed
+    await tx.runs.replace(tenant, run, attempt=attempt, lease=lease)
+    if changed:
+        events.append(facts.state_changed(run))
+    facts.number(events, sequence, now)
+    return Settled(run, events)
+
+
+async def publish_settled(
+    store: Store, feed: Feed, run_id: str, unit: Callable[[Transaction], Awaitable[Settled]]
+) -> Settled:
+    """Commits, then publishes: in the order of the commits, also where several writers meet on one run."""
+    async with feed.order(run_id):
+        settled = await store.write(unit)
+        feed.publish(run_id, settled.facts)
+    return settled
+
+
+async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.ValueType", *, now: datetime) -> Settled:
+    """Ends a run that no worker holds: QUEUED or REQUIRES_ACTION becomes CANCELLED or EXPIRED."""
+    step_state = (
+        RunStepState.RUN_STEP_STATE_CANCELLED if state == lifecycle.CANCELLED else RunStepState.RUN_STEP_STATE_EXPIRED
+    )
+    events: list[RunEvent] = []
+    if run.state == lifecycle.REQUIRES_ACTION:
+        for step in await tx.steps.page(tenant, run.id):
+            if step.state == RunStepState.RUN_STEP_STATE_IN_PROGRESS:
+                step.state = step_state
+                step.end_time.CopyFrom(timestamp(now))
+                await tx.steps.put(tenant, step)
+                events.append(facts.step_completed(step))
+    return await move(tx, tenant, run, state, events, attempt=run.attempt, sequence=run.last_sequence, now=now)
+
+
+def cancelled(wanted: Settlement) -> Settlement:
+    """The same work, ended by a cancel: what was written stays, marked (contract 19)."""
+    reason = MessageIncompleteReason.MESSAGE_INCOMPLETE_REASON_RUN_CANCELLED
+    messages, steps = [], []
+    for original in wanted.messages:
+        message = _copy(original)
+        message.state, message.incomplete_reason = MessageState.MESSAGE_STATE_INCOMPLETE, reason
+        messages.append(message)
+    for old in wanted.steps:
+        step = RunStep()
+        step.CopyFrom(old)
+        step.state = RunStepState.RUN_STEP_STATE_CANCELLED
+        steps.append(step)
+    return replace(
+        wanted,
+        state=lifecycle.CANCELLED,
+        messages=messages,
+        steps=steps,
+        open_calls=(),
+        error=None,
+        incomplete_reason=RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED,
+    )
+
+
+def _copy(message: Message) -> Message:
+    # A unit of work may be run again, so what it changes must be its own.
+    result = Message()
+    result.CopyFrom(message)
+    return result

@@ -1,0 +1,144 @@
+"""What callers can do with threads."""
+
+from collections.abc import Sequence
+
+from famulus.v1.message_pb2 import Message
+from famulus.v1.thread_pb2 import Thread
+
+from famulus_server.engine.clock import timestamp
+from famulus_server.engine.etags import check_etag
+from famulus_server.engine.executor import Interruption
+from famulus_server.engine.feed import Feed
+from famulus_server.engine.fields import copy_fields, is_set
+from famulus_server.engine.messages import prepare
+from famulus_server.engine.worker import Worker
+from famulus_server.ports import (
+    Clock,
+    Cursor,
+    Ids,
+    RequestKey,
+    RunFilter,
+    Store,
+    ThreadFilter,
+    Transaction,
+)
+
+# What a caller can set, and later change.
+_MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata")
+_SETTABLE = ("user_id", *_MUTABLE)
+_RUNS_PER_PAGE = 500
+
+
+class ThreadDesk:
+    """Threads: create, read, change, fork, delete."""
+
+    def __init__(self, *, store: Store, feed: Feed, worker: Worker, clock: Clock, ids: Ids) -> None:
+        self._store = store
+        self._feed = feed
+        self._worker = worker
+        self._clock = clock
+        self._ids = ids
+
+    def prepare(self, thread: Thread) -> Thread:
+        """A caller's thread, ready to be stored."""
+        result = Thread(id=self._ids.new("thread"))
+        copy_fields(thread, result, _SETTABLE)
+        now = timestamp(self._clock.now())
+        for moment in (result.create_time, result.update_time, result.last_activity_time):
+            moment.CopyFrom(now)
+        return result
+
+    async def create(self, tenant: str, thread: Thread, messages: Sequence[Message], key: RequestKey | None) -> Thread:
+        """Creates a thread with messages."""
+        made = self.prepare(thread)
+        first = prepare(messages, ids=self._ids, now=self._clock.now())
+
+        async def unit(tx: Transaction) -> Thread:
+            if key is not None:
+                known = await tx.requests.find(tenant, key)
+                if known is not None:
+                    return await tx.threads.get(tenant, known)
+            await tx.threads.insert(tenant, made)
+            if first:
+                await tx.messages.append(tenant, made.id, first)
+            if key is not None:
+                await tx.requests.remember(tenant, key, made.id)
+            return await tx.threads.get(tenant, made.id)
+
+        return await self._store.write(unit)
+
+    async def get(self, tenant: str, thread_id: str) -> Thread:
+        """Raises NotFound."""
+        return await self._store.read(lambda tx: tx.threads.get(tenant, thread_id))
+
+    async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
+        """Latest activity first."""
+        return await self._store.read(lambda tx: tx.threads.page(tenant, which, after=after, limit=limit))
+
+    async def update(self, tenant: str, thread: Thread, paths: Sequence[str]) -> Thread:
+        """Replaces the fields named by `paths`."""
+        now = self._clock.now()
+
+        async def unit(tx: Transaction) -> Thread:
+            current = await tx.threads.get(tenant, thread.id, lock=True)
+            check_etag(thread.etag, current.etag)
+            copy_fields(thread, current, paths)
+            current.update_time.CopyFrom(timestamp(now))
+            await tx.threads.replace(tenant, current)
+            return current
+
+        return await self._store.write(unit)
+
+    async def delete(self, tenant: str, thread_id: str, etag: str) -> None:
+        """Deletes a thread with everything in it; an active run is stopped (contract 24). Raises NotFound."""
+        now = self._clock.now()
+
+        async def unit(tx: Transaction) -> list[str]:
+            thread = await tx.threads.get(tenant, thread_id, lock=True)
+            check_etag(etag, thread.etag)
+            runs = await _run_ids(tx, tenant, thread_id)
+            await tx.threads.bury(tenant, thread_id, now)
+            return runs
+
+        for run_id in await self._store.write(unit):
+            self._worker.interrupt(run_id, Interruption.LEASE_LOST)
+            self._feed.drop(run_id)
+
+    async def fork(
+        self, tenant: str, thread_id: str, message_id: str, thread: Thread, key: RequestKey | None
+    ) -> Thread:
+        """A new thread that shares the messages up to one of them, or all. Raises NotFound."""
+        wanted = self.prepare(thread)
+
+        async def unit(tx: Transaction) -> Thread:
+            if key is not None:
+                known = await tx.requests.find(tenant, key)
+                if known is not None:
+                    return await tx.threads.get(tenant, known)
+            origin = await tx.threads.get(tenant, thread_id, lock=True)
+            upto = origin.last_message_sequence
+            if message_id:
+                upto = (await tx.messages.get(tenant, thread_id, message_id)).sequence
+            made = Thread()
+            made.CopyFrom(wanted)
+            # What the caller did not set is taken from the origin.
+            copy_fields(origin, made, [name for name in _SETTABLE if not is_set(wanted, name)])
+            made.forked_from.thread_id = thread_id
+            made.forked_from.message_sequence = upto
+            await tx.threads.fork(tenant, thread_id, upto, made)
+            if key is not None:
+                await tx.requests.remember(tenant, key, made.id)
+            return await tx.threads.get(tenant, made.id)
+
+        return await self._store.write(unit)
+
+
+async def _run_ids(tx: Transaction, tenant: str, thread_id: str) -> list[str]:
+    ids: list[str] = []
+    after: Cursor | None = None
+    while True:
+        page = await tx.runs.page(tenant, RunFilter(thread_id=thread_id), after=after, limit=_RUNS_PER_PAGE)
+        ids += [run.id for run in page]
+        if len(page) < _RUNS_PER_PAGE:
+            return ids
+        after = Cursor(page[-1].create_time.ToMicroseconds(), page[-1].id)

@@ -1,0 +1,347 @@
+"""One model turn as it comes in: model events become run events, and gather to messages and steps.
+
+Nothing here is stored, and nothing here waits: the executor commits the result, or throws it away.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from famulus.v1.message_pb2 import (
+    Annotation,
+    Message,
+    MessageIncompleteReason,
+    MessageRole,
+    MessageState,
+)
+from famulus.v1.run_event_pb2 import (
+    AnnotationAdded,
+    MessageStarted,
+    ReasoningDelta,
+    RefusalDelta,
+    RetryScheduled,
+    RunEvent,
+    StepStarted,
+    TextDelta,
+    ToolCallDelta,
+)
+from famulus.v1.run_pb2 import Run, Usage
+from famulus.v1.run_step_pb2 import RunStep, RunStepState
+from famulus.v1.tool_pb2 import ToolCall
+from google.protobuf.duration_pb2 import Duration
+
+from famulus_server.engine import tools
+from famulus_server.engine.clock import timestamp
+from famulus_server.engine.feed import Draft
+from famulus_server.errors import ModelProtocolError
+from famulus_server.ports import (
+    AnnotationChunk,
+    CallChunk,
+    Clock,
+    Ids,
+    ModelEvent,
+    ReasoningChunk,
+    RefusalChunk,
+    Retrying,
+    TextChunk,
+    TurnEnded,
+)
+
+# What one turn may write, in characters: a message must fit a gRPC response, and memory must be bounded.
+_MAX_CHARACTERS = 1_000_000
+_MAX_CALLS_STORED = 1_024
+
+
+@dataclass(slots=True)
+class _Part:
+    refusal: bool
+    chunks: list[str] = field(default_factory=list)
+    annotations: list[Annotation] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A message being written. `parts` maps the model's part index to ours, in order of appearance."""
+
+    message: Message
+    step: RunStep
+    parts: dict[int, _Part] = field(default_factory=dict)
+
+    def part(self, index: int, *, refusal: bool) -> tuple[int, _Part]:
+        part = self.parts.get(index)
+        if part is None:
+            part = self.parts[index] = _Part(refusal)
+        return list(self.parts).index(index) if len(self.parts) > 1 else 0, part
+
+    def content(self) -> Message:
+        message = Message()
+        message.CopyFrom(self.message)
+        for part in self.parts.values():
+            text = "".join(part.chunks)
+            if part.refusal:
+                message.content.add().refusal.refusal = text
+            else:
+                message.content.add().text.text = text
+                message.content[-1].text.annotations.extend(part.annotations)
+        return message
+
+
+@dataclass(slots=True)
+class _Calling:
+    """A function call being made."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TurnResult:
+    """What a turn made: messages and steps in order, the items to send back, and whether calls wait for outputs."""
+
+    messages: list[Message]
+    steps: list[RunStep]
+    items: list[Mapping[str, Any]]
+    open_calls: list[ToolCall]
+    has_calls: bool
+    characters: int
+
+
+class TurnRecorder:
+    """Gathers the events of one model turn."""
+
+    def __init__(self, *, run: Run, next_position: int, taken_call_ids: set[str], clock: Clock, ids: Ids) -> None:
+        self._run = run
+        self._next_position = next_position
+        self._taken_call_ids = taken_call_ids
+        self._clock = clock
+        self._ids = ids
+        self._writing: dict[int, _Writing] = {}
+        self._calling: dict[int, _Calling] = {}
+        self._call_step: RunStep | None = None
+        self._functions = tools.function_names(run.tools)
+        self.characters = 0
+        self.ended: TurnEnded | None = None
+
+    @property
+    def has_shown(self) -> bool:
+        """Whether watchers saw something of this turn, so that a retry is a new attempt (contract 18)."""
+        return bool(self._writing or self._calling or self.characters)
+
+    def take(self, events: Sequence[ModelEvent]) -> list[RunEvent]:
+        """The run events that these model events mean. Raises ModelProtocolError where a bound is passed."""
+        result: list[RunEvent] = []
+        for event in events:
+            match event:
+                case TextChunk():
+                    writing = self._message(event.item, result)
+                    index, part = writing.part(event.part, refusal=False)
+                    part.chunks.append(event.text)
+                    delta = TextDelta(message_id=writing.message.id, part_index=index, text=event.text)
+                    result.append(RunEvent(text_delta=delta))
+                    self._count(event.text)
+                case CallChunk():
+                    self._call(event, result)
+                case ReasoningChunk():
+                    if self._run.stream_reasoning:
+                        result.append(RunEvent(reasoning_delta=ReasoningDelta(text=event.text)))
+                        self._count(event.text)
+                case RefusalChunk():
+                    writing = self._message(event.item, result)
+                    index, part = writing.part(event.part, refusal=True)
+                    part.chunks.append(event.text)
+                    refusal = RefusalDelta(message_id=writing.message.id, part_index=index, refusal=event.text)
+                    result.append(RunEvent(refusal_delta=refusal))
+                    self._count(event.text)
+                case AnnotationChunk():
+                    writing = self._message(event.item, result)
+                    index, part = writing.part(event.part, refusal=False)
+                    part.annotations.append(event.annotation)
+                    added = AnnotationAdded(
+                        message_id=writing.message.id, part_index=index, annotation=event.annotation
+                    )
+                    result.append(RunEvent(annotation_added=added))
+                case Retrying():
+                    delay = Duration()
+                    delay.FromMilliseconds(round(event.delay * 1_000))
+                    result.append(RunEvent(retry_scheduled=RetryScheduled(reason=event.code, delay=delay)))
+                case TurnEnded():
+                    self.ended = event
+        return result
+
+    def draft(self) -> Draft:
+        """What there is so far, as a Snapshot shows it."""
+        steps = [writing.step for writing in self._writing.values()]
+        if self._call_step is not None:
+            steps.append(self._call_step)
+        return Draft(messages=[writing.content() for writing in self._writing.values()], steps=steps)
+
+    def finish(self) -> TurnResult:
+        """The turn after its terminal event, as it is to be stored."""
+        now = self._clock.now()
+        messages, steps = self._close_messages(now, None)
+        items: list[Mapping[str, Any]] = []
+        calls = list(self._calling.values())
+        made: list[ToolCall] = []
+        for item in self.ended.items if self.ended else ():
+            kind = item.get("type")
+            if kind == "function_call" and calls:
+                calling = calls.pop(0)
+                item["call_id"] = calling.id
+                made.append(self._made(calling, len(made)))
+            elif isinstance(kind, str) and kind.endswith("_call") and kind != "function_call":
+                details = msgspec.json.encode(item).decode()
+                made.append(ToolCall(id=str(item.get("id") or self._ids.new("call"))))
+                made[-1].built_in.type = kind
+                made[-1].built_in.details_json = details
+            items.append(item)
+        open_calls = [call for call in made if tools.is_open(call)]
+        items.extend(tools.output_item(call) for call in made if call.function.problem)
+        if made:
+            step = self._tool_step(None)
+            step.tool_calls.tool_calls.extend(made)
+            if not open_calls:
+                step.state = RunStepState.RUN_STEP_STATE_COMPLETED
+                step.end_time.CopyFrom(timestamp(now))
+            steps.append(step)
+        self._add_usage(steps)
+        has_calls = any(call.HasField("function") for call in made)
+        return TurnResult(messages, steps, items, open_calls, has_calls, self.characters)
+
+    def abandon(self, reason: "MessageIncompleteReason.ValueType", state: "RunStepState.ValueType") -> TurnResult:
+        """The turn where it was broken off: partial messages stay, marked (contract 19); calls do not."""
+        now = self._clock.now()
+        messages, steps = self._close_messages(now, (reason, state))
+        if self._call_step is not None:
+            self._call_step.state = state
+            self._call_step.end_time.CopyFrom(timestamp(now))
+            steps.append(self._call_step)
+        self._add_usage(steps)
+        return TurnResult(messages, steps, [], [], False, self.characters)
+
+    def _message(self, item: int, result: list[RunEvent]) -> _Writing:
+        writing = self._writing.get(item)
+        if writing is None:
+            now = timestamp(self._clock.now())
+            message = Message(
+                id=self._ids.new("msg"),
+                thread_id=self._run.thread_id,
+                create_time=now,
+                role=MessageRole.MESSAGE_ROLE_ASSISTANT,
+                state=MessageState.MESSAGE_STATE_IN_PROGRESS,
+                assistant_id=self._run.assistant_id,
+                run_id=self._run.id,
+            )
+            step = self._step()
+            step.message_creation.message_id = message.id
+            result.append(RunEvent(step_started=StepStarted(step=step)))
+            result.append(RunEvent(message_started=MessageStarted(message=message)))
+            writing = self._writing[item] = _Writing(message, step)
+        return writing
+
+    def _call(self, event: CallChunk, result: list[RunEvent]) -> None:
+        step = self._tool_step(result)
+        calling = self._calling.get(event.item)
+        first = calling is None
+        if calling is None:
+            if len(self._calling) >= _MAX_CALLS_STORED:
+                raise ModelProtocolError(f"more than {_MAX_CALLS_STORED} tool calls in a turn")
+            call_id = event.call_id
+            # Some servers repeat ids, or give none: ours must be unique within the run.
+            if not call_id or len(call_id) > 128 or call_id in self._taken_call_ids:
+                call_id = self._ids.new("call")
+            self._taken_call_ids.add(call_id)
+            calling = self._calling[event.item] = _Calling(call_id, event.name)
+        calling.arguments.append(event.arguments)
+        self._count(event.arguments)
+        delta = ToolCallDelta(
+            step_id=step.id,
+            call_id=calling.id,
+            name=calling.name if first else "",
+            arguments_json_delta=event.arguments,
+        )
+        result.append(RunEvent(tool_call_delta=delta))
+
+    def _tool_step(self, result: list[RunEvent] | None) -> RunStep:
+        if self._call_step is None:
+            self._call_step = self._step()
+            self._call_step.tool_calls.SetInParent()
+            if result is not None:
+                result.append(RunEvent(step_started=StepStarted(step=self._call_step)))
+        return self._call_step
+
+    def _step(self) -> RunStep:
+        step = RunStep(
+            id=self._ids.new("step"),
+            run_id=self._run.id,
+            thread_id=self._run.thread_id,
+            assistant_id=self._run.assistant_id,
+            position=self._next_position,
+            turn=self._run.turns + 1,
+            state=RunStepState.RUN_STEP_STATE_IN_PROGRESS,
+            create_time=timestamp(self._clock.now()),
+        )
+        self._next_position += 1
+        return step
+
+    def _made(self, calling: _Calling, position: int) -> ToolCall:
+        # A function without parameters is called with nothing at all by some servers.
+        arguments = "".join(calling.arguments) or "{}"
+        call = ToolCall(id=calling.id)
+        call.function.name = calling.name
+        call.function.arguments_json = arguments
+        call.function.problem = tools.find_problem(
+            calling.name, arguments, position=position, functions=self._functions
+        )
+        if call.function.problem:
+            tools.answer_problem(call)
+        return call
+
+    def _close_messages(
+        self,
+        now: datetime,
+        broken: "tuple[MessageIncompleteReason.ValueType, RunStepState.ValueType] | None",
+    ) -> tuple[list[Message], list[RunStep]]:
+        messages, steps = [], []
+        for writing in self._writing.values():
+            message, step = writing.content(), writing.step
+            message.state = MessageState.MESSAGE_STATE_COMPLETED
+            step.state = RunStepState.RUN_STEP_STATE_COMPLETED
+            if broken is not None:
+                message.state = MessageState.MESSAGE_STATE_INCOMPLETE
+                message.incomplete_reason, step.state = broken
+            step.end_time.CopyFrom(timestamp(now))
+            messages.append(message)
+            steps.append(step)
+        return messages, steps
+
+    def _add_usage(self, steps: list[RunStep]) -> None:
+        if steps and self.ended is not None and self.ended.usage is not None:
+            steps[0].usage.CopyFrom(self.ended.usage)
+
+    def _count(self, text: str) -> None:
+        self.characters += len(text)
+        if self.characters > _MAX_CHARACTERS:
+            raise ModelProtocolError(f"more than {_MAX_CHARACTERS} characters in a turn")
+
+
+def estimated_usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    """Usage where the provider tells none."""
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        estimated=True,
+    )
+
+
+def add_usage(total: Usage, more: Usage) -> None:
+    """Adds, in place."""
+    total.prompt_tokens += more.prompt_tokens
+    total.completion_tokens += more.completion_tokens
+    total.total_tokens += more.total_tokens
+    total.cached_prompt_tokens += more.cached_prompt_tokens
+    total.reasoning_tokens += more.reasoning_tokens
+    total.estimated = total.estimated or more.estimated

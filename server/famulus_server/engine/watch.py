@@ -1,0 +1,124 @@
+"""Watching a run: what follows a sequence, without gap or duplicate, until the terminal event (contract 11-14)."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from famulus.v1 import error_reason_pb2 as reasons
+from famulus.v1.message_pb2 import Message
+from famulus.v1.run_event_pb2 import RunEvent, Snapshot
+from famulus.v1.run_pb2 import Run
+from famulus.v1.run_step_pb2 import RunStep
+
+from famulus_server.engine import lifecycle
+from famulus_server.engine.clock import timestamp
+from famulus_server.engine.feed import Feed, RunLog
+from famulus_server.errors import NotFound, OutOfRange
+from famulus_server.ports import Clock, EventLog, Store, Transaction
+
+# One response: small enough to stay under gRPC's 4 MiB, large enough to make an event cheap.
+_MAX_EVENTS = 256
+_MAX_BYTES = 1024 * 1024
+_MAX_MESSAGES = 1_000
+
+
+class Watch:
+    """Streams the events of runs."""
+
+    def __init__(
+        self, *, store: Store, feed: Feed, event_log: EventLog, clock: Clock, heartbeat_seconds: float = 15.0
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._event_log = event_log
+        self._clock = clock
+        self._heartbeat_seconds = heartbeat_seconds
+
+    async def watch(self, tenant: str, run_id: str, after_sequence: int) -> AsyncIterator[Sequence[RunEvent]]:
+        """Batches of events behind a sequence; an empty one is a heartbeat. Ends after the terminal event.
+
+        Raises NotFound (also when the thread is deleted meanwhile) and OutOfRange.
+        """
+        run = await self._store.read(lambda tx: tx.runs.get(tenant, run_id))
+        cursor = after_sequence
+        log = self._feed.find(run_id)
+        if log is None and run.state in lifecycle.FINAL:
+            async for past in self._past(tenant, run, cursor):
+                yield past
+            return
+        log = log or self._feed.open(run_id, run.last_sequence)
+        while True:
+            events: Sequence[RunEvent] | None = log.after(cursor, limit=_MAX_EVENTS, max_bytes=_MAX_BYTES)
+            if events is None:
+                events = await self._behind(run_id, cursor) or [await self._snapshot(tenant, run_id, log)]
+            if events:
+                cursor = events[-1].sequence
+                yield events
+            elif log.deleted:
+                raise NotFound("run", run_id)
+            elif log.ended:
+                _check_end(cursor, log.last_sequence)
+                return
+            elif not await self._changes(log):
+                yield ()
+
+    async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncIterator[Sequence[RunEvent]]:
+        """The events of a run that ended and is no longer in memory."""
+        _check_end(cursor, run.last_sequence)
+        while cursor < run.last_sequence:
+            events = await self._behind(run.id, cursor) or [await self._snapshot(tenant, run.id, None)]
+            cursor = events[-1].sequence
+            yield events
+
+    async def _behind(self, run_id: str, cursor: int) -> list[RunEvent]:
+        """What the EventLog has right behind a sequence, as far as it goes without a gap."""
+        events = await self._event_log.read(run_id, after_sequence=cursor, limit=_MAX_EVENTS)
+        whole: list[RunEvent] = []
+        for event in events:
+            # A new attempt is the one jump that a log may have.
+            if event.sequence != cursor + 1 and not event.HasField("attempt_started"):
+                break
+            whole.append(event)
+            cursor = event.sequence
+        return whole
+
+    async def _snapshot(self, tenant: str, run_id: str, log: RunLog | None) -> RunEvent:
+        """The run as of now, the turn under way included."""
+
+        async def read(tx: Transaction) -> tuple[Run, list[RunStep], list[Message]]:
+            run = await tx.runs.get(tenant, run_id)
+            steps = await tx.steps.page(tenant, run_id)
+            messages = await tx.messages.page(tenant, run.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
+            return run, steps, messages
+
+        while True:
+            run, steps, messages = await self._store.read(read)
+            sequence = run.last_sequence
+            if log is None:
+                break
+            if log.stored_sequence <= run.last_sequence:
+                # Nothing is awaited between here and the end: draft and sequence belong together.
+                draft = log.draft()
+                steps, messages = steps + draft.steps, messages + draft.messages
+                sequence = max(sequence, log.last_sequence)
+                break
+        event = RunEvent(sequence=sequence, snapshot=Snapshot(run=run, steps=steps, messages=messages))
+        event.event_time.CopyFrom(timestamp(self._clock.now()))
+        return event
+
+    async def _changes(self, log: RunLog) -> bool:
+        """Waits for the log to change; False after the time of a heartbeat."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._heartbeat_seconds):
+                await log.wait()
+                return True
+        return False
+
+
+def _check_end(cursor: int, last_sequence: int) -> None:
+    if cursor > last_sequence:
+        raise OutOfRange(
+            reasons.ERROR_REASON_SEQUENCE_OUT_OF_RANGE,
+            "the run ended before this sequence",
+            metadata={"last_sequence": str(last_sequence)},
+        )

@@ -1,0 +1,59 @@
+"""The SDK's client of one upstream, with its pool of connections."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from famulus_server.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_NO_KEY = "none"  # the SDK insists on a key; servers that want none ignore it
+_IDLE_CONNECTIONS = 100
+
+
+class Connection:
+    """Makes the client when it is first needed.
+
+    Importing the SDK takes longer (1-2 s) than starting all the rest of the server, so it is not done at start-up, and
+    in a thread, so that other calls go on meanwhile.
+    """
+
+    def __init__(self, *, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._client: AsyncOpenAI | None = None
+        self._lock = asyncio.Lock()
+
+    async def client(self) -> "AsyncOpenAI":
+        """The client; the same every time."""
+        if self._client is None:
+            async with self._lock:
+                if self._client is None:
+                    self._client = await asyncio.to_thread(_make_client, self._settings)
+        return self._client
+
+    async def close(self) -> None:
+        """Closes all connections of the pool."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
+    import httpx2
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+    client = AsyncOpenAI(
+        base_url=settings.base_url,
+        api_key=settings.api_key or _NO_KEY,
+        max_retries=0,  # `retry` is the only place that tries again
+        http_client=DefaultAsyncHttpxClient(
+            timeout=httpx2.Timeout(None, connect=settings.connect_timeout),  # the rest: our own timers
+            # Worker slots bound the turns; a second bound here would make them wait for each other unseen.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
+            follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
+        ),
+    )
+    # The SDK imports the resources at their first use, which would be on the event loop.
+    _ = client.responses, client.chat.completions
+    return client

@@ -1,0 +1,110 @@
+"""What a provider's refusals and error events mean, as ModelErrors. Their texts are for the log and hold no key."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from math import isfinite
+from typing import Any
+
+from famulus_server.errors import (
+    ModelAuthenticationError,
+    ModelError,
+    ModelRateLimited,
+    ModelRejectedRequest,
+    ModelUnavailable,
+)
+
+_WORDS = 200  # characters of a provider's message that are kept for the log
+_TRANSIENT = {408, 409, 425}
+
+# Words that providers use as `code` or `type` of an error. What is not here is taken for a passing failure.
+_KINDS: dict[str, type[ModelError]] = {
+    "rate_limit_exceeded": ModelRateLimited,
+    "rate_limit_error": ModelRateLimited,
+    "insufficient_quota": ModelRateLimited,
+    "server_error": ModelUnavailable,
+    "vector_store_timeout": ModelUnavailable,
+    "invalid_api_key": ModelAuthenticationError,
+    "authentication_error": ModelAuthenticationError,
+    "permission_error": ModelAuthenticationError,
+    "context_length_exceeded": ModelRejectedRequest,
+    "invalid_request_error": ModelRejectedRequest,
+    "model_not_found": ModelRejectedRequest,
+    "exceed_context_size_error": ModelRejectedRequest,
+}
+_REJECTED_PREFIXES = ("invalid_", "image_", "unsupported_", "empty_image", "failed_to_download_image")
+
+
+def from_status(status: int, headers: Mapping[str, str], body: object) -> ModelError:
+    """The error for an HTTP status that is not 2xx. `body` is its JSON, decoded, if it had any."""
+    error = body if isinstance(body, dict) else {}
+    code = str(error.get("code") or error.get("type") or "")
+    retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
+    if code == "insufficient_quota":
+        retry = False  # a 429 that no waiting helps against
+    detail = f"HTTP {status} {_describe(error, silent=status in {401, 403})}"
+    return _of_status(status)(detail, retry_after=read_retry_after(headers), retry=retry)
+
+
+def from_error_object(error: Mapping[str, Any]) -> ModelError:
+    """The error for an error in the middle of a stream: an object with `code`, `type` and `message`, all optional."""
+    code, kind = error.get("code"), error.get("type")
+    if isinstance(code, int):  # gateways put the HTTP status of their own upstream there
+        return _of_status(code)(f"error event {_describe(error, silent=code in {401, 403})}")
+    found = _of_word(code) or _of_word(kind) or ModelUnavailable
+    silent = found is ModelAuthenticationError
+    retry = False if code == "insufficient_quota" else None
+    return found(f"error event {_describe(error, silent=silent)}", retry=retry)
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the provider asks to wait: retry-after-ms, or retry-after in seconds or as a date."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    # Counted from the provider's own clock, so that ours may be wrong.
+    until, now = _date(value), _date(headers.get("date"))
+    return max((until - now).total_seconds(), 0.0) if until and now else None
+
+
+def _of_status(status: int) -> type[ModelError]:
+    if status in {401, 403}:
+        return ModelAuthenticationError
+    if status == 429:
+        return ModelRateLimited
+    return ModelUnavailable if status >= 500 or status in _TRANSIENT else ModelRejectedRequest
+
+
+def _of_word(word: object) -> type[ModelError] | None:
+    if not isinstance(word, str):
+        return None
+    return _KINDS.get(word) or (ModelRejectedRequest if word.startswith(_REJECTED_PREFIXES) else None)
+
+
+def _describe(error: Mapping[str, Any], *, silent: bool) -> str:
+    """Code, type and message. `silent` leaves the message out: refused keys are quoted in it."""
+    words = [str(error[key]) for key in ("code", "type") if error.get(key)]
+    if not silent and error.get("message"):
+        words.append(str(error["message"]))
+    text = re.sub(r"\bsk-[\w*-]+", "sk-***", " ".join(words))
+    return re.sub(r"\s+", " ", text)[:_WORDS]
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if isfinite(number) and number >= 0 else None
+
+
+def _date(value: str | None) -> datetime | None:
+    try:
+        return parsedate_to_datetime(value or "")
+    except ValueError:
+        return None

@@ -1,0 +1,120 @@
+"""One model turn over HTTP: raw bytes from the SDK's client, our own timers, and a connection that is always closed."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from famulus_server.errors import ModelError, ModelProtocolError, ModelTimeout, ModelUnavailable
+from famulus_server.models.connection import Connection
+from famulus_server.models.failures import from_status
+from famulus_server.models.settings import ModelSettings
+from famulus_server.models.sse import SseDecoder
+from famulus_server.ports import ModelEvent, ModelRequest
+
+if TYPE_CHECKING:
+    from openai import AsyncAPIResponse, AsyncOpenAI
+
+# Answers in one piece, so that a small read cannot unpack to a huge one.
+HEADERS = {"Accept-Encoding": "identity"}
+_REST_OF_BODY_SECONDS = 0.05
+
+
+class TurnReader(Protocol):
+    """Makes model events of the events of one turn, in one wire format."""
+
+    ended: bool  # TurnEnded has been returned
+    progress: int  # events that show the model at work; pings do not
+    ignored: int  # events of kinds nobody here knows
+
+    def read(self, payloads: Sequence[bytes]) -> list[ModelEvent]:
+        """What these events bring; nothing after TurnEnded. Raises ModelError."""
+
+    def finish(self) -> list[ModelEvent]:
+        """The stream is over. Raises ModelProtocolError unless that is how it may end (contract 17)."""
+
+
+class WireFormat(Protocol):
+    """One of the two APIs."""
+
+    def start(
+        self, client: "AsyncOpenAI", request: ModelRequest
+    ) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
+        """The streaming request, sent on entering. Raises ModelRejectedRequest for what the API cannot express."""
+
+    def reader(self, request: ModelRequest) -> TurnReader:
+        """A reader for the answer."""
+
+
+class StreamedModel:
+    """Implements the port `Model` over one upstream. Tries once.
+
+    Reading the iterator to its end, not just to TurnEnded, keeps the connection for the next turn.
+    """
+
+    def __init__(self, *, connection: Connection, wire: WireFormat, settings: ModelSettings) -> None:
+        self._connection = connection
+        self._wire = wire
+        self._settings = settings
+        self.ignored_events = 0
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
+        client = await self._connection.client()
+        call = self._wire.start(client, request)
+        reader = self._wire.reader(request)
+        decoder = SseDecoder(max_line_bytes=self._settings.max_line_bytes)
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._settings.first_event_timeout
+        opened = False
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await call.__aenter__()
+            opened = True
+            chunks = response.iter_bytes()
+            while not reader.ended:
+                progress = reader.progress
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(chunks, None)
+                events = reader.finish() if chunk is None else reader.read(decoder.feed(chunk))
+                if events:
+                    yield events
+                if reader.progress != progress:
+                    # Counted from here: the time that the consumer took is not the model's silence.
+                    deadline = now() + self._settings.idle_timeout
+            await _read_rest(chunks)
+        except _failures() as error:
+            raise _translate(error, opened=opened) from error
+        finally:
+            self.ignored_events += reader.ignored
+            if opened:
+                await call.__aexit__(None, None, None)
+
+
+async def _read_rest(chunks: AsyncIterator[bytes]) -> None:
+    """Reads the end of the body, usually there already: only then the connection can be used again."""
+    with suppress(*_failures()):
+        async with asyncio.timeout(_REST_OF_BODY_SECONDS):
+            async for _ in chunks:
+                pass
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the SDK raises. Its HTTP library's errors come through while a body is read; both are loaded by now."""
+    import httpx2
+    import openai
+
+    return TimeoutError, openai.OpenAIError, httpx2.HTTPError
+
+
+def _translate(error: Exception, *, opened: bool) -> ModelError:
+    import openai
+
+    cause = type(error.__cause__ or error).__name__
+    match error:
+        case TimeoutError():
+            return ModelTimeout("no event in time")
+        case openai.APITimeoutError():
+            return ModelTimeout("no connection in time")
+        case openai.APIStatusError():
+            return from_status(error.status_code, error.response.headers, error.body)
+    return ModelProtocolError(f"the stream was cut: {cause}") if opened else ModelUnavailable(f"no answer: {cause}")

@@ -1,0 +1,450 @@
+"""What the engine needs from the world, as Protocols. Their docstrings are the contracts; adapters implement them.
+
+Store      SQL, the only source of truth (contract 1)
+EventLog   the tail of a run's events outside this process; may be lost (contract 2)
+Model      one model turn, streamed
+Clock      wall time
+Ids        new resource ids
+
+Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run everywhere.
+Every `tenant` parameter scopes the operation: another tenant's row is as good as none.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+from famulus.v1.assistant_pb2 import Assistant, ReasoningEffort, ResponseFormat
+from famulus.v1.message_pb2 import Annotation, Message
+from famulus.v1.run_event_pb2 import RunEvent
+from famulus.v1.run_pb2 import Run, RunErrorCode, RunState, Usage
+from famulus.v1.run_step_pb2 import RunStep
+from famulus.v1.thread_pb2 import Thread
+from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolResources
+
+T = TypeVar("T")
+
+# ---------------------------------------------------------------------------------------------- Store
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """A caller's request id (contract 5): counts per tenant and method; `fingerprint` is a hash of the request."""
+
+    method: str
+    request_id: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a page of a list ended: the ordering number of its last item, and its id to break ties."""
+
+    number: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who executes a run, and for how many seconds unless renewed."""
+
+    owner: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadFilter:
+    """Which threads a list shows; empty fields do not filter. Times are inclusive below, exclusive above."""
+
+    user_id: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    active_after: datetime | None = None
+    active_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs a list shows; empty fields do not filter."""
+
+    thread_id: str = ""
+    assistant_id: str = ""
+    states: Sequence["RunState.ValueType"] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A committed model turn: what the next turn of the same run must send back to the model.
+
+    `items` are in the item format of the Responses API, tool outputs included once they came in.
+    `seen_sequence` is the sequence of the newest message of the thread that the turn's input held.
+    """
+
+    number: int
+    seen_sequence: int
+    items: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A run that this worker now owns. `taken_over` says that a lease of somebody else had run out."""
+
+    tenant: str
+    run: Run
+    taken_over: bool
+
+
+class RequestIds(Protocol):
+    """Request ids with what they made."""
+
+    async def find(self, tenant: str, key: RequestKey) -> str | None:
+        """Id of what this request made within the last 24 h. Raises AlreadyExists (REQUEST_ID_REUSED) where the
+        fingerprint differs."""
+
+    async def remember(self, tenant: str, key: RequestKey, resource_id: str) -> None:
+        """Notes what the request made. An entry older than 24 h is replaced."""
+
+    async def forget_old(self, limit: int) -> int:
+        """Deletes at most `limit` entries older than 24 h; returns how many."""
+
+
+class Assistants(Protocol):
+    """Assistants and their versions. `version` and `etag` of what is passed in are set here, in place."""
+
+    async def insert(self, tenant: str, assistant: Assistant, *, config_hash: bytes | None = None) -> bool:
+        """Stores version 1. False, storing nothing, if `config_hash` is taken by another assistant of the tenant."""
+
+    async def get(self, tenant: str, assistant_id: str, *, version: int = 0, lock: bool = False) -> Assistant:
+        """The assistant, newest version unless one is named. Raises NotFound. `lock` holds the row until the end of
+        the write."""
+
+    async def find(self, tenant: str, config_hash: bytes) -> Assistant | None:
+        """The assistant made by EnsureAssistant for this configuration, newest version."""
+
+    async def page(self, tenant: str, *, after: Cursor | None, limit: int) -> list[Assistant]:
+        """Newest first, by (create_time in microseconds, id)."""
+
+    async def versions(self, tenant: str, assistant_id: str, *, after: Cursor | None, limit: int) -> list[Assistant]:
+        """Newest first; the cursor's number is the version. Raises NotFound."""
+
+    async def replace(self, tenant: str, assistant: Assistant) -> None:
+        """Stores the next version and frees the configuration hash, if there was one."""
+
+    async def delete(self, tenant: str, assistant_id: str) -> None:
+        """Removes the assistant with all versions. Raises NotFound."""
+
+
+class Threads(Protocol):
+    """Threads. `etag` is set here; `active_run_id` and `last_message_sequence` are filled in on every read."""
+
+    async def insert(self, tenant: str, thread: Thread) -> None:
+        """Stores a new, empty thread."""
+
+    async def get(self, tenant: str, thread_id: str, *, lock: bool = False) -> Thread:
+        """Raises NotFound, also for a deleted thread."""
+
+    async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
+        """Latest activity first, by (last_activity_time in microseconds, id)."""
+
+    async def replace(self, tenant: str, thread: Thread) -> None:
+        """Stores the thread's own fields and moves the etag on."""
+
+    async def touch(self, tenant: str, thread_id: str, now: datetime) -> None:
+        """Notes activity; never moves it back. Nothing happens where the thread is deleted."""
+
+    async def fork(self, tenant: str, origin_id: str, upto_sequence: int, thread: Thread) -> None:
+        """Stores a new thread that shares the origin's messages up to a sequence, without copying any."""
+
+    async def bury(self, tenant: str, thread_id: str, now: datetime) -> None:
+        """Removes the thread with its messages, runs, steps and turns; messages that a fork refers to stay for the
+        fork. A tombstone without content stays. Raises NotFound."""
+
+
+class Messages(Protocol):
+    """Messages as one thread sees them. A fork sees its origin's up to its point, then its own."""
+
+    async def append(self, tenant: str, thread_id: str, messages: Sequence[Message]) -> None:
+        """Gives the messages the next sequences (in place, with etag and thread_id) and stores them. Raises NotFound."""
+
+    async def get(self, tenant: str, thread_id: str, message_id: str, *, lock: bool = False) -> Message:
+        """Raises NotFound."""
+
+    async def page(
+        self,
+        tenant: str,
+        thread_id: str,
+        *,
+        limit: int,
+        after_sequence: int = 0,
+        before_sequence: int | None = None,
+        descending: bool = False,
+        run_id: str = "",
+    ) -> list[Message]:
+        """Messages with after_sequence < sequence < before_sequence, in order. Does not check that the thread exists."""
+
+    async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
+        """Changes a message for this thread only. Raises NotFound."""
+
+    async def delete(self, tenant: str, thread_id: str, message_id: str) -> None:
+        """Removes a message from this thread only. Raises NotFound."""
+
+
+class Runs(Protocol):
+    """Runs; the row is also the queue entry. `etag` is set here. The states in `ACTIVE` (engine/lifecycle) are active."""
+
+    async def insert(self, tenant: str, run: Run, *, lease: Lease | None) -> None:
+        """Stores a new run, with its first lease where one is given. Raises FailedPrecondition
+        (THREAD_HAS_ACTIVE_RUN, metadata run_id) if the thread has an active run: the database itself says so."""
+
+    async def get(self, tenant: str, run_id: str, *, lock: bool = False) -> Run:
+        """Raises NotFound."""
+
+    async def page(self, tenant: str, which: RunFilter, *, after: Cursor | None, limit: int) -> list[Run]:
+        """Newest first, by (create_time in microseconds, id)."""
+
+    async def replace(self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None) -> None:
+        """Stores a run whose stored attempt is `attempt`; raises LeaseLost where it is not (zero rows changed) or the
+        run is gone. The lease stays while the new state is IN_PROGRESS or CANCELLING, and ends otherwise;
+        `lease` gives a new one."""
+
+    async def claim(self, lease: Lease, *, limit: int) -> list[Claimed]:
+        """Gives this worker up to `limit` runs, oldest first: QUEUED ones, and IN_PROGRESS or CANCELLING ones whose
+        lease has run out. Adds one to `attempt` and `turn_attempt`; a QUEUED run becomes IN_PROGRESS."""
+
+    async def renew(self, lease: Lease) -> set[str]:
+        """Renews all leases of this owner in one statement; returns the ids of the runs it still holds."""
+
+    async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
+        """(tenant, run id) of QUEUED and REQUIRES_ACTION runs past their expire_time: those no worker watches."""
+
+
+class Steps(Protocol):
+    """Steps of runs, kept by position."""
+
+    async def put(self, tenant: str, step: RunStep) -> None:
+        """Stores a step, new or changed."""
+
+    async def get(self, tenant: str, run_id: str, step_id: str) -> RunStep:
+        """Raises NotFound."""
+
+    async def page(self, tenant: str, run_id: str, *, after_position: int = 0, limit: int = 1_000) -> list[RunStep]:
+        """In order of position."""
+
+
+class Turns(Protocol):
+    """Committed model turns of runs."""
+
+    async def put(self, tenant: str, run_id: str, turn: Turn) -> None:
+        """Stores a turn, new or changed."""
+
+    async def all(self, tenant: str, run_id: str) -> list[Turn]:
+        """All turns of a run, in order."""
+
+
+class Secrets(Protocol):
+    """Random keys that all replicas share."""
+
+    async def obtain(self, name: str) -> bytes:
+        """32 random bytes, made at the first call ever."""
+
+
+class Transaction(Protocol):
+    """What a unit of work sees of the store."""
+
+    @property
+    def requests(self) -> RequestIds: ...
+    @property
+    def assistants(self) -> Assistants: ...
+    @property
+    def threads(self) -> Threads: ...
+    @property
+    def messages(self) -> Messages: ...
+    @property
+    def runs(self) -> Runs: ...
+    @property
+    def steps(self) -> Steps: ...
+    @property
+    def turns(self) -> Turns: ...
+    @property
+    def secrets(self) -> Secrets: ...
+
+
+class Store(Protocol):
+    """Runs units of work, each in one transaction.
+
+    A unit awaits nothing but methods of its transaction, and has no effect outside it: it may be run again, and on
+    another thread. What it raises undoes it and reaches the caller. When `write` returns, the change is durable, and
+    every later `read` on any replica sees it (contract 28). Both raise Unavailable (STORE_UNAVAILABLE) when the
+    database is away.
+    """
+
+    async def read(self, unit: Callable[[Transaction], Awaitable[T]]) -> T: ...
+    async def write(self, unit: Callable[[Transaction], Awaitable[T]]) -> T: ...
+
+
+# ------------------------------------------------------------------------------------------- EventLog
+
+
+class EventLog(Protocol):
+    """The tail of run events outside this process, for watchers elsewhere and for later. It may be lost at any time."""
+
+    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
+        """Appends events, soon and in order; returns at once. Losing them is no error."""
+
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+        """What is there behind a sequence, in order, perhaps with a gap at the start; nothing where all is lost."""
+
+    def finish(self, run_id: str) -> None:
+        """The run has ended: its tail may expire after a while."""
+
+    def drop(self, run_id: str) -> None:
+        """Removes the tail: its thread was deleted."""
+
+
+# ---------------------------------------------------------------------------------------------- Model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """One model turn. `items` is the input in the item format of the Responses API, whatever the backend."""
+
+    model: str
+    instructions: str
+    items: Sequence[Mapping[str, Any]]
+    tools: Sequence[Tool] = ()
+    tool_resources: ToolResources | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_output_tokens: int | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: "ReasoningEffort.ValueType" = ReasoningEffort.REASONING_EFFORT_UNSPECIFIED
+    want_reasoning: bool = False
+    cache_key: str = ""
+
+
+@dataclass(slots=True)
+class TextChunk:
+    """More text of part `part` of output item `item` (both counted from 0 within the turn)."""
+
+    item: int
+    part: int
+    text: str
+
+
+@dataclass(slots=True)
+class RefusalChunk:
+    """More text of a refusal."""
+
+    item: int
+    part: int
+    text: str
+
+
+@dataclass(slots=True)
+class ReasoningChunk:
+    """More of the reasoning or of its summary."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class CallChunk:
+    """More arguments of the function call that is output item `item`. `call_id` and `name` stand in its first chunk,
+    which comes before any other of the call."""
+
+    item: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class AnnotationChunk:
+    """A note about a place in the text of a part."""
+
+    item: int
+    part: int
+    annotation: Annotation
+
+
+@dataclass(slots=True)
+class Retrying:
+    """The turn failed before its first chunk and will be tried again after `delay` seconds."""
+
+    code: "RunErrorCode.ValueType"
+    delay: float
+
+
+class TurnOutcome(Enum):
+    """How a model turn ended, by the model's own word."""
+
+    COMPLETED = "completed"
+    MAX_TOKENS = "max_tokens"
+    CONTENT_FILTER = "content_filter"
+
+
+@dataclass(slots=True)
+class TurnEnded:
+    """The terminal event of a turn, always the last (contract 17).
+
+    `items` are the output items in the format of the Responses API, ready to be sent back as input: messages (with
+    `phase` where given), function calls (`call_id`, `name`, `arguments`), reasoning (with `encrypted_content`) and
+    kinds nobody here knows, as they came. `usage` is None where the backend told none.
+    """
+
+    outcome: TurnOutcome
+    items: Sequence[dict[str, Any]]
+    usage: Usage | None
+
+
+ModelEvent = TextChunk | RefusalChunk | ReasoningChunk | CallChunk | AnnotationChunk | Retrying | TurnEnded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What the engine must know of a configured model before it asks it. Numbers are tokens."""
+
+    name: str
+    context_window: int
+    max_output_tokens: int | None
+    built_in_tools: bool
+
+
+class Model(Protocol):
+    """Streams one model turn."""
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
+        """Yields what each read from the upstream brought, never an empty list; the last list ends with TurnEnded.
+
+        Raises ModelError. Closing the iterator closes the upstream call at once. Lone surrogates never come out.
+        """
+
+
+class Models(Protocol):
+    """The configured models."""
+
+    def card(self, name: str) -> ModelCard | None:
+        """None where the configuration has no such model."""
+
+    def open(self, name: str) -> Model:
+        """The model of that name; KeyError where there is none."""
+
+
+# ---------------------------------------------------------------------------------------- Clock, Ids
+
+
+class Clock(Protocol):
+    """Wall time."""
+
+    def now(self) -> datetime:
+        """Now, in UTC, with microseconds."""
+
+
+class Ids(Protocol):
+    """New ids."""
+
+    def new(self, prefix: str) -> str:
+        """`prefix_` and a random part that sorts by time."""

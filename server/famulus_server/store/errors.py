@@ -1,0 +1,23 @@
+"""Why a store cannot be opened. These stop the start of the server; their texts are for the operator.
+
+StoreUnusable
+├── StoreInUse          another process has it open
+├── SchemaTooNew        a newer version of the server made it
+└── NotAStore           the file is something else
+"""
+
+
+class StoreUnusable(Exception):
+    """The store cannot be opened."""
+
+
+class StoreInUse(StoreUnusable):
+    """Another process has the database open: the embedded store is for one process."""
+
+
+class SchemaTooNew(StoreUnusable):
+    """The database has a schema that this version of the server does not know."""
+
+
+class NotAStore(StoreUnusable):
+    """The file is no SQLite database, or holds tables that are not ours."""

@@ -1,0 +1,96 @@
+"""Messages in SQL, as one thread sees them through its segments and overrides; see `queries.sql`."""
+
+from collections.abc import Sequence
+
+from famulus.v1.message_pb2 import Message
+
+from famulus_server.errors import NotFound
+from famulus_server.store.columns import END, etag
+from famulus_server.store.session import Row, Session
+
+
+class SqlMessages:
+    """See `ports.Messages`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def append(self, tenant: str, thread_id: str, messages: Sequence[Message]) -> None:
+        row = await self._session.one("threads_take_sequences", tenant, thread_id, len(messages))
+        if row is None:
+            raise NotFound("thread", thread_id)
+        for sequence, message in enumerate(messages, row[0] - len(messages)):
+            message.thread_id = thread_id
+            message.sequence = sequence
+            message.etag = etag(1)
+        await self._session.run_many(
+            "messages_insert",
+            [
+                (tenant, thread_id, message.sequence, message.id, message.run_id, message.SerializeToString())
+                for message in messages
+            ],
+        )
+
+    async def get(self, tenant: str, thread_id: str, message_id: str, *, lock: bool = False) -> Message:
+        row = await self._row(tenant, thread_id, message_id, lock=lock)
+        return _message(thread_id, row[:3])
+
+    async def page(
+        self,
+        tenant: str,
+        thread_id: str,
+        *,
+        limit: int,
+        after_sequence: int = 0,
+        before_sequence: int | None = None,
+        descending: bool = False,
+        run_id: str = "",
+    ) -> list[Message]:
+        bounds = (after_sequence, END if before_sequence is None else before_sequence)
+        if run_id:
+            rows = await self._session.all("messages_of_run", tenant, thread_id, *bounds, run_id)
+            rows = rows[::-1][:limit] if descending else rows[:limit]
+        else:
+            name = "messages_descending" if descending else "messages_ascending"
+            rows = await self._session.all(name, tenant, thread_id, *bounds, limit)
+        return [_message(thread_id, row) for row in rows]
+
+    async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
+        row = await self._row(tenant, thread_id, message.id, lock=True)
+        sequence, version, _, log_id, overridden = row
+        message.thread_id = thread_id
+        message.sequence = sequence
+        message.etag = etag(version + 1)
+        body = message.SerializeToString()
+        if overridden or await self._seen_elsewhere(tenant, thread_id, log_id, sequence):
+            await self._session.run("overrides_put", tenant, thread_id, sequence, False, version + 1, body)
+        else:
+            await self._session.run("messages_replace", tenant, log_id, sequence, version + 1, body)
+
+    async def delete(self, tenant: str, thread_id: str, message_id: str) -> None:
+        row = await self._row(tenant, thread_id, message_id, lock=True)
+        sequence, version, _, log_id, _ = row
+        if await self._seen_elsewhere(tenant, thread_id, log_id, sequence):
+            await self._session.run("overrides_put", tenant, thread_id, sequence, True, version + 1, b"")
+        else:
+            await self._session.run("overrides_delete", tenant, thread_id, sequence)
+            await self._session.run("messages_delete", tenant, log_id, sequence)
+
+    async def _row(self, tenant: str, thread_id: str, message_id: str, *, lock: bool) -> Row:
+        row = await self._session.one("messages_get", tenant, thread_id, message_id, lock=lock)
+        if row is None:
+            raise NotFound("message", message_id)
+        return row
+
+    async def _seen_elsewhere(self, tenant: str, thread_id: str, log_id: str, sequence: int) -> bool:
+        row = await self._session.one("messages_seen_elsewhere", tenant, log_id, thread_id, sequence)
+        return row is not None
+
+
+def _message(thread_id: str, row: Row) -> Message:
+    sequence, version, body = row
+    message = Message.FromString(body)
+    message.thread_id = thread_id
+    message.sequence = sequence
+    message.etag = etag(version)
+    return message

@@ -1,0 +1,39 @@
+"""The queries of `queries.sql` by name."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+Engine = Literal["sqlite", "postgres"]
+
+_HEAD = re.compile(r"-- name: (?P<name>\w+)(?: \[(?P<engine>sqlite|postgres)\])?")
+_FILE = Path(__file__).with_name("queries.sql")
+
+
+class BadQueryFile(Exception):
+    """The file of queries breaks its own rules: a fault of ours, found at the start."""
+
+
+def load(engine: Engine, text: str | None = None) -> Mapping[str, str]:
+    """The statements for one engine, by name.
+
+    Raises BadQueryFile for a malformed or repeated name, and for a query without a description or a statement.
+    """
+    queries: dict[str, str] = {}
+    for block in re.split(r"(?m)^(?=-- name:)", _FILE.read_text("utf-8") if text is None else text)[1:]:
+        head, *lines = block.splitlines()
+        match = _HEAD.fullmatch(head)
+        if match is None:
+            raise BadQueryFile(f"malformed: {head}")
+        if not lines or not lines[0].startswith("-- "):
+            raise BadQueryFile(f"no description: {head}")
+        statement = "\n".join(line for line in lines if not line.startswith("--")).strip()
+        if not statement.endswith(";"):
+            raise BadQueryFile(f"no statement that ends with a semicolon: {head}")
+        if match["engine"] in (None, engine):
+            if match["name"] in queries:
+                raise BadQueryFile(f"repeated: {head}")
+            queries[match["name"]] = statement.removesuffix(";")
+    return MappingProxyType(queries)

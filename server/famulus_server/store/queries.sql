@@ -1,0 +1,415 @@
+-- All SQL of the service, but for the schema (migrations/).
+--
+-- A query is `-- name: NAME`, a line that describes it, and one statement. Where the engines differ, the forms stand
+-- side by side as `-- name: NAME [sqlite]` and `-- name: NAME [postgres]`. Times are microseconds since 1970. States are
+-- the numbers of RunState: 1 QUEUED, 2 IN_PROGRESS, 3 REQUIRES_ACTION, 4 CANCELLING.
+
+-- ------------------------------------------------------------------------------------------------ assistants
+
+-- name: assistants_insert
+-- Adds an assistant, unless another one of the tenant has its configuration.
+INSERT INTO assistants (tenant, id, version, create_time, config_hash) VALUES ($1, $2, 1, $3, $4)
+ON CONFLICT (tenant, config_hash) WHERE config_hash IS NOT NULL DO NOTHING;
+
+-- name: assistants_insert_version
+-- Adds one version of an assistant.
+INSERT INTO assistant_versions (tenant, assistant_id, version, body) VALUES ($1, $2, $3, $4);
+
+-- name: assistants_get
+-- The newest version of an assistant.
+SELECT v.version, v.body
+FROM assistants a
+JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
+WHERE a.tenant = $1 AND a.id = $2;
+
+-- name: assistants_get_version
+-- A named version of an assistant.
+SELECT version, body FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2 AND version = $3;
+
+-- name: assistants_find
+-- The newest version of the assistant with a configuration.
+SELECT v.version, v.body
+FROM assistants a
+JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
+WHERE a.tenant = $1 AND a.config_hash = $2;
+
+-- name: assistants_page
+-- Assistants before a place in the list, newest first.
+SELECT v.version, v.body
+FROM assistants a
+JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
+WHERE a.tenant = $1 AND (a.create_time, a.id) < ($2, $3)
+ORDER BY a.create_time DESC, a.id DESC LIMIT $4;
+
+-- name: assistants_versions
+-- Versions of an assistant below a number, newest first.
+SELECT version, body FROM assistant_versions
+WHERE tenant = $1 AND assistant_id = $2 AND version < $3
+ORDER BY version DESC LIMIT $4;
+
+-- name: assistants_advance
+-- Counts the version up; the configuration is no longer what the hash says.
+UPDATE assistants SET version = version + 1, config_hash = NULL WHERE tenant = $1 AND id = $2 RETURNING version;
+
+-- name: assistants_delete
+-- Removes an assistant.
+DELETE FROM assistants WHERE tenant = $1 AND id = $2;
+
+-- name: assistants_delete_versions
+-- Removes all versions of an assistant.
+DELETE FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2;
+
+-- --------------------------------------------------------------------------------------------------- threads
+
+-- name: threads_insert
+-- Adds a thread.
+INSERT INTO threads (tenant, id, user_id, last_activity, next_sequence, version, deleted_time, body)
+VALUES ($1, $2, $3, $4, $5, 1, NULL, $6);
+
+-- name: threads_get
+-- A thread that is not deleted, with its active run.
+SELECT t.version, t.last_activity, t.next_sequence, t.body,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM threads t
+WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
+
+-- name: threads_page
+-- Threads of a tenant with activity since a time and before a place in the list, latest first.
+SELECT t.version, t.last_activity, t.next_sequence, t.body,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL
+  AND t.last_activity >= $2 AND (t.last_activity, t.id) < ($3, $4)
+ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
+
+-- name: threads_page_of_user
+-- The same of one user.
+SELECT t.version, t.last_activity, t.next_sequence, t.body,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL
+  AND t.last_activity >= $2 AND (t.last_activity, t.id) < ($3, $4)
+  AND t.user_id = $6
+ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
+
+-- name: threads_page_with_metadata [sqlite]
+-- The same of one user or of all (''), of threads that have all $8 pairs of a JSON array of [key, value].
+SELECT t.version, t.last_activity, t.next_sequence, t.body,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM (
+    SELECT m.thread_id AS id
+    FROM json_each($7) AS wanted
+    CROSS JOIN thread_metadata m ON m.tenant = $1 AND m.key = wanted.value ->> 0 AND m.value = wanted.value ->> 1
+    GROUP BY m.thread_id HAVING count(*) = $8
+) AS found
+CROSS JOIN threads t ON t.tenant = $1 AND t.id = found.id
+WHERE t.deleted_time IS NULL
+  AND t.last_activity >= $2 AND (t.last_activity, t.id) < ($3, $4)
+  AND ($6 = '' OR t.user_id = $6)
+ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
+
+-- name: threads_replace
+-- Stores the thread's own fields.
+UPDATE threads SET body = $3, version = version + 1
+WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
+RETURNING version;
+
+-- name: threads_touch
+-- Notes activity, never an older one.
+UPDATE threads SET last_activity = $3 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL AND last_activity < $3;
+
+-- name: threads_next_sequence
+-- The sequence that the next message of a thread gets.
+SELECT next_sequence FROM threads WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL;
+
+-- name: threads_take_sequences
+-- Reserves the next $3 sequences; returns the one after them.
+UPDATE threads SET next_sequence = next_sequence + $3
+WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
+RETURNING next_sequence;
+
+-- name: threads_bury
+-- Leaves a tombstone.
+UPDATE threads SET deleted_time = $3, user_id = '', body = $4, version = version + 1
+WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL;
+
+-- name: thread_metadata_insert
+-- Makes a thread findable by a pair.
+INSERT INTO thread_metadata (tenant, thread_id, key, value) VALUES ($1, $2, $3, $4);
+
+-- name: thread_metadata_delete
+-- Removes all pairs of a thread.
+DELETE FROM thread_metadata WHERE tenant = $1 AND thread_id = $2;
+
+-- -------------------------------------------------------------------------------------------------- segments
+-- A thread sees, of each of its segments, the messages of one log from a sequence up to another. Its own log has its
+-- id and an open end. All segments of one log start alike, so what is left of a log is what its longest segment covers.
+
+-- name: segments_insert
+-- Gives a thread its own log.
+INSERT INTO thread_segments (tenant, thread_id, log_id, from_sequence, upto_sequence) VALUES ($1, $2, $2, $3, $4);
+
+-- name: segments_fork
+-- Gives thread $3 the segments of thread $2, up to sequence $4.
+INSERT INTO thread_segments (tenant, thread_id, log_id, from_sequence, upto_sequence)
+SELECT tenant, $3, log_id, from_sequence, CASE WHEN upto_sequence < $4 THEN upto_sequence ELSE $4 END
+FROM thread_segments
+WHERE tenant = $1 AND thread_id = $2 AND from_sequence <= $4;
+
+-- name: segments_delete
+-- Removes the segments of a thread; returns the logs they showed.
+DELETE FROM thread_segments WHERE tenant = $1 AND thread_id = $2 RETURNING log_id;
+
+-- --------------------------------------------------------------------------------------------------- messages
+
+-- name: messages_insert
+-- Adds a message to a log.
+INSERT INTO messages (tenant, log_id, sequence, id, run_id, version, body) VALUES ($1, $2, $3, $4, $5, 1, $6);
+
+-- name: messages_get
+-- A message as a thread sees it, with its log and whether the thread overrides it.
+SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body), m.log_id, o.version IS NOT NULL
+FROM messages m
+JOIN thread_segments s ON s.tenant = m.tenant AND s.thread_id = $2 AND s.log_id = m.log_id
+    AND s.from_sequence <= m.sequence AND s.upto_sequence >= m.sequence
+LEFT JOIN message_overrides o ON o.tenant = m.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+WHERE m.tenant = $1 AND m.id = $3 AND (o.deleted IS NULL OR NOT o.deleted);
+
+-- name: messages_ascending
+-- Messages that a thread sees between two sequences, oldest first. One bound each way, so that the index finds both.
+SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
+FROM thread_segments s
+JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
+    AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+    AND m.sequence < CASE WHEN s.upto_sequence < $4 THEN s.upto_sequence + 1 ELSE $4 END
+LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
+  AND (o.deleted IS NULL OR NOT o.deleted)
+ORDER BY s.from_sequence, m.sequence LIMIT $5;
+
+-- name: messages_descending
+-- Messages that a thread sees between two sequences, newest first.
+SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
+FROM thread_segments s
+JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
+    AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+    AND m.sequence < CASE WHEN s.upto_sequence < $4 THEN s.upto_sequence + 1 ELSE $4 END
+LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
+  AND (o.deleted IS NULL OR NOT o.deleted)
+ORDER BY s.from_sequence DESC, m.sequence DESC LIMIT $5;
+
+-- name: messages_of_run
+-- Messages that a run wrote and a thread sees between two sequences, oldest first. They are few.
+SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
+FROM messages m
+JOIN thread_segments s ON s.tenant = m.tenant AND s.thread_id = $2 AND s.log_id = m.log_id
+    AND s.from_sequence <= m.sequence AND s.upto_sequence >= m.sequence
+LEFT JOIN message_overrides o ON o.tenant = m.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+WHERE m.tenant = $1 AND m.run_id = $5 AND m.run_id <> '' AND m.sequence > $3 AND m.sequence < $4
+  AND (o.deleted IS NULL OR NOT o.deleted)
+ORDER BY m.sequence;
+
+-- name: messages_seen_elsewhere
+-- Whether a thread other than $3 sees message $4 of log $2.
+SELECT 1
+FROM thread_segments s
+WHERE s.tenant = $1 AND s.log_id = $2 AND s.thread_id <> $3 AND s.from_sequence <= $4 AND s.upto_sequence >= $4
+  AND NOT EXISTS (SELECT 1 FROM message_overrides o
+                  WHERE o.tenant = $1 AND o.thread_id = s.thread_id AND o.sequence = $4 AND o.deleted)
+LIMIT 1;
+
+-- name: messages_replace
+-- Changes a message in its log.
+UPDATE messages SET version = $4, body = $5 WHERE tenant = $1 AND log_id = $2 AND sequence = $3;
+
+-- name: messages_delete
+-- Removes a message from its log.
+DELETE FROM messages WHERE tenant = $1 AND log_id = $2 AND sequence = $3;
+
+-- name: messages_delete_unreferred
+-- Removes the messages of a log that no thread's segment covers.
+DELETE FROM messages
+WHERE tenant = $1 AND log_id = $2 AND sequence > (
+    SELECT COALESCE(max(upto_sequence), 0) FROM thread_segments WHERE tenant = $1 AND log_id = $2
+);
+
+-- name: messages_delete_hidden
+-- Removes the messages of a log that every thread they are shared by has deleted.
+DELETE FROM messages
+WHERE tenant = $1 AND log_id = $2
+  AND sequence IN (
+      SELECT o.sequence FROM thread_segments s
+      JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.deleted
+      WHERE s.tenant = $1 AND s.log_id = $2
+  )
+  AND NOT EXISTS (
+      SELECT 1 FROM thread_segments s
+      WHERE s.tenant = $1 AND s.log_id = $2
+        AND s.from_sequence <= messages.sequence AND s.upto_sequence >= messages.sequence
+        AND NOT EXISTS (
+            SELECT 1 FROM message_overrides o
+            WHERE o.tenant = $1 AND o.thread_id = s.thread_id AND o.sequence = messages.sequence AND o.deleted
+        )
+  );
+
+-- name: overrides_put
+-- What one thread sees in place of a message that others see, too.
+INSERT INTO message_overrides (tenant, thread_id, sequence, deleted, version, body) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (tenant, thread_id, sequence)
+DO UPDATE SET deleted = excluded.deleted, version = excluded.version, body = excluded.body;
+
+-- name: overrides_fork
+-- Gives thread $3 the overrides of thread $2, up to sequence $4.
+INSERT INTO message_overrides (tenant, thread_id, sequence, deleted, version, body)
+SELECT tenant, $3, sequence, deleted, version, body
+FROM message_overrides
+WHERE tenant = $1 AND thread_id = $2 AND sequence <= $4;
+
+-- name: overrides_delete
+-- Removes a thread's override of one message.
+DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2 AND sequence = $3;
+
+-- name: overrides_delete_all
+-- Removes all overrides of a thread.
+DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2;
+
+-- ------------------------------------------------------------------------------------------------------- runs
+
+-- name: runs_insert
+-- Adds a run, unless its thread has an active one.
+INSERT INTO runs (tenant, id, thread_id, assistant_id, state, active, create_time, expire_time, attempt,
+                  lease_owner, lease_expire_time, version, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $12)
+ON CONFLICT (tenant, thread_id) WHERE active DO NOTHING;
+
+-- name: runs_active
+-- The active run of a thread.
+SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2 AND active;
+
+-- name: runs_get
+-- A run.
+SELECT version, body FROM runs WHERE tenant = $1 AND id = $2;
+
+-- name: runs_page
+-- Runs of a tenant in the states of a bit mask, newest first.
+SELECT version, body FROM runs
+WHERE tenant = $1 AND (create_time, id) < ($2, $3) AND (1 << state) & $4 <> 0
+ORDER BY create_time DESC, id DESC LIMIT $5;
+
+-- name: runs_page_of_thread
+-- The same on one thread, by one assistant or by all ('').
+SELECT version, body FROM runs
+WHERE tenant = $1 AND (create_time, id) < ($2, $3) AND (1 << state) & $4 <> 0
+  AND thread_id = $6 AND ($7 = '' OR assistant_id = $7)
+ORDER BY create_time DESC, id DESC LIMIT $5;
+
+-- name: runs_page_of_assistant
+-- The same by one assistant.
+SELECT version, body FROM runs
+WHERE tenant = $1 AND (create_time, id) < ($2, $3) AND (1 << state) & $4 <> 0
+  AND assistant_id = $6
+ORDER BY create_time DESC, id DESC LIMIT $5;
+
+-- name: runs_replace
+-- Stores a run if its attempt is still $3. An owned run ($8) keeps its lease unless given another; others have none.
+UPDATE runs
+SET state = $4, active = $5, expire_time = $6, attempt = $7,
+    lease_owner = CASE WHEN $8 THEN COALESCE($9, lease_owner) END,
+    lease_expire_time = CASE WHEN $8 THEN COALESCE($10, lease_expire_time, 0) END,
+    version = version + 1, body = $11
+WHERE tenant = $1 AND id = $2 AND attempt = $3
+RETURNING version;
+
+-- name: runs_claimable
+-- Runs that wait for a worker or whose lease has run out, oldest first.
+SELECT tenant, body, state FROM (
+    SELECT * FROM (SELECT tenant, id, body, state, create_time FROM runs
+                   WHERE state = 1 ORDER BY create_time, id LIMIT $2) AS waiting
+    UNION ALL
+    SELECT * FROM (SELECT tenant, id, body, state, create_time FROM runs
+                   WHERE lease_expire_time <= $1 ORDER BY create_time, id LIMIT $2) AS abandoned
+) AS claimable
+ORDER BY create_time, id LIMIT $2;
+
+-- name: runs_renew
+-- Renews all leases of one owner.
+UPDATE runs SET lease_expire_time = $2 WHERE lease_owner = $1 RETURNING id;
+
+-- name: runs_due
+-- Runs that no worker watches and whose time is over.
+SELECT tenant, id FROM runs WHERE state IN (1, 3) AND expire_time <= $1 ORDER BY expire_time LIMIT $2;
+
+-- name: runs_delete_of_thread
+-- Removes the runs of a thread.
+DELETE FROM runs WHERE tenant = $1 AND thread_id = $2;
+
+-- ---------------------------------------------------------------------------------------------- steps and turns
+
+-- name: steps_put
+-- Stores a step of a run that exists.
+INSERT INTO run_steps (tenant, run_id, position, id, body)
+SELECT tenant, id, $3, $4, $5 FROM runs WHERE tenant = $1 AND id = $2
+ON CONFLICT (tenant, run_id, position) DO UPDATE SET id = excluded.id, body = excluded.body;
+
+-- name: steps_get
+-- A step.
+SELECT body FROM run_steps WHERE tenant = $1 AND run_id = $2 AND id = $3;
+
+-- name: steps_page
+-- Steps behind a position, in order.
+SELECT body FROM run_steps WHERE tenant = $1 AND run_id = $2 AND position > $3 ORDER BY position LIMIT $4;
+
+-- name: steps_delete_of_thread
+-- Removes the steps of all runs of a thread.
+DELETE FROM run_steps
+WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND r.thread_id = $2);
+
+-- name: turns_put
+-- Stores a turn of a run that exists.
+INSERT INTO run_turns (tenant, run_id, number, seen_sequence, items)
+SELECT tenant, id, $3, $4, $5 FROM runs WHERE tenant = $1 AND id = $2
+ON CONFLICT (tenant, run_id, number) DO UPDATE SET seen_sequence = excluded.seen_sequence, items = excluded.items;
+
+-- name: turns_all
+-- All turns of a run, in order.
+SELECT number, seen_sequence, items FROM run_turns WHERE tenant = $1 AND run_id = $2 ORDER BY number;
+
+-- name: turns_delete_of_thread
+-- Removes the turns of all runs of a thread.
+DELETE FROM run_turns
+WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND r.thread_id = $2);
+
+-- ------------------------------------------------------------------------------------------ request ids, secrets
+
+-- name: requests_find
+-- What a request made, if it is younger than $4.
+SELECT fingerprint, resource_id FROM request_ids
+WHERE tenant = $1 AND method = $2 AND request_id = $3 AND create_time > $4;
+
+-- name: requests_remember
+-- Notes a request; an entry as old as $7 gives way.
+INSERT INTO request_ids (tenant, method, request_id, fingerprint, resource_id, create_time)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (tenant, method, request_id)
+DO UPDATE SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id,
+              create_time = excluded.create_time
+WHERE request_ids.create_time <= $7;
+
+-- name: requests_forget_old
+-- Removes some entries as old as $1, oldest first.
+DELETE FROM request_ids WHERE (tenant, method, request_id) IN (
+    SELECT tenant, method, request_id FROM request_ids WHERE create_time <= $1 ORDER BY create_time LIMIT $2
+);
+
+-- name: secrets_insert
+-- Keeps a key, unless there is one of this name.
+INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING;
+
+-- name: secrets_get
+-- The key of this name.
+SELECT value FROM secrets WHERE name = $1;
+
+-- name: ping
+-- Reads something small, to see that the database answers.
+SELECT version_num FROM alembic_version;

@@ -1,0 +1,69 @@
+"""Brings a database to the schema that this version of the server knows."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from famulus_server.store.errors import NotAStore, SchemaTooNew
+
+# The newest migration in migrations/versions.
+HEAD = "0001"
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+def upgrade_file(path: Path) -> None:
+    """Creates or migrates an SQLite database that nobody else has open.
+
+    Raises SchemaTooNew or NotAStore. A database that is up to date costs one query: Alembic is not even imported.
+    """
+    revision = _revision(path)
+    if revision == HEAD:
+        return
+    if revision > HEAD:
+        raise SchemaTooNew(
+            f"{path} has schema {revision}, this version of the server knows {HEAD}: start the newer version"
+        )
+    migrate(f"sqlite:///{path}")
+
+
+def migrate(url: str) -> None:
+    """Brings the database at an SQLAlchemy URL to HEAD, in one transaction."""
+    # Imported here to keep start-up short: rarely needed, and half a second to load.
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import Connection, create_engine, event, make_url
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(make_url(url), poolclass=NullPool)
+    if engine.dialect.name == "sqlite":
+        # The driver begins no transaction before schema changes by itself.
+        @event.listens_for(engine, "connect")
+        def leave_transactions_to_us(connection: sqlite3.Connection, _record: object) -> None:
+            connection.isolation_level = None
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    engine.dispose()
+
+
+def _revision(path: Path) -> str:
+    """The revision of the schema, '' for a new database."""
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "alembic_version" in tables:
+                rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+                return str(rows[0][0]) if rows else ""
+    except sqlite3.DatabaseError as error:
+        raise NotAStore(f"{path} cannot be read as an SQLite database: {error}") from error
+    if tables:
+        raise NotAStore(f"{path} is an SQLite database with tables of something else")
+    return ""

@@ -1,0 +1,26 @@
+"""What the repositories need of a database connection within a transaction, whichever engine it is."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+Row = Sequence[Any]
+
+
+class Session(Protocol):
+    """Runs named queries (`queries.sql`) in one transaction. Arguments are bound to `$1`, `$2`, ..."""
+
+    def now(self) -> datetime:
+        """The database's clock, in UTC."""
+
+    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
+        """The first row, or None. `lock` holds the row until the end of the transaction."""
+
+    async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:
+        """All rows. `lock` holds them until the end of the transaction."""
+
+    async def run(self, name: str, *args: object) -> int:
+        """Changes rows; returns how many."""
+
+    async def run_many(self, name: str, rows: Iterable[Sequence[object]]) -> None:
+        """Runs one query for each of many lists of arguments."""

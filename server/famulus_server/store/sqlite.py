@@ -1,0 +1,192 @@
+"""The embedded store: one SQLite file, one process, one writer thread with group commit, one reader thread."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from famulus_server.ports import Clock, Transaction
+from famulus_server.store import queries, schema
+from famulus_server.store.errors import StoreInUse
+from famulus_server.store.lanes import Lane, Outcome, Unit, unavailable
+from famulus_server.store.sqlite_session import SqliteSession, drive, translate
+from famulus_server.store.transaction import SqlTransaction
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_WRITES_PER_COMMIT = 256
+_READS_PER_WAKE_UP = 32
+_CACHED_STATEMENTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counted since the store was made: statements (BEGIN and its kin included), commits of writes."""
+
+    statements: int
+    commits: int
+
+
+class SqliteStore:
+    """See `ports.Store`. `clock` is the database's clock.
+
+    `patience` is how many seconds a transaction waits for a lock that a foreign tool holds on the file.
+    """
+
+    def __init__(self, *, path: Path, clock: Clock, patience: float = 2.0) -> None:
+        self._path = path
+        self._patience = patience
+        statements = queries.load("sqlite")
+        self._writer = _Writer(SqliteSession(connect=self._connect, queries=statements, clock=clock))
+        self._reader = _Reader(SqliteSession(connect=self._connect_to_read, queries=statements, clock=clock))
+        self._lock: int | None = None
+        self._writes: Lane | None = None
+        self._reads: Lane | None = None
+
+    async def open(self) -> None:
+        """Creates the database or migrates it if need be, and keeps other processes out.
+
+        Raises StoreUnusable (see store/errors.py) or OSError with a text for the operator.
+        """
+        await asyncio.to_thread(self._prepare)
+        self._writes = Lane(name="store-writer", execute=self._writer.execute, batch=_WRITES_PER_COMMIT)
+        self._reads = Lane(name="store-reader", execute=self._reader.execute, batch=_READS_PER_WAKE_UP)
+
+    async def close(self) -> None:
+        """Finishes what was begun, then lets go of the file. Later reads and writes raise Unavailable."""
+        for lane in (self._writes, self._reads):
+            if lane is not None:
+                await lane.close()
+        await asyncio.to_thread(self._release)
+
+    async def read(self, unit: Callable[[Transaction], Awaitable[T]]) -> T:
+        if self._reads is None:
+            raise unavailable()
+        value: T = await self._reads.submit(unit)
+        return value
+
+    async def write(self, unit: Callable[[Transaction], Awaitable[T]]) -> T:
+        if self._writes is None:
+            raise unavailable()
+        value: T = await self._writes.submit(unit)
+        return value
+
+    async def ping(self) -> None:
+        """Returns if the database answers; raises Unavailable otherwise."""
+        await self.read(lambda _: self._reader.session.one("ping"))
+
+    @property
+    def stats(self) -> Stats:
+        """What was done so far."""
+        return Stats(self._writer.session.statements + self._reader.session.statements, self._writer.commits)
+
+    def _prepare(self) -> None:
+        self._lock = _lock(self._path)
+        try:
+            # Conversations are nobody else's to read; SQLite gives its other files the same permissions.
+            self._path.touch(mode=0o600)
+            schema.upgrade_file(self._path)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        self._writer.session.close()
+        self._reader.session.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=self._patience,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_CACHED_STATEMENTS,
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _connect_to_read(self) -> sqlite3.Connection:
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+
+class _Writer:
+    """Executes a batch of units in one transaction; one that fails does not undo its neighbours."""
+
+    def __init__(self, session: SqliteSession) -> None:
+        self.session = session
+        self.commits = 0
+        self._transaction = SqlTransaction(session)
+
+    def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
+        try:
+            self.session.command("BEGIN IMMEDIATE")
+            outcomes = [self._attempt(unit) for unit in units]
+            self.session.command("COMMIT")
+        except (sqlite3.Error, _TransactionLost) as error:
+            _log.warning("a batch of %d writes was lost", len(units), exc_info=error)
+            self.session.recover()
+            return [Outcome(error=unavailable()) for _ in units]
+        self.commits += 1
+        return outcomes
+
+    def _attempt(self, unit: Unit) -> Outcome:
+        self.session.command("SAVEPOINT unit")
+        try:
+            outcome = Outcome(value=drive(unit(self._transaction)))
+        except BaseException as error:  # noqa: BLE001 - it reaches whoever waits for this unit
+            outcome = Outcome(error=translate(error))
+        if not self.session.in_transaction:
+            raise _TransactionLost from outcome.error
+        if outcome.error is not None:
+            self.session.command("ROLLBACK TO unit")
+        self.session.command("RELEASE unit")
+        return outcome
+
+
+class _TransactionLost(Exception):
+    """SQLite rolled back more than one unit, as it does when the disk is full."""
+
+
+class _Reader:
+    """Executes each unit on its own snapshot."""
+
+    def __init__(self, session: SqliteSession) -> None:
+        self.session = session
+        self._transaction = SqlTransaction(session)
+
+    def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
+        return [self._attempt(unit) for unit in units]
+
+    def _attempt(self, unit: Unit) -> Outcome:
+        try:
+            self.session.command("BEGIN")
+            value = drive(unit(self._transaction))
+            self.session.command("COMMIT")
+        except BaseException as error:  # noqa: BLE001 - it reaches whoever waits for this unit
+            self.session.recover()
+            return Outcome(error=translate(error))
+        return Outcome(value=value)
+
+
+def _lock(path: Path) -> int:
+    """A lock that ends with this process at the latest. Raises StoreInUse."""
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StoreInUse(f"{path} is open in another process: an SQLite store serves one process only") from None
+    return lock

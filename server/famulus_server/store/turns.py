@@ -1,0 +1,26 @@
+"""Committed model turns in SQL: their items are JSON."""
+
+import msgspec
+
+from famulus_server.errors import LeaseLost
+from famulus_server.ports import Turn
+from famulus_server.store.session import Session
+
+
+class SqlTurns:
+    """See `ports.Turns`. A turn of a run that is gone raises LeaseLost: a late worker leaves no orphan."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def put(self, tenant: str, run_id: str, turn: Turn) -> None:
+        items = msgspec.json.encode(turn.items)
+        if not await self._session.run("turns_put", tenant, run_id, turn.number, turn.seen_sequence, items):
+            raise LeaseLost(f"{run_id} is gone")
+
+    async def all(self, tenant: str, run_id: str) -> list[Turn]:
+        rows = await self._session.all("turns_all", tenant, run_id)
+        return [
+            Turn(number=number, seen_sequence=seen_sequence, items=msgspec.json.decode(items))
+            for number, seen_sequence, items in rows
+        ]
