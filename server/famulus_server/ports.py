@@ -165,7 +165,7 @@ class Messages(Protocol):
     """Messages as one thread sees them. A fork sees its origin's up to its point, then its own."""
 
     async def append(self, tenant: str, thread_id: str, messages: Sequence[Message]) -> None:
-        """Gives the messages the next sequences (in place, with etag and thread_id) and stores them. Raises NotFound."""
+        """Gives the messages the next sequences (in place, with etag and thread_id), stores them. Raises NotFound."""
 
     async def get(self, tenant: str, thread_id: str, message_id: str, *, lock: bool = False) -> Message:
         """Raises NotFound."""
@@ -181,7 +181,7 @@ class Messages(Protocol):
         descending: bool = False,
         run_id: str = "",
     ) -> list[Message]:
-        """Messages with after_sequence < sequence < before_sequence, in order. Does not check that the thread exists."""
+        """Messages with after_sequence < sequence < before_sequence, in order. Does not check that there is a thread."""
 
     async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
         """Changes a message for this thread only. Raises NotFound."""
@@ -191,7 +191,7 @@ class Messages(Protocol):
 
 
 class Runs(Protocol):
-    """Runs; the row is also the queue entry. `etag` is set here. The states in `ACTIVE` (engine/lifecycle) are active."""
+    """Runs; the row is also the queue entry. `etag` is set here. `lifecycle.ACTIVE` has the states that are active."""
 
     async def insert(self, tenant: str, run: Run, *, lease: Lease | None) -> None:
         """Stores a new run, with its first lease where one is given. Raises FailedPrecondition

@@ -1,7 +1,7 @@
 """Work that outlives the call that asked for it."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -17,23 +17,45 @@ class Errands:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, errand: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Runs it on. A failure that nobody awaits is logged."""
-        task = asyncio.create_task(errand)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
+    def start(self, errand: Coroutine[Any, Any, object]) -> None:
+        """Runs it; nobody awaits the result, so a failure is logged."""
+        self._spawn(self._logged(errand))
+
+    async def see_through(
+        self, errand: Coroutine[Any, Any, T], *, abandoned: Callable[[T], Awaitable[object]] | None = None
+    ) -> T:
+        """Runs it to its end even if the call is cancelled meanwhile; then `abandoned` gets the result."""
+        task = self._spawn(errand)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.start(_hand_over(task, abandoned))
+            raise
 
     async def finish(self, *, seconds: float) -> None:
         """Waits for all, at most so long; cancels what is left."""
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(self._tasks, timeout=seconds)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._tasks:
+            patience = max(0.0, deadline - asyncio.get_running_loop().time())
+            _, late = await asyncio.wait(self._tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("errand failed", exc_info=error)
+    def _spawn(self, errand: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(errand)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _logged(self, errand: Coroutine[Any, Any, object]) -> None:
+        try:
+            await errand
+        except Exception:
+            _log.exception("errand failed")
+
+
+async def _hand_over(task: asyncio.Task[T], receiver: Callable[[T], Awaitable[object]] | None) -> None:
+    result = await task
+    if receiver is not None:
+        await receiver(result)

@@ -8,9 +8,8 @@ import grpc
 import structlog
 from famulus.v1.error_reason_pb2 import ErrorReason
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2
-from google.rpc.status_pb2 import Status
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from famulus_server.api.calls import Call
 from famulus_server.api.request_ids import REQUEST_ID_HEADER
@@ -42,6 +41,7 @@ _CODES: Mapping[type[FamulusError], grpc.StatusCode] = MappingProxyType(
         Internal: grpc.StatusCode.INTERNAL,
     }
 )
+_DETAILS_TRAILER = "grpc-status-details-bin"
 _DOMAIN = "famulus"
 _REASON_PREFIX = "ERROR_REASON_"
 # The details travel in a trailer, and clients refuse more than 8 KiB of those.
@@ -64,7 +64,7 @@ class Errors:
             raise
         except FamulusError as error:
             await _abort(call, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, its text must not reach the caller
             reference = self._ids.new("err")
             _log.exception("call failed", reference=reference, exception=type(error).__name__)
             await _abort(call, Internal(reference))
@@ -114,7 +114,7 @@ def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadReques
 
 
 async def _abort(call: Call, error: FamulusError) -> None:
-    status = rpc_status.to_status(status_of(error, call.error_facts))
-    # Trailers given to an abort replace those that were set before: so the request id comes along here.
-    trailers = ((REQUEST_ID_HEADER, call.request_id), *(status.trailing_metadata or ()))
-    await call.context.abort(status.code, status.details, trailers)
+    status = status_of(error, call.error_facts)
+    # Trailers given to an abort replace those that were set before: so the request id is named again.
+    trailers = ((REQUEST_ID_HEADER, call.request_id), (_DETAILS_TRAILER, status.SerializeToString()))
+    await call.context.abort(_code(error), status.message, trailers)

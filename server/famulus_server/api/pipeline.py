@@ -47,9 +47,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         return handler
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
-        behaviour: Callable[[Any, _Context], Any] = (
-            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        )
+        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         check = checked_stream if handler.request_streaming else checked
 
         async def answer(request: Any, context: _Context) -> Any:
@@ -57,7 +55,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 return await behaviour(check(request), context)
 
         async def stream(request: Any, context: _Context) -> None:
-            # Written here and not yielded: when the call is cancelled, this task closes the servicer's iterator at once.
+            # Written, not yielded: when the call is cancelled, this task closes the servicer's iterator at once.
             async with self._entered(Call(method=method, streams=True, context=context)):
                 responses: AsyncGenerator[Any, None] = behaviour(check(request), context)
                 async with aclosing(responses):

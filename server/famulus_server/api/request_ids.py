@@ -2,9 +2,8 @@
 
 import hashlib
 import re
-from typing import Protocol, TypeVar
+from typing import Any
 
-from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
 from famulus_server.ports import RequestKey
@@ -13,14 +12,7 @@ REQUEST_ID_HEADER = "x-request-id"
 _ACCEPTED = re.compile(r"[!-~]{1,128}")
 
 
-class _Repeatable(Protocol):
-    request_id: str
-
-
-_Request = TypeVar("_Request", bound=Message)
-
-
-def logged_id(context: "ServicerContext[object, object]") -> str:
+def logged_id(context: ServicerContext[Any, Any]) -> str:
     """What the caller sent as `x-request-id`; empty where it sent none that can stand in a log line."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _ACCEPTED.fullmatch(value):
@@ -28,14 +20,13 @@ def logged_id(context: "ServicerContext[object, object]") -> str:
     return ""
 
 
-def repeat_key(method: str, request: Message) -> RequestKey | None:
+def repeat_key(method: str, request: Any) -> RequestKey | None:
     """The key of a request with a `request_id` (contract 5); None where it is empty. The fingerprint covers all other
     fields, those included that this version does not know."""
-    request_id: str = request.request_id  # type: ignore[attr-defined]
-    if not request_id:
+    if not request.request_id:
         return None
     rest = type(request)()
     rest.CopyFrom(request)
     rest.ClearField("request_id")
     fingerprint = hashlib.sha256(rest.SerializeToString(deterministic=True)).digest()
-    return RequestKey(method, request_id, fingerprint)
+    return RequestKey(method, request.request_id, fingerprint)

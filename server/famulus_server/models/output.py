@@ -31,7 +31,9 @@ class OutputItem:
     id: str = ""
     call_id: str = ""
     name: str = ""
+    opening: Json | None = None  # the item as the server announced it
     announced: bool = False  # the chunk that names the call is out
+    next_part: int = 0  # where text goes whose part is not told
     parts: dict[int, Part] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     whole: Json | None = None  # the item as the server sent it in the end
@@ -62,8 +64,9 @@ class OutputItem:
         self.announced = True
         return [CallChunk(self.position, self.call_id, self.name, "".join(self.arguments))]
 
-    def finish(self, item: Json) -> None:
-        """Takes the item as the server sent it, with what the rest of the service relies on made sure."""
+    def finish(self, item: Json) -> list[TextChunk | RefusalChunk | CallChunk]:
+        """Takes the item as the server sent it in the end, and makes sure of what the rest of the service relies on.
+        Returns what of it did not come in fragments before."""
         if self.kind == "function_call":
             arguments = item.get("arguments")
             if isinstance(arguments, dict):
@@ -74,6 +77,24 @@ class OutputItem:
         elif self.kind == "message" and not isinstance(item.get("content"), list):
             item["content"] = self._content()
         self.whole = item
+        if self.kind == "message":
+            return self._missed_parts(item["content"])
+        if self.kind != "function_call":
+            return []
+        missed = [] if self.arguments else [item["arguments"]]
+        named = self.identify(item["call_id"], item["name"])
+        return [*named, *(chunk for text in missed if text for chunk in self.more_arguments(text))]
+
+    def _missed_parts(self, content: list[Any]) -> list[TextChunk | RefusalChunk | CallChunk]:
+        chunks: list[TextChunk | RefusalChunk | CallChunk] = []
+        for number, part in enumerate(content):
+            if isinstance(part, dict) and number not in self.parts:
+                text, refusal = part.get("text"), part.get("refusal")
+                if isinstance(text, str) and text:
+                    chunks.append(self.text(number, text))
+                elif isinstance(refusal, str) and refusal:
+                    chunks.append(self.refusal(number, refusal))
+        return chunks
 
     def to_json(self, *, status: str) -> Json:
         """The item as input of a later turn."""
@@ -86,7 +107,7 @@ class OutputItem:
             case "function_call":
                 body = {"call_id": self.call_id, "name": self.name, "arguments": "".join(self.arguments)}
             case _:
-                body = {"summary": []}
+                return self.opening or {"type": self.kind, **identity, "summary": []}
         return {"type": self.kind, **identity, **body}
 
     def _content(self) -> list[Json]:

@@ -239,9 +239,9 @@ WHERE tenant = $1 AND log_id = $2 AND sequence > (
 DELETE FROM messages
 WHERE tenant = $1 AND log_id = $2
   AND sequence IN (
-      SELECT o.sequence FROM thread_segments s
-      JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.deleted
-      WHERE s.tenant = $1 AND s.log_id = $2
+      SELECT o.sequence FROM message_overrides o
+      WHERE o.tenant = $1 AND o.deleted
+        AND o.thread_id IN (SELECT s.thread_id FROM thread_segments s WHERE s.tenant = $1 AND s.log_id = $2)
   )
   AND NOT EXISTS (
       SELECT 1 FROM thread_segments s

@@ -91,6 +91,7 @@ class SqlRuns:
                 if not run.HasField("start_time"):
                     run.start_time.CopyFrom(timestamp(micros(now)))
             run.attempt += 1
+            run.turn_attempt += 1
             await self.replace(tenant, run, attempt=run.attempt - 1, lease=lease)
             claimed.append(Claimed(tenant, run, taken_over=state != lifecycle.QUEUED))
         return claimed

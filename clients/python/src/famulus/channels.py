@@ -28,7 +28,9 @@ def channel_options(own: Options) -> list[tuple[str, Any]]:
     return list({**DEFAULTS, **dict(own)}.items())
 
 
-def channel_credentials(credentials: grpc.ChannelCredentials | None, token: str | None) -> grpc.ChannelCredentials | None:
+def channel_credentials(
+    credentials: grpc.ChannelCredentials | None, token: str | None
+) -> grpc.ChannelCredentials | None:
     """Credentials with which every call carries the token. Raises ValueError for a token without encryption."""
     if token is None:
         return credentials

@@ -8,7 +8,7 @@ import grpc
 
 from famulus.channels import Options, channel_credentials, channel_options
 from famulus.errors import FamulusError
-from famulus.following import Following
+from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
 from famulus.stream import RunStream
 from famulus.tools import Toolbox, Tools
@@ -104,10 +104,8 @@ class FamulusClient:
     ) -> RunResult:
         """Starts a run and returns it when it has ended. Without `tools` it also returns in REQUIRES_ACTION."""
         if tools is None:
-            following = Following(create=create, policy=self._retry)
-            request = following.looking_up()
-            if isinstance(request, CreateRunRequest):
-                return await self.wait_run((await send(self.runs.CreateRun, request, policy=self._retry)).run.id)
+            created = await send(self.runs.CreateRun, repeatable(create), policy=self._retry)
+            return await self.wait_run(created.run.id)
         async with self.stream_run(create, tools=tools, tool_timeout=tool_timeout) as stream:
             async for _ in stream:
                 pass
@@ -121,7 +119,7 @@ class FamulusClient:
                 response = await self.runs.WaitRun(WaitRunRequest(run_id=run_id), timeout=self._retry.silence)
                 return RunResult(response.run, list(response.messages))
             except grpc.RpcError as error:
-                delay = outage.wait_over(FamulusError.from_rpc(error))
+                delay = outage.delay_of_wait(FamulusError.from_rpc(error))
             await asyncio.sleep(delay)
 
     def _stream(self, following: Following, tools: Tools | None, timeout: float, cancel_on_exit: bool) -> RunStream:

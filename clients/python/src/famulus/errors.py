@@ -13,15 +13,22 @@ from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from famulus.v1.error_reason_pb2 import ErrorReason
 
 DOMAIN = "famulus"
 DETAILS_KEY = "grpc-status-details-bin"
 # How gRPC words the end of a connection where it does not call it UNAVAILABLE.
-BROKEN_TRANSPORT = ("RST_STREAM", "Stream removed", "Connection reset", "Socket closed", "GOAWAY", "Cancelling all calls")
+BROKEN_TRANSPORT = (
+    "RST_STREAM",
+    "Stream removed",
+    "Connection reset",
+    "Socket closed",
+    "GOAWAY",
+    "Cancelling all calls",
+)
 TRANSPORT_CODES = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
 
 

@@ -34,11 +34,7 @@ class Following:
         self.view.run_id = run_id
         self.last_sequence = after_sequence
         self.finished = False
-        self._create = CreateRunRequest()
-        if create is not None:
-            self._create.CopyFrom(create)
-            # Without one, repeating the call would start a second run.
-            self._create.request_id = create.request_id or str(uuid.uuid4())
+        self._create = CreateRunRequest() if create is None else repeatable(create)
         self._outage = Outage(policy)
         self._gaps = 0
         self._asked = False
@@ -93,6 +89,14 @@ class Following:
             raise FamulusError("the stream ended before the run did", code=grpc.StatusCode.UNAVAILABLE)
         self.view.adopt(run)
         self.finished = True
+
+
+def repeatable(create: CreateRunRequest) -> CreateRunRequest:
+    """The request, with a request id: without one, each attempt would start another run."""
+    copy = CreateRunRequest()
+    copy.CopyFrom(create)
+    copy.request_id = create.request_id or str(uuid.uuid4())
+    return copy
 
 
 def silence(seconds: float) -> FamulusError:

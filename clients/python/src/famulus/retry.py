@@ -1,9 +1,11 @@
-"""When to try again, and how long to wait before. Knows no transport."""
+"""When to try again, and how long to wait before. No I/O."""
 
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import grpc
 
 from famulus.errors import FamulusError
 
@@ -71,3 +73,10 @@ class Outage:
             raise error
         self._backoff = min(self._backoff * policy.multiplier, policy.max_delay)
         return delay
+
+    def delay_of_wait(self, error: FamulusError) -> float:
+        """The same for a call that waits for something, where to run into the deadline of the call is no failure."""
+        if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            return self.delay(error)
+        self.over()
+        return self._backoff

@@ -22,6 +22,7 @@ from famulus.v1.run_service_pb2 import (
     StreamRunRequest,
     StreamRunResponse,
     SubmitToolOutputsRequest,
+    WatchRunRequest,
     WatchRunResponse,
 )
 from famulus.v1.tool_pb2 import ToolCall
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     EventCall = (
         grpc.aio.UnaryStreamCall[StreamRunRequest, StreamRunResponse]
-        | grpc.aio.UnaryStreamCall[object, WatchRunResponse]
+        | grpc.aio.UnaryStreamCall[WatchRunRequest, WatchRunResponse]
     )
 
 LAST_WORD = 1.0  # seconds that a server has to end a stream after the last event
@@ -104,7 +105,7 @@ class RunStream:
         following = self._following
         if self._toolbox and self.last_sequence:
             # The event that asked for outputs may be among those seen before.
-            self._answer(open_calls(await self._look_up()))
+            self._answer(open_calls(await self._look_up(self._policy)))
         while not following.finished:
             delay = 0.0
             call = self._call = self._join()
@@ -147,17 +148,19 @@ class RunStream:
                 raise self._failure from None
             raise
         if not isinstance(response, StreamRunResponse | WatchRunResponse):
-            self._following.ended(await self._look_up())
+            self._following.ended(await self._look_up(self._policy))
             return ()
         if not response.events:
             self._following.heard()
         return response.events
 
-    async def _look_up(self) -> Run:
+    async def _look_up(self, policy: RetryPolicy, timeout: float | None = None) -> Run:
         request = self._following.looking_up()
         if isinstance(request, GetRunRequest):
-            return (await send(self._runs.GetRun, request, policy=self._policy)).run
-        return (await send(self._runs.CreateRun, request, policy=self._policy)).run
+            return (await send(self._runs.GetRun, request, policy=policy, timeout=timeout)).run
+        created = await send(self._runs.CreateRun, request, policy=policy, timeout=timeout)
+        self.view.name(created.run.id)
+        return created.run
 
     def _answer(self, calls: Iterable[ToolCall]) -> None:
         """Starts to answer those calls that no earlier event asked for."""
@@ -168,7 +171,7 @@ class RunStream:
 
     async def _run_tools(self, toolbox: Toolbox, claimed: set[str]) -> None:
         # An old event may ask for what was answered long ago: a tool must not run again for it.
-        run = await self._look_up()
+        run = await self._look_up(self._policy)
         calls = [call for call in open_calls(run) if call.id in claimed]
         if not calls:
             return
@@ -195,7 +198,7 @@ class RunStream:
 
     async def _cancel_run(self) -> None:
         policy = dataclasses.replace(self._policy, give_up_after=CANCEL_WITHIN)
-        run_id = self.view.run_id or (await self._look_up()).id
+        run_id = self.view.run_id or (await self._look_up(policy, CANCEL_WITHIN)).id
         await send(self._runs.CancelRun, CancelRunRequest(run_id=run_id), policy=policy, timeout=CANCEL_WITHIN)
 
 

@@ -79,7 +79,7 @@ class Toolbox:
     def _collect(self, call: ToolCall, future: "Future[Any]", deadline: float) -> ToolOutput:
         try:
             return _succeeded(call, future.result(max(0.0, deadline - time.monotonic())))
-        except Exception as error:  # noqa: BLE001 (as above)
+        except Exception as error:
             if future.cancelled():
                 raise
             return _failed(call, error if future.done() else self._too_slow())

@@ -74,8 +74,8 @@ class _Items(Generic[Item]):
     """Messages or steps of a run in order of appearance, finished ones and drafts."""
 
     def __init__(self, kind: type[Item], unfinished: Callable[[Item], bool]) -> None:
-        self._kind = kind
-        self._unfinished = unfinished
+        self._kind: type[Item] = kind
+        self._unfinished: Callable[[Item], bool] = unfinished
         self._items: dict[str, Item | _Draft[Item]] = {}
 
     def all(self) -> list[Item]:
@@ -151,16 +151,22 @@ class RunView:
         """Whether the run reached a final state."""
         return self.run is not None and self.run.state in FINAL_STATES
 
+    def result(self) -> RunResult:
+        """The run and its messages. Raises ValueError where no event brought the run yet."""
+        if self.run is None:
+            raise ValueError("no event brought the run yet")
+        return RunResult(self.run, self.messages)
+
     def apply(self, event: RunEvent) -> None:
         """Takes in one event. Events must come in order, each once; unknown kinds change nothing."""
         match event.WhichOneof("event"):
             case "run_state_changed":
                 self.adopt(event.run_state_changed.run)
             case "message_started":
-                self._name(event.message_started.message.run_id)
+                self.name(event.message_started.message.run_id)
                 self._messages.start(event.sequence, event.message_started.message)
             case "message_completed":
-                self._name(event.message_completed.message.run_id)
+                self.name(event.message_completed.message.run_id)
                 self._messages.finish(event.message_completed.message)
             case "text_delta":
                 self._messages.extend(event.text_delta.message_id, event)
@@ -169,10 +175,10 @@ class RunView:
             case "annotation_added":
                 self._messages.extend(event.annotation_added.message_id, event)
             case "step_started":
-                self._name(event.step_started.step.run_id)
+                self.name(event.step_started.step.run_id)
                 self._steps.start(event.sequence, event.step_started.step)
             case "step_completed":
-                self._name(event.step_completed.step.run_id)
+                self.name(event.step_completed.step.run_id)
                 self._steps.finish(event.step_completed.step)
             case "tool_call_delta":
                 self._steps.extend(event.tool_call_delta.step_id, event)
@@ -187,11 +193,12 @@ class RunView:
     def adopt(self, run: Run) -> None:
         """Takes over a newer state of the run."""
         self.run = run
-        self._name(run.id)
+        self.name(run.id)
         if self.finished:
             self._discard(0)  # what is not stored when the run ends never will be
 
-    def _name(self, run_id: str) -> None:
+    def name(self, run_id: str) -> None:
+        """Notes the id of the run."""
         self.run_id = self.run_id or run_id
 
     def _discard(self, after: int) -> None:

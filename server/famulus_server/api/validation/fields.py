@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -34,7 +34,7 @@ class Fields:
         self._prefix = prefix
         self._violations: list[Violation] = [] if violations is None else violations
 
-    def __enter__(self) -> "Fields":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,40 @@
+"""Where the server may listen."""
+
+import ipaddress
+import re
+
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
+
+
+class ListenError(Exception):
+    """The server cannot, or must not, listen where it was told to. The text is for whoever starts it."""
+
+
+def check_loopback(address: str) -> None:
+    """Raises ListenError unless `address` (`host:port`, `[v6]:port` or `unix:path`) is reachable from this machine
+    only: whoever reaches a server without authentication may read and change everything."""
+    if address.startswith("unix:"):
+        return
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None or int(match["port"]) > 65_535:
+        raise ListenError(f"{address!r} is no address to listen on: write host:port, [v6-address]:port or unix:path")
+    host = match["v6"] or match["host"]
+    if not _is_loopback(host):
+        raise ListenError(
+            f"refusing to listen on {address!r}: this server has no authentication, so it listens on loopback only. "
+            "Use 127.0.0.1, ::1, localhost or a unix: path, and put whatever authenticates callers in front of it"
+        )
+
+
+def with_port(address: str, port: int) -> str:
+    """The address with the port that the system chose, where 0 was asked for."""
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

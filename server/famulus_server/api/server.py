@@ -1,0 +1,148 @@
+"""The gRPC server: its options, the layers of every call, its services, its start and its stop."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from famulus.v1 import (
+    assistant_service_pb2,
+    assistant_service_pb2_grpc,
+    run_service_pb2,
+    run_service_pb2_grpc,
+    thread_service_pb2,
+    thread_service_pb2_grpc,
+)
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from famulus_server.api.access_log import AccessLog
+from famulus_server.api.addresses import ListenError, check_loopback, with_port
+from famulus_server.api.assistants import AssistantServicer
+from famulus_server.api.callers import OneCaller
+from famulus_server.api.calls import Caller
+from famulus_server.api.deadlines import Deadlines
+from famulus_server.api.draining import Admission, Drain
+from famulus_server.api.errands import Errands
+from famulus_server.api.errors import Errors
+from famulus_server.api.health import Health
+from famulus_server.api.pages import Pages
+from famulus_server.api.pipeline import Layer, Pipeline
+from famulus_server.api.runs import RunServicer
+from famulus_server.api.threads import ThreadServicer
+from famulus_server.engine.assistants import AssistantDesk
+from famulus_server.engine.messages import MessageDesk
+from famulus_server.engine.runs import RunDesk
+from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.watch import Watch
+from famulus_server.ports import Ids
+
+_OPTIONS: Sequence[tuple[str, Any]] = (
+    # A second server on the same port is a mistake that must show, not half of the calls going elsewhere.
+    ("grpc.so_reuseport", 0),
+    # A client that froze is noticed in half a minute, and idle streams stay open through gateways.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    # Clients may ping as well, also between calls, but not flood.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Per connection: a client that opens and cancels calls in a loop must not starve others.
+    ("grpc.max_concurrent_streams", 100),
+    # Clients reconnect now and then, so that new replicas get their share; streams have time to end or resume.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
+    ("grpc.max_connection_age_grace_ms", 10 * 60 * 1_000),
+    # Larger requests are refused with RESOURCE_EXHAUSTED before they are read, unpacked size counted.
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+)
+_RUNS = "/famulus.v1.RunService/"
+_STARTING_WORK = (_RUNS + "CreateRun", _RUNS + "StreamRun")
+_PATIENT = (_RUNS + "WaitRun",)
+_SERVICES = tuple(
+    service.full_name
+    for file in (assistant_service_pb2, thread_service_pb2, run_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+
+
+class ApiServer:
+    """Serves the API on one address. Make it, `start` it and `stop` it inside one event loop."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        assistants: AssistantDesk,
+        threads: ThreadDesk,
+        messages: MessageDesk,
+        runs: RunDesk,
+        watch: Watch,
+        ids: Ids,
+        page_key: bytes,
+        ping: Callable[[], Awaitable[object]],
+        ping_seconds: float = 1.0,
+        unary_seconds: float = 60.0,
+    ) -> None:
+        """`page_key` signs page tokens and is the same on all replicas; `ping` raises unless the store answers, and is
+        called each `ping_seconds`; unary calls but WaitRun end after `unary_seconds`. Raises ListenError where the
+        address is not a loopback one: there is no authentication yet."""
+        check_loopback(address)
+        self._address = address
+        self._drain = Drain()
+        self._errands = Errands()
+        self._health = Health(services=_SERVICES, ping=ping, drain=self._drain, interval_seconds=ping_seconds)
+        self._follower: asyncio.Task[None] | None = None
+        # Every call passes these, the outermost first.
+        layers: Sequence[Layer] = (
+            AccessLog(ids=ids),
+            Errors(ids=ids),
+            Deadlines(unary_seconds=unary_seconds, patient=_PATIENT),
+            OneCaller(Caller(tenant="default")),
+            Admission(drain=self._drain, methods=_STARTING_WORK),
+        )
+        self._server = grpc.aio.server(interceptors=[Pipeline(layers)], options=_OPTIONS)
+        pages = Pages(key=page_key)
+        assistant_service_pb2_grpc.add_AssistantServiceServicer_to_server(
+            AssistantServicer(assistants=assistants, pages=pages), self._server
+        )
+        thread_service_pb2_grpc.add_ThreadServiceServicer_to_server(
+            ThreadServicer(threads=threads, messages=messages, pages=pages), self._server
+        )
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(
+            RunServicer(runs=runs, watch=watch, pages=pages, drain=self._drain, errands=self._errands), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((*_SERVICES, health_name, reflection.SERVICE_NAME), self._server)
+
+    async def start(self) -> str:
+        """Listens; returns the address, with the port that the system chose where 0 was asked for. Raises ListenError
+        where the address is taken."""
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError:
+            raise ListenError(f"cannot listen on {self._address!r}: is another server running there?") from None
+        self._follower = asyncio.create_task(self._health.follow_store())
+        await self._server.start()
+        return with_port(self._address, port)
+
+    def drain(self) -> None:
+        """From now on new runs are refused, open streams end with SERVER_DRAINING, and no name is ready but
+        `liveness` and `startup`. Other calls are still served."""
+        self._drain.start()
+        self._health.drain()
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Drains, then lets calls end for at most `grace_seconds` and cancels those that have not. Run it once."""
+        self.drain()
+        await self._server.stop(grace_seconds)
+        await self._errands.finish(seconds=grace_seconds)
+        if self._follower is not None:
+            self._follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._follower
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        await self._server.wait_for_termination()

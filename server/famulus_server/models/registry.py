@@ -1,0 +1,66 @@
+"""The configured models: implements the port `Models`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from famulus_server.models.chat import ChatFormat
+from famulus_server.models.connection import Connection
+from famulus_server.models.responses import ResponsesFormat
+from famulus_server.models.retry import RetryingModel
+from famulus_server.models.settings import ModelSettings
+from famulus_server.models.streamed import StreamedModel, WireFormat
+from famulus_server.ports import Model, ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    card: ModelCard
+    connection: Connection
+    streamed: StreamedModel
+    model: Model
+
+
+class ModelRegistry:
+    """Makes one client with its pool of connections, and one retry budget, per configured model."""
+
+    def __init__(self, *, settings: Sequence[ModelSettings]) -> None:
+        """Raises ValueError where two models have one name."""
+        self._entries = {model.name: _make_entry(model) for model in settings}
+        if len(self._entries) != len(settings):
+            raise ValueError("two models of the configuration have the same name")
+
+    def card(self, name: str) -> ModelCard | None:
+        entry = self._entries.get(name)
+        return entry.card if entry else None
+
+    def open(self, name: str) -> Model:
+        return self._entries[name].model
+
+    def ignored_events(self) -> dict[str, int]:
+        """Events of unknown kinds that each model has sent since the start."""
+        return {name: entry.streamed.ignored_events for name, entry in self._entries.items()}
+
+    async def warm_up(self) -> None:
+        """Makes the clients, so that the first turn need not wait for it. Takes 1-2 s of a thread; best in a task of
+        its own once the server listens."""
+        for entry in self._entries.values():
+            await entry.connection.client()
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for entry in self._entries.values():
+            await entry.connection.close()
+
+
+def _make_entry(settings: ModelSettings) -> _Entry:
+    connection = Connection(settings=settings)
+    wire: WireFormat
+    wire = ChatFormat(settings=settings) if settings.backend == "chat" else ResponsesFormat(settings=settings)
+    streamed = StreamedModel(connection=connection, wire=wire, settings=settings)
+    card = ModelCard(
+        name=settings.name,
+        context_window=settings.context_window,
+        max_output_tokens=settings.max_output_tokens,
+        built_in_tools=settings.backend == "responses" and settings.built_in_tools,
+    )
+    return _Entry(card, connection, streamed, RetryingModel(model=streamed, settings=settings.retry))
