@@ -48,11 +48,8 @@ class AccessLog:
 
 def _code(call: Call, cancelled: bool) -> str:
     if not cancelled:
-        return _NAMES.get(call.context.code() or 0, "UNKNOWN")
+        return (call.context.code() or grpc.StatusCode.OK).name
     # gRPC cancels the handler in both cases and only the clock tells them apart.
     remaining = call.context.time_remaining()
     expired = remaining is not None and remaining <= 0
     return (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
-
-
-_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -51,7 +51,7 @@ class Errands:
     async def _logged(self, errand: Coroutine[Any, Any, object]) -> None:
         try:
             await errand
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback, and nobody else is told
             _log.exception("errand failed")
 
 

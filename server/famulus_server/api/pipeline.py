@@ -6,7 +6,7 @@ left. One list in `server.py` names all of them, outermost first.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from grpc.aio import ServicerContext
@@ -14,7 +14,7 @@ from grpc.aio import ServicerContext
 from famulus_server.api.calls import Call, enter
 from famulus_server.api.wire import checked, checked_stream, reading
 
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its types only
 _Context = ServicerContext[Any, Any]
 
 
@@ -33,9 +33,9 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> "_Handler | None":
         method = handler_call_details.method
         handler = self._handlers.get(method)
         if handler is None:

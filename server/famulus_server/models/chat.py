@@ -5,8 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-
 from famulus.v1.run_pb2 import Usage
+
 from famulus_server.errors import ModelProtocolError
 from famulus_server.models.chat_request import build_chat_request
 from famulus_server.models.failures import from_error_object
@@ -77,7 +77,6 @@ class _Usage(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    type: str | None = None
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Json | str | None = None
@@ -139,8 +138,10 @@ class ChatReader:
                 raise from_error_object(chunk.error if isinstance(chunk.error, dict) else {"message": chunk.error})
             if chunk.usage is not None:
                 self._usage = chunk.usage
-            self.progress += bool(chunk.choices or chunk.usage)
-            self.ignored += chunk.choices is None and chunk.usage is None
+            if chunk.choices or chunk.usage:
+                self.progress += 1
+            else:
+                self.ignored += 1
             if chunk.choices:
                 choice = chunk.choices[0]  # never more than one is asked for
                 if choice.delta is not None:

@@ -193,7 +193,7 @@ class ResponsesReader:
 
     def _end(self, event: Event) -> list[ModelEvent]:
         try:
-            response = decode(RESPONSE, event.response) if event.response else Response()
+            response = decode(RESPONSE, event.response) or Response()
         except msgspec.ValidationError as error:
             raise ModelProtocolError(f"malformed event {event.type}: {error}") from error
         if event.type == "response.failed":

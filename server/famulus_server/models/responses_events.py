@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-
 from famulus.v1.message_pb2 import Annotation, FileCitation, FilePath, UrlCitation
 from famulus.v1.run_pb2 import Usage
 
@@ -20,7 +19,7 @@ class Event(msgspec.Struct, gc=False):
     item_id: str | None = None
     item: Json | None = None
     annotation: Json | None = None
-    response: msgspec.Raw | None = None  # many events repeat it, few matter
+    response: msgspec.Raw = msgspec.Raw(b"null")  # many events repeat it, few matter
     error: Json | None = None
     code: str | None = None
     message: str | None = None
@@ -76,7 +75,7 @@ class Response(msgspec.Struct):
 
 EVENT = msgspec.json.Decoder(Event)
 KIND = msgspec.json.Decoder(Kind)
-RESPONSE = msgspec.json.Decoder(Response)
+RESPONSE = msgspec.json.Decoder(Response | None)
 
 
 def read_annotation(note: Json) -> Annotation | None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt
 
 from famulus_server.errors import ModelError
 from famulus_server.models.settings import RetrySettings
@@ -85,14 +85,15 @@ class RetryingModel:
     def _attempts(self) -> AsyncRetrying:
         return AsyncRetrying(
             stop=stop_after_attempt(self._settings.attempts),
-            retry=retry_if_exception(self._may_try_again),
+            retry=self._may_try_again,
             wait=self._delay,
             sleep=_announced_first,
             reraise=True,
         )
 
-    def _may_try_again(self, error: BaseException) -> bool:
-        if not isinstance(error, ModelError) or not error.may_retry:
+    def _may_try_again(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, ModelError) or not error.may_retry or state.attempt_number >= self._settings.attempts:
             return False
         return (error.retry_after or 0.0) <= self._settings.patience and self._budget.spend()
 

@@ -15,7 +15,7 @@ Response = TypeVar("Response")
 
 
 async def send(
-    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+    method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
     request: Request,
     *,
     policy: RetryPolicy,
@@ -32,7 +32,7 @@ async def send(
 
 
 def send_blocking(
-    method: grpc.UnaryUnaryMultiCallable[Request, Response],
+    method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
     request: Request,
     *,
     policy: RetryPolicy,

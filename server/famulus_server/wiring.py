@@ -1,0 +1,189 @@
+"""The only file that knows every concrete class: makes them, opens them in order, and closes them in reverse."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from famulus_server.api.server import ApiServer
+from famulus_server.config import Settings
+from famulus_server.coordination.event_log import RedisEventLog
+from famulus_server.embedded.errors import EmbeddedUnavailable
+from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
+from famulus_server.embedded.upstream import ScriptedUpstream, default_script, load_script
+from famulus_server.embedded.valkey import EmbeddedValkey
+from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
+from famulus_server.engine.assistants import AssistantDesk
+from famulus_server.engine.clock import SystemClock, TimeOrderedIds
+from famulus_server.engine.executor import Executor
+from famulus_server.engine.feed import Feed
+from famulus_server.engine.messages import MessageDesk
+from famulus_server.engine.runs import RunDesk
+from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.watch import Watch
+from famulus_server.engine.worker import Worker
+from famulus_server.models.registry import ModelRegistry
+from famulus_server.models.settings import ModelSettings
+from famulus_server.ports import Lease
+from famulus_server.store.sqlite import SqliteStore
+
+SCRIPTED_MODEL = "scripted"
+# What llama.cpp gives each of the local model's slots.
+_LOCAL_CONTEXT = 2_048
+_PAGE_KEY = "page-tokens"
+# After the runs at work have ended or been given back, calls have this long to end.
+_CALLS_GRACE_SECONDS = 2.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that accepts calls. `default_model` is the best model to try it with."""
+
+    address: str
+    models: tuple[str, ...]
+    default_model: str
+    scripted_model: str | None
+
+
+@contextlib.asynccontextmanager
+async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterator[RunningServer]:
+    """Starts everything the settings ask for; leaving drains and stops it all. `progress` is told what takes long, a
+    line at a time.
+
+    Raises ConfigError, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text for the
+    operator; then nothing stays behind.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    clock = SystemClock()
+    ids = TimeOrderedIds(clock=clock)
+    async with contextlib.AsyncExitStack() as stack:
+        store = SqliteStore(path=settings.database, clock=clock)
+        await store.open()
+        stack.push_async_callback(store.close)
+        # These do not need each other, and each of them takes a moment.
+        async with asyncio.TaskGroup() as starting:
+            redis_url = starting.create_task(_redis(settings, stack))
+            embedded = starting.create_task(_embedded_models(settings, stack, progress))
+        model_settings = (*embedded.result(), *settings.models)
+        event_log = RedisEventLog(url=redis_url.result())
+        event_log.open()
+        stack.push_async_callback(event_log.close)
+        models = ModelRegistry(settings=model_settings)
+        stack.push_async_callback(models.close)
+        lease = Lease(
+            owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
+        )
+        feed = Feed(event_log=event_log)
+        executor = Executor(store=store, feed=feed, models=models, lease=lease, clock=clock, ids=ids)
+        worker = Worker(
+            store=store, feed=feed, executor=executor, lease=lease, slots=settings.worker.slots, clock=clock
+        )
+        watch = Watch(
+            store=store,
+            feed=feed,
+            event_log=event_log,
+            clock=clock,
+            heartbeat_seconds=settings.server.heartbeat_seconds,
+        )
+        threads = ThreadDesk(store=store, feed=feed, worker=worker, clock=clock, ids=ids)
+        server = ApiServer(
+            address=settings.server.listen,
+            assistants=AssistantDesk(store=store, clock=clock, ids=ids),
+            threads=threads,
+            messages=MessageDesk(store=store, clock=clock, ids=ids),
+            runs=RunDesk(
+                store=store,
+                feed=feed,
+                worker=worker,
+                watch=watch,
+                threads=threads,
+                models=models,
+                clock=clock,
+                ids=ids,
+            ),
+            watch=watch,
+            ids=ids,
+            page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
+            ping=store.ping,
+        )
+        address = await server.start()
+        stack.push_async_callback(server.stop, grace_seconds=_CALLS_GRACE_SECONDS)
+        worker.open()
+        stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
+        # Streams must be told to resume elsewhere before the runs they watch are waited for.
+        stack.callback(server.drain)
+        # The openai package takes a second to import: while the first caller is still writing its first request.
+        warming = asyncio.create_task(models.warm_up())
+        stack.push_async_callback(_end, warming)
+        names = tuple(model.name for model in model_settings)
+        yield RunningServer(
+            address=address,
+            models=names,
+            default_model=names[0],
+            scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
+        )
+
+
+async def _redis(settings: Settings, stack: contextlib.AsyncExitStack) -> str:
+    if settings.redis.url:
+        return settings.redis.url
+    valkey = EmbeddedValkey(data_dir=settings.data_dir)
+    url = await valkey.start()
+    stack.push_async_callback(valkey.close)
+    return url
+
+
+async def _embedded_models(
+    settings: Settings, stack: contextlib.AsyncExitStack, progress: Progress
+) -> list[ModelSettings]:
+    """The models that this process brings along: the local one first, where it can be had."""
+    models: list[ModelSettings] = []
+    if settings.with_local_model:
+        try:
+            weights = await _weights(progress)
+            local = LocalModel(weights=weights, data_dir=settings.data_dir)
+            models.append(
+                ModelSettings(
+                    name=MODEL_NAME, backend="chat", base_url=await local.start(), context_window=_LOCAL_CONTEXT
+                )
+            )
+            stack.push_async_callback(local.close)
+        except EmbeddedUnavailable as error:
+            if settings.embedded.local_model == "on":
+                raise
+            progress(f"no local model: {error}; using the scripted upstream instead")
+    if settings.with_scripted_model:
+        script = load_script(Path(settings.embedded.script)) if settings.embedded.script else default_script()
+        upstream = ScriptedUpstream(script=script, history=100)
+        models.append(ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=await upstream.start()))
+        stack.push_async_callback(upstream.close)
+    return models
+
+
+async def _weights(progress: Progress) -> Path:
+    cache = cache_dir(os.environ)
+    found = find_weights(cache)
+    if found is not None:
+        return found
+    last = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        percent = done * 100 // total
+        if percent // 10 != last:
+            last = percent // 10
+            progress(f"downloading the local model: {percent} % of {total // 1_000_000} MB")
+
+    return await pull_weights(cache, environ=os.environ, progress=tell)
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,151 @@
+"""Messages of one thread, in any store. What forks share is in test_store_forks."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from contract.samples import (
+    ODD_IDS,
+    OTHER,
+    TENANT,
+    add_messages,
+    add_thread,
+    message,
+    read_texts,
+    texts,
+)
+
+from famulus_server.errors import NotFound
+from famulus_server.ports import Store
+
+
+async def page(store: Store, thread_id: str = "thread_1", **bounds: Any) -> list[str]:
+    return texts(await store.read(lambda tx: tx.messages.page(TENANT, thread_id, **{"limit": 100, **bounds})))
+
+
+async def test_append_gives_sequence_etag_and_thread_in_place(store: Store) -> None:
+    await add_thread(store, "thread_1", "a")
+    added = [message("b"), message("c")]
+    await store.write(lambda tx: tx.messages.append(TENANT, "thread_1", added))
+    assert [(made.sequence, made.thread_id, made.etag) for made in added] == [
+        (2, "thread_1", "1"),
+        (3, "thread_1", "1"),
+    ]
+    assert await store.read(lambda tx: tx.messages.get(TENANT, "thread_1", "c")) == added[1]
+
+
+async def test_append_to_an_unknown_thread_is_not_found(store: Store) -> None:
+    with pytest.raises(NotFound):
+        await add_messages(store, "thread_1", "a")
+
+
+async def test_concurrent_appends_get_consecutive_sequences(store: Store) -> None:
+    await add_thread(store, "thread_1")
+
+    async def append(number: int) -> list[int]:
+        added = [message(f"{number}-{part}") for part in range(3)]
+        await store.write(lambda tx: tx.messages.append(TENANT, "thread_1", added))
+        return [made.sequence for made in added]
+
+    batches = await asyncio.gather(*(append(number) for number in range(40)))
+    assert sorted(sequence for batch in batches for sequence in batch) == list(range(1, 121))
+    assert all(batch == list(range(batch[0], batch[0] + 3)) for batch in batches)
+    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))).last_message_sequence == 120
+
+
+async def test_page_shows_what_lies_between_its_bounds(store: Store) -> None:
+    await add_thread(store, "thread_1", *"abcdef")
+    assert await page(store) == list("abcdef")
+    assert await page(store, limit=2) == ["a", "b"]
+    assert await page(store, limit=2, after_sequence=2) == ["c", "d"]
+    assert await page(store, limit=2, descending=True) == ["f", "e"]
+    assert await page(store, limit=2, descending=True, before_sequence=5) == ["d", "c"]
+    assert await page(store, after_sequence=2, before_sequence=5) == ["c", "d"]
+    assert await page(store, after_sequence=2**63 - 1) == []
+    assert await page(store, after_sequence=-(2**63), before_sequence=2**63 - 1) == list("abcdef")
+    assert await page(store, before_sequence=-(2**63)) == []
+
+
+async def test_page_of_a_thread_that_does_not_exist_is_empty(store: Store) -> None:
+    assert await page(store) == []
+    assert await page(store, run_id="run_1") == []
+
+
+async def test_page_shows_the_messages_of_one_run(store: Store) -> None:
+    await add_thread(store, "thread_1", "a")
+    added = [message("b", run_id="run_1"), message("c", run_id="run_2"), message("d", run_id="run_1")]
+    await store.write(lambda tx: tx.messages.append(TENANT, "thread_1", added))
+    assert await page(store, run_id="run_1") == ["b", "d"]
+    assert await page(store, run_id="run_1", limit=1) == ["b"]
+    assert await page(store, run_id="run_1", limit=1, descending=True) == ["d"]
+    assert await page(store, run_id="run_1", after_sequence=2) == ["d"]
+    assert await page(store, run_id="run_1", before_sequence=4, descending=True) == ["b"]
+    assert await page(store, run_id="run_3") == []
+
+
+async def test_replace_moves_the_etag_on_and_keeps_the_sequence(store: Store) -> None:
+    await add_thread(store, "thread_1", "a", "b")
+    changed = message("a", text="A")
+    await store.write(lambda tx: tx.messages.replace(TENANT, "thread_1", changed))
+    assert (changed.sequence, changed.etag, changed.thread_id) == (1, "2", "thread_1")
+    assert await store.read(lambda tx: tx.messages.get(TENANT, "thread_1", "a")) == changed
+    assert await page(store) == ["A", "b"]
+
+
+async def test_deleted_message_is_gone_and_its_sequence_stays_empty(store: Store) -> None:
+    await add_thread(store, "thread_1", "a", "b")
+    await store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", "b"))
+    await add_messages(store, "thread_1", "c")
+    found = await store.read(lambda tx: tx.messages.page(TENANT, "thread_1", limit=9))
+    assert [(made.id, made.sequence) for made in found] == [("a", 1), ("c", 3)]
+    for attempt in (
+        store.read(lambda tx: tx.messages.get(TENANT, "thread_1", "b")),
+        store.write(lambda tx: tx.messages.replace(TENANT, "thread_1", message("b"))),
+        store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", "b")),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+
+
+async def test_message_of_another_thread_is_not_found(store: Store) -> None:
+    await add_thread(store, "thread_1", "a")
+    await add_thread(store, "thread_2", "b")
+    for attempt in (
+        store.read(lambda tx: tx.messages.get(TENANT, "thread_2", "a")),
+        store.write(lambda tx: tx.messages.replace(TENANT, "thread_2", message("a", text="stolen"))),
+        store.write(lambda tx: tx.messages.delete(TENANT, "thread_2", "a")),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+    assert await page(store) == ["a"]
+
+
+async def test_another_tenants_message_is_as_good_as_none(store: Store) -> None:
+    await add_thread(store, "thread_1", "a")
+    added = [message("b", run_id="run_1")]
+    await store.write(lambda tx: tx.messages.append(TENANT, "thread_1", added))
+    for attempt in (
+        store.read(lambda tx: tx.messages.get(OTHER, "thread_1", "a")),
+        store.write(lambda tx: tx.messages.append(OTHER, "thread_1", [message("x")])),
+        store.write(lambda tx: tx.messages.replace(OTHER, "thread_1", message("a", text="stolen"))),
+        store.write(lambda tx: tx.messages.delete(OTHER, "thread_1", "a")),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+    for run_id in ("", "run_1"):
+        assert await store.read(lambda tx, r=run_id: tx.messages.page(OTHER, "thread_1", limit=9, run_id=r)) == []
+    assert await read_texts(store, "thread_1") == ["a", "b"]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+async def test_odd_ids_are_only_ids(store: Store, odd: str) -> None:
+    await add_thread(store, "thread_1", "a")
+    for attempt in (
+        store.read(lambda tx: tx.messages.get(TENANT, "thread_1", odd)),
+        store.read(lambda tx: tx.messages.get(TENANT, odd, "a")),
+        store.write(lambda tx: tx.messages.append(TENANT, odd, [message("x")])),
+        store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", odd)),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+    assert await page(store) == ["a"]

@@ -1,0 +1,4 @@
+from conftest import Stubs
+def test_x(stubs: Stubs) -> None:
+    print(stubs.new_assistant())
+    assert 0

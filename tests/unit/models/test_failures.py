@@ -1,0 +1,75 @@
+"""What refusals and error events mean."""
+
+from typing import Any
+
+import pytest
+from famulus_server.errors import (
+    ModelAuthenticationError,
+    ModelError,
+    ModelRateLimited,
+    ModelRejectedRequest,
+    ModelUnavailable,
+)
+from famulus_server.models.failures import from_error_object, from_status, read_retry_after
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "Sun, 22 Nov 2026 12:00:07 GMT", "date": "Sun, 22 Nov 2026 12:00:00 GMT"}, 7.0),
+        ({"retry-after": "Sun, 22 Nov 2026 11:00:00 GMT", "date": "Sun, 22 Nov 2026 12:00:00 GMT"}, 0.0),
+        ({"retry-after": "Sun, 22 Nov 2026 12:00:07 GMT"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "-1"}, None),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+    assert read_retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "retried"),
+    [
+        ({"code": "rate_limit_exceeded"}, ModelRateLimited, True),
+        ({"code": "insufficient_quota"}, ModelRateLimited, False),
+        ({"code": "server_error"}, ModelUnavailable, True),
+        ({"code": "invalid_prompt"}, ModelRejectedRequest, False),
+        ({"code": "invalid_image_url"}, ModelRejectedRequest, False),
+        ({"code": "image_too_large"}, ModelRejectedRequest, False),
+        ({"code": "invalid_api_key"}, ModelAuthenticationError, False),
+        ({"code": "new_word", "type": "invalid_request_error"}, ModelRejectedRequest, False),
+        ({"code": 429}, ModelRateLimited, True),
+        ({"code": 400}, ModelRejectedRequest, False),
+        ({"code": 502}, ModelUnavailable, True),
+        ({"code": "never_heard_of"}, ModelUnavailable, True),
+        ({}, ModelUnavailable, True),
+    ],
+)
+def test_error_events_are_typed(error: dict[str, Any], kind: type[ModelError], retried: bool) -> None:
+    found = from_error_object(error)
+    assert type(found) is kind
+    assert found.may_retry is retried
+
+
+def test_the_providers_word_about_retrying_counts() -> None:
+    assert not from_status(500, {"x-should-retry": "false"}, None).may_retry
+    assert from_status(400, {"x-should-retry": "true"}, None).may_retry
+
+
+def test_redirects_are_refusals() -> None:
+    assert type(from_status(302, {"location": "http://elsewhere"}, None)) is ModelRejectedRequest
+
+
+def test_no_key_and_no_flood_of_words_gets_into_the_log() -> None:
+    quoted = {"message": "Incorrect API key provided: abc. " + "x" * 1_000, "code": "invalid_api_key"}
+    assert "abc" not in str(from_status(401, {}, quoted))
+    assert "abc" not in str(from_error_object(quoted))
+    long = {"message": "the key sk-abc-123 and " + "x" * 1_000}
+    assert "abc" not in str(from_status(400, {}, long))
+    assert len(str(from_status(400, {}, long))) < 250
