@@ -66,12 +66,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         store = SqliteStore(path=settings.database, clock=clock)
         await store.open()
         stack.push_async_callback(store.close)
-        # These do not need each other, and each of them takes a moment.
-        async with asyncio.TaskGroup() as starting:
-            redis_url = starting.create_task(_redis(settings, stack))
-            embedded = starting.create_task(_embedded_models(settings, stack, progress))
-        model_settings = (*embedded.result(), *settings.models)
-        event_log = RedisEventLog(url=redis_url.result())
+        redis_url, embedded = await _start_children(settings, stack, progress)
+        model_settings = (*embedded, *settings.models)
+        event_log = RedisEventLog(url=redis_url)
         event_log.open()
         stack.push_async_callback(event_log.close)
         models = ModelRegistry(settings=model_settings)
@@ -128,6 +125,19 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             default_model=names[0],
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
         )
+
+
+async def _start_children(
+    settings: Settings, stack: contextlib.AsyncExitStack, progress: Progress
+) -> tuple[str, list[ModelSettings]]:
+    """Starts Redis and models side by side: they do not need each other, and each takes a moment."""
+    try:
+        async with asyncio.TaskGroup() as starting:
+            redis_url = starting.create_task(_redis(settings, stack))
+            models = starting.create_task(_embedded_models(settings, stack, progress))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return redis_url.result(), models.result()
 
 
 async def _redis(settings: Settings, stack: contextlib.AsyncExitStack) -> str:

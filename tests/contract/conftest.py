@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from contract.samples import MovableClock
-
 from famulus_server.ports import Store
 from famulus_server.store import schema
 from famulus_server.store.sqlite import SqliteStore

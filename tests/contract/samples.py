@@ -8,7 +8,6 @@ from famulus.v1.message_pb2 import Message, MessagePart, MessageRole, TextPart
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import MessageCreation, RunStep
 from famulus.v1.thread_pb2 import Thread
-
 from famulus_server.ports import Store
 
 TENANT = "acme"

@@ -5,13 +5,20 @@ import asyncio
 import pytest
 from contract.samples import ODD_IDS, OTHER, TENANT, assistant
 from famulus.v1.assistant_pb2 import Assistant
-
 from famulus_server.errors import NotFound
 from famulus_server.ports import Cursor, Store, Transaction
 
 
 def place(made: Assistant) -> Cursor:
     return Cursor(made.create_time.ToMicroseconds(), made.id)
+
+
+async def insert(store: Store, made: Assistant) -> None:
+    await store.write(lambda tx: tx.assistants.insert(TENANT, made))
+
+
+async def get(store: Store, version: int, *, tenant: str = TENANT) -> Assistant:
+    return await store.read(lambda tx: tx.assistants.get(tenant, "asst_1", version=version))
 
 
 async def test_new_assistant_is_version_1_and_reads_as_stored(store: Store) -> None:
@@ -48,8 +55,7 @@ async def test_replace_and_delete_of_an_unknown_assistant_are_not_found(store: S
 
 async def test_list_is_newest_first_and_a_cursor_continues_it(store: Store) -> None:
     for number, seconds in enumerate([0, 5, 5, 9]):
-        made = assistant(f"asst_{number}", seconds=seconds)
-        await store.write(lambda tx, made=made: tx.assistants.insert(TENANT, made))
+        await insert(store, assistant(f"asst_{number}", seconds=seconds))
     first = await store.read(lambda tx: tx.assistants.page(TENANT, after=None, limit=2))
     rest = await store.read(lambda tx: tx.assistants.page(TENANT, after=place(first[-1]), limit=9))
     assert [made.id for made in first] == ["asst_3", "asst_2"]
@@ -86,14 +92,17 @@ async def test_configuration_that_is_taken_stores_nothing(store: Store) -> None:
 
 
 async def test_fifty_callers_who_ensure_at_once_get_one_assistant(store: Store) -> None:
-    async def ensure(tx: Transaction, number: int) -> str:
+    async def unit(tx: Transaction, number: int) -> str:
         found = await tx.assistants.find(TENANT, b"h")
         if found is None:
             found = assistant(f"asst_{number}")
             assert await tx.assistants.insert(TENANT, found, config_hash=b"h")
         return found.id
 
-    ids = await asyncio.gather(*(store.write(lambda tx, n=n: ensure(tx, n)) for n in range(50)))
+    async def ensure(number: int) -> str:
+        return await store.write(lambda tx: unit(tx, number))
+
+    ids = await asyncio.gather(*(ensure(number) for number in range(50)))
     assert len(set(ids)) == 1
     assert len(await store.read(lambda tx: tx.assistants.page(TENANT, after=None, limit=100))) == 1
 
@@ -113,7 +122,7 @@ async def test_deleted_assistant_is_gone_with_all_versions(store: Store) -> None
     await store.write(lambda tx: tx.assistants.delete(TENANT, "asst_1"))
     for version in (0, 1, 2):
         with pytest.raises(NotFound):
-            await store.read(lambda tx, version=version: tx.assistants.get(TENANT, "asst_1", version=version))
+            await get(store, version)
     assert await store.read(lambda tx: tx.assistants.page(TENANT, after=None, limit=9)) == []
 
 
@@ -121,7 +130,7 @@ async def test_another_tenants_assistant_is_as_good_as_none(store: Store) -> Non
     await store.write(lambda tx: tx.assistants.insert(TENANT, assistant(), config_hash=b"h"))
     for version in (0, 1):
         with pytest.raises(NotFound):
-            await store.read(lambda tx, version=version: tx.assistants.get(OTHER, "asst_1", version=version))
+            await get(store, version, tenant=OTHER)
     with pytest.raises(NotFound):
         await store.read(lambda tx: tx.assistants.versions(OTHER, "asst_1", after=None, limit=9))
     with pytest.raises(NotFound):

@@ -12,7 +12,7 @@ from contract.samples import (
     texts,
     thread,
 )
-
+from famulus.v1.message_pb2 import Message
 from famulus_server.errors import NotFound
 from famulus_server.ports import Store, ThreadFilter
 
@@ -39,6 +39,15 @@ async def etag(store: Store, thread_id: str, message_id: str) -> str:
     return (await store.read(lambda tx: tx.messages.get(TENANT, thread_id, message_id))).etag
 
 
+async def find(store: Store, which: ThreadFilter) -> list[str]:
+    return [made.id for made in await store.read(lambda tx: tx.threads.page(TENANT, which, after=None, limit=9))]
+
+
+async def both_reads(store: Store, thread_id: str, message_id: str) -> list[Message]:
+    got = await store.read(lambda tx: tx.messages.get(TENANT, thread_id, message_id))
+    return [got, *await store.read(lambda tx: tx.messages.page(TENANT, thread_id, limit=1))]
+
+
 async def test_fork_sees_its_origin_up_to_the_point_then_its_own(store: Store) -> None:
     await add_thread(store, "origin", *"abc")
     await fork(store, "origin", 2, "fork")
@@ -56,17 +65,14 @@ async def test_fork_is_a_thread_like_any_other(store: Store) -> None:
     assert read == made
     assert (read.etag, read.last_message_sequence) == ("1", 2)
     for which in (ThreadFilter(user_id="ann"), ThreadFilter(metadata={"k": "v"})):
-        found = await store.read(lambda tx, w=which: tx.threads.page(TENANT, w, after=None, limit=9))
-        assert [one.id for one in found] == ["fork"]
+        assert await find(store, which) == ["fork"]
 
 
 async def test_shared_message_belongs_to_the_thread_it_is_read_from(store: Store) -> None:
     await add_thread(store, "origin", "a")
     await fork(store, "origin", 1, "fork")
     for name in ("origin", "fork"):
-        got = await store.read(lambda tx, n=name: tx.messages.get(TENANT, n, "a"))
-        listed = (await store.read(lambda tx, n=name: tx.messages.page(TENANT, n, limit=1)))[0]
-        assert got.thread_id == listed.thread_id == name
+        assert [made.thread_id for made in await both_reads(store, name, "a")] == [name, name]
 
 
 async def test_sequences_of_a_fork_go_on_where_it_split_off(store: Store) -> None:

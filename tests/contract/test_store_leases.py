@@ -6,7 +6,6 @@ from datetime import timedelta
 import pytest
 from contract.samples import OTHER, START, TENANT, MovableClock, add_run, run
 from famulus.v1.run_pb2 import Run, RunState
-
 from famulus_server.errors import LeaseLost
 from famulus_server.ports import Claimed, Lease, Store
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from contract.samples import ODD_IDS, OTHER, TENANT, MovableClock, add_run, run, step
 from famulus.v1.error_reason_pb2 import ErrorReason
-from famulus.v1.run_step_pb2 import RunStepState
-
+from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus_server.errors import AlreadyExists, LeaseLost, NotFound
 from famulus_server.ports import RequestKey, Store, Turn
 
@@ -21,6 +20,18 @@ async def find(store: Store, key: RequestKey = KEY, *, tenant: str = TENANT) -> 
 
 async def remember(store: Store, key: RequestKey, resource_id: str, *, tenant: str = TENANT) -> None:
     await store.write(lambda tx: tx.requests.remember(tenant, key, resource_id))
+
+
+async def put_step(store: Store, made: RunStep) -> None:
+    await store.write(lambda tx: tx.steps.put(TENANT, made))
+
+
+async def get_step(store: Store, tenant: str, run_id: str, step_id: str) -> RunStep:
+    return await store.read(lambda tx: tx.steps.get(tenant, run_id, step_id))
+
+
+async def put_turn(store: Store, turn: Turn) -> None:
+    await store.write(lambda tx: tx.turns.put(TENANT, "run_1", turn))
 
 
 async def test_request_is_remembered_for_24_hours(store: Store, clock: MovableClock) -> None:
@@ -87,10 +98,10 @@ async def test_odd_request_ids_are_only_ids(store: Store, odd: str) -> None:
 async def test_steps_are_kept_by_position_and_changed_in_place(store: Store) -> None:
     await add_run(store, run())
     for position in (2, 1, 3):
-        await store.write(lambda tx, p=position: tx.steps.put(TENANT, step(p)))
+        await put_step(store, step(position))
     changed = step(2)
     changed.state = RunStepState.RUN_STEP_STATE_COMPLETED
-    await store.write(lambda tx: tx.steps.put(TENANT, changed))
+    await put_step(store, changed)
     assert await store.read(lambda tx: tx.steps.page(TENANT, "run_1")) == [step(1), changed, step(3)]
     after = await store.read(lambda tx: tx.steps.page(TENANT, "run_1", after_position=1, limit=1))
     assert after == [changed]
@@ -107,7 +118,7 @@ async def test_step_is_found_under_its_own_run_and_tenant_only(store: Store) -> 
         (TENANT, "run_1", "step_2"),
     ]:
         with pytest.raises(NotFound):
-            await store.read(lambda tx, t=tenant, r=run_id, s=step_id: tx.steps.get(t, r, s))
+            await get_step(store, tenant, run_id, step_id)
     assert await store.read(lambda tx: tx.steps.page(OTHER, "run_1")) == []
     with pytest.raises(LeaseLost):
         await store.write(lambda tx: tx.steps.put(OTHER, step()))
@@ -119,7 +130,7 @@ async def test_turns_are_kept_by_number_and_changed_in_place(store: Store) -> No
     first = Turn(number=1, seen_sequence=4, items=items)
     second = Turn(number=2, seen_sequence=5, items=[])
     for turn in (second, Turn(number=1, seen_sequence=0, items=[]), first):
-        await store.write(lambda tx, t=turn: tx.turns.put(TENANT, "run_1", t))
+        await put_turn(store, turn)
     assert await store.read(lambda tx: tx.turns.all(TENANT, "run_1")) == [first, second]
     assert await store.read(lambda tx: tx.turns.all(OTHER, "run_1")) == []
     assert await store.read(lambda tx: tx.turns.all(TENANT, "run_2")) == []

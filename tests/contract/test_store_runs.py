@@ -6,7 +6,6 @@ import pytest
 from contract.samples import ODD_IDS, OTHER, TENANT, add_run, add_thread, run
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState
-
 from famulus_server.engine import lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
 from famulus_server.ports import Cursor, Lease, RunFilter, Store
@@ -16,9 +15,14 @@ COMPLETED = RunState.RUN_STATE_COMPLETED
 
 
 async def ids(
-    store: Store, which: RunFilter | None = None, *, after: Cursor | None = None, limit: int = 100
+    store: Store,
+    which: RunFilter | None = None,
+    *,
+    after: Cursor | None = None,
+    limit: int = 100,
+    tenant: str = TENANT,
 ) -> list[str]:
-    found = await store.read(lambda tx: tx.runs.page(TENANT, which or RunFilter(), after=after, limit=limit))
+    found = await store.read(lambda tx: tx.runs.page(tenant, which or RunFilter(), after=after, limit=limit))
     return [made.id for made in found]
 
 
@@ -145,7 +149,7 @@ async def test_another_tenants_run_is_as_good_as_none(store: Store) -> None:
     with pytest.raises(LeaseLost):
         await store.write(lambda tx: tx.runs.replace(OTHER, Run(id="run_1", attempt=1), attempt=1))
     for which in (RunFilter(), RunFilter(thread_id="thread_1"), RunFilter(assistant_id="asst_1")):
-        assert await store.read(lambda tx, w=which: tx.runs.page(OTHER, w, after=None, limit=9)) == []
+        assert await ids(store, which, tenant=OTHER) == []
     assert (await store.read(lambda tx: tx.runs.get(TENANT, "run_1"))).etag == "1"
 
 

@@ -18,13 +18,16 @@ from contract.samples import (
 )
 from famulus.v1.run_pb2 import RunState
 from famulus.v1.thread_pb2 import Thread
-
 from famulus_server.errors import LeaseLost, NotFound
 from famulus_server.ports import Cursor, RunFilter, Store, ThreadFilter, Turn
 
 
 def at(seconds: float) -> "timedelta":
     return timedelta(seconds=seconds)
+
+
+async def insert(store: Store, made: Thread) -> None:
+    await store.write(lambda tx: tx.threads.insert(TENANT, made))
 
 
 async def ids(
@@ -77,8 +80,7 @@ async def test_replace_of_an_unknown_thread_is_not_found(store: Store) -> None:
 
 async def test_list_is_by_latest_activity_and_a_cursor_continues_it(store: Store) -> None:
     for number, seconds in enumerate([0, 5, 5, 9]):
-        made = thread(f"thread_{number}", seconds=seconds)
-        await store.write(lambda tx, made=made: tx.threads.insert(TENANT, made))
+        await insert(store, thread(f"thread_{number}", seconds=seconds))
     await store.write(lambda tx: tx.threads.touch(TENANT, "thread_0", START + at(20)))
     assert await ids(store, limit=2) == ["thread_0", "thread_3"]
     place = Cursor(int((START + at(5)).timestamp()) * 1_000_000, "thread_2")
@@ -104,7 +106,7 @@ async def test_filters_by_user_metadata_and_activity_all_hold_at_once(store: Sto
         thread("d", seconds=4),
     ]
     for made in samples:
-        await store.write(lambda tx, made=made: tx.threads.insert(TENANT, made))
+        await insert(store, made)
     assert await ids(store, ThreadFilter(user_id="ann")) == ["b", "a"]
     assert await ids(store, ThreadFilter(metadata={"env": "prod"})) == ["c", "a"]
     assert await ids(store, ThreadFilter(metadata={"env": "prod", "x": "1"})) == ["a"]

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from contract.samples import TENANT, add_messages, add_thread, assistant, message, read_texts, thread
-
 from famulus_server.errors import NotFound
 from famulus_server.ports import Store, ThreadFilter, Transaction
 
@@ -44,9 +43,10 @@ async def test_failing_unit_does_not_undo_its_neighbours(store: Store) -> None:
             await tx.assistants.get(TENANT, "none")
         return number
 
-    outcomes = await asyncio.gather(
-        *(store.write(lambda tx, n=n: unit(tx, n)) for n in range(30)), return_exceptions=True
-    )
+    async def write(number: int) -> int:
+        return await store.write(lambda tx: unit(tx, number))
+
+    outcomes = await asyncio.gather(*(write(number) for number in range(30)), return_exceptions=True)
     kept = {number for number in range(30) if number % 3 == 2}
     assert {one for one in outcomes if isinstance(one, int)} == kept
     assert sum(isinstance(one, OddError) for one in outcomes) == 10

@@ -165,8 +165,6 @@ class Executor:
         return progress
 
     async def _work(self, progress: _Progress, control: Control) -> None:
-        if progress.run.state == lifecycle.CANCELLING:
-            control.interrupt(Interruption.CANCEL)
         if progress.run.turn_attempt > MAX_TURN_ATTEMPTS:
             error = RunError(
                 code=RunErrorCode.RUN_ERROR_CODE_WORKER_LOST,
@@ -176,6 +174,8 @@ class Executor:
             return
         while progress.run.state == lifecycle.IN_PROGRESS:
             await self._turn(progress, control)
+        if progress.run.state == lifecycle.CANCELLING:
+            raise Interrupted(Interruption.CANCEL)
 
     async def _turn(self, progress: _Progress, control: Control) -> None:
         run = progress.run
@@ -328,6 +328,8 @@ class Executor:
         progress.log.stored_sequence = progress.sequence
 
     def _publish(self, progress: _Progress, events: Sequence[RunEvent]) -> None:
+        if progress.log.deleted:
+            raise LeaseLost(progress.run.id)
         if events:
             progress.sequence = facts.number(events, progress.sequence, self._clock.now())
             self._feed.publish(progress.run.id, events)

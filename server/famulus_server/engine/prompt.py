@@ -17,6 +17,8 @@ from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolChoiceMode, ToolResources
 from famulus_server.ports import ModelCard, ModelRequest, Store, Transaction, Turn
 
 _PAGE = 200
+# Messages that may come in while a run is at work.
+_MAX_NEW = 1_000
 # Without a tokenizer: on the safe side for English, near the truth for most others.
 _CHARACTERS_PER_TOKEN = 3
 _TOKENS_PER_MESSAGE = 8
@@ -50,7 +52,7 @@ async def build(store: Store, tenant: str, run: Run, card: ModelCard, turns: Seq
         old = await _window(tx, tenant, run, start, budget)
         new: list[Message] = []
         if start is not None:
-            new = await tx.messages.page(tenant, run.thread_id, after_sequence=start, limit=_PAGE)
+            new = await tx.messages.page(tenant, run.thread_id, after_sequence=start, limit=_MAX_NEW)
         return old, new
 
     old, new = await store.read(read)

@@ -1,5 +1,6 @@
 """What callers can do with runs."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -209,11 +210,12 @@ class RunDesk:
         """Returns once the run has ended or needs action, with the messages it wrote."""
         run = await self.get(tenant, run_id)
         if run.state not in _STOPPED:
-            async for events in self._watch.watch(tenant, run_id, run.last_sequence):
-                runs = [event.run_state_changed.run for event in events if event.HasField("run_state_changed")]
-                runs += [event.snapshot.run for event in events if event.HasField("snapshot")]
-                if any(seen.state in _STOPPED for seen in runs):
-                    break
+            async with contextlib.aclosing(self._watch.watch(tenant, run_id, run.last_sequence)) as batches:
+                async for events in batches:
+                    runs = [event.run_state_changed.run for event in events if event.HasField("run_state_changed")]
+                    runs += [event.snapshot.run for event in events if event.HasField("snapshot")]
+                    if any(seen.state in _STOPPED for seen in runs):
+                        break
 
         async def unit(tx: Transaction) -> tuple[Run, list[Message]]:
             stored = await tx.runs.get(tenant, run_id)

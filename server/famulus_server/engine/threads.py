@@ -102,7 +102,8 @@ class ThreadDesk:
 
         for run_id in await self._store.write(unit):
             self._worker.interrupt(run_id, Interruption.LEASE_LOST)
-            self._feed.drop(run_id)
+            async with self._feed.order(run_id):
+                self._feed.drop(run_id)
 
     async def fork(
         self, tenant: str, thread_id: str, message_id: str, thread: Thread, key: RequestKey | None

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.message_pb2 import Message
@@ -34,7 +34,7 @@ class Watch:
         self._clock = clock
         self._heartbeat_seconds = heartbeat_seconds
 
-    async def watch(self, tenant: str, run_id: str, after_sequence: int) -> AsyncIterator[Sequence[RunEvent]]:
+    async def watch(self, tenant: str, run_id: str, after_sequence: int) -> AsyncGenerator[Sequence[RunEvent], None]:
         """Batches of events behind a sequence; an empty one is a heartbeat. Ends after the terminal event.
 
         Raises NotFound (also when the thread is deleted meanwhile) and OutOfRange.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
 from famulus import FamulusClient, FamulusError, FamulusSyncClient, RetryPolicy, RunView
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_service_pb2 import CreateRunRequest

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import grpc
 import pytest
-
 from clients.python.conftest import QUICK, Follow
 from clients.python.scripted_runs import (
     ScriptedRuns,

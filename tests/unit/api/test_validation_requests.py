@@ -138,7 +138,9 @@ def test_assistant_at_every_limit_is_accepted() -> None:
         reasoning_effort=5,  # type: ignore[arg-type]
     )
     assistant.tools.append(Tool(file_search=FileSearchTool(max_num_results=50, score_threshold=1)))
-    assert wrong_fields(assistants.check_create, CreateAssistantRequest(assistant=assistant, request_id="~" * 128)) == []
+    assert (
+        wrong_fields(assistants.check_create, CreateAssistantRequest(assistant=assistant, request_id="~" * 128)) == []
+    )
 
 
 MESSAGE_FIELDS: list[tuple[Message, str]] = [
@@ -172,9 +174,7 @@ def test_message_is_refused_wherever_it_comes_in(message: Message, path: str) ->
         f"messages[1].{path}"
     ]
     run = CreateRunRequest(thread_id="t", additional_messages=[message])
-    assert wrong_fields(runs.check_stream, StreamRunRequest(create=run)) == [
-        f"create.additional_messages[0].{path}"
-    ]
+    assert wrong_fields(runs.check_stream, StreamRunRequest(create=run)) == [f"create.additional_messages[0].{path}"]
 
 
 RUN_FIELDS: list[tuple[dict[str, Any], str]] = [

@@ -1,6 +1,8 @@
 """The SSE decoder."""
 
 import tracemalloc
+from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from famulus_server.errors import ModelProtocolError
@@ -18,12 +20,14 @@ def decoder(limit: int = 1_000) -> SseDecoder:
     return SseDecoder(max_line_bytes=limit)
 
 
+def feed_all(sse: SseDecoder, pieces: Iterable[bytes]) -> list[bytes]:
+    return [event for piece in pieces for event in sse.feed(piece)]
+
+
 @given(st.lists(st.integers(0, len(STREAM))))
 def test_events_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
-    sse = decoder()
-    found = [event for at, to in zip(edges, edges[1:], strict=False) for event in sse.feed(STREAM[at:to])]
-    assert found == EVENTS
+    assert feed_all(decoder(), [STREAM[at:to] for at, to in pairwise(edges)]) == EVENTS
 
 
 def test_comments_and_other_fields_are_no_events() -> None:
@@ -36,10 +40,9 @@ def test_event_without_its_empty_line_never_happened() -> None:
 
 @pytest.mark.parametrize("line", [b"x" * 100_000, b"data: " + b"x" * 100_000 + b"\n\n", b"data: xxxx\n" * 10_000])
 def test_line_or_event_over_the_limit_is_refused(line: bytes) -> None:
-    sse = decoder()
+    pieces = [line[at : at + 64] for at in range(0, len(line), 64)]
     with pytest.raises(ModelProtocolError):
-        for at in range(0, len(line), 64):
-            sse.feed(line[at : at + 64])
+        feed_all(decoder(), pieces)
 
 
 def test_line_at_the_limit_is_taken() -> None:
@@ -51,8 +54,7 @@ def test_endless_line_takes_no_more_memory_than_the_limit() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ModelProtocolError):
-            for _ in range(20_000):
-                sse.feed(b"x" * 1_000)
+            feed_all(sse, (b"x" * 1_000 for _ in range(20_000)))
         assert tracemalloc.get_traced_memory()[1] < 3_000_000
     finally:
         tracemalloc.stop()

@@ -11,7 +11,7 @@ from famulus.errors import FamulusError
 from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
 from famulus.sync_stream import SyncRunStream
-from famulus.tools import Toolbox, Tools
+from famulus.tools import Toolbox, Tools, refuse_async_tools
 from famulus.unary import send_blocking
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
@@ -72,7 +72,7 @@ class FamulusSyncClient:
         tool_timeout: float = TOOL_TIMEOUT,
         cancel_on_exit: bool = False,
     ) -> SyncRunStream:
-        """Starts a run and follows it to its end.
+        """Starts a run and follows it to its end. Raises TypeError for a tool that is a coroutine function.
 
         With a `request_id` in `create`, the same call joins the run that an earlier one started; without one, each call
         starts a run. `tools` answers the run's function calls: callables by name, each with at most `tool_timeout`
@@ -118,6 +118,7 @@ class FamulusSyncClient:
             time.sleep(delay)
 
     def _stream(self, following: Following, tools: Tools | None, timeout: float, cancel_on_exit: bool) -> SyncRunStream:
+        refuse_async_tools(tools or {})
         return SyncRunStream(
             runs=self.runs,
             following=following,
