@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from famulus.v1.assistant_pb2 import Assistant
@@ -17,7 +18,7 @@ from famulus.v1.thread_service_pb2 import CreateThreadRequest
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus_server.config import EmbeddedSettings, ServerSettings, Settings
 from famulus_server.wiring import SCRIPTED_MODEL, RunningServer, open_server
-from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
@@ -127,20 +128,15 @@ class Refusal:
         return self.details.get("ErrorInfo", error_details_pb2.ErrorInfo())
 
 
-def refusal(error: grpc.RpcError) -> Refusal:
-    """What a failed call tells."""
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}  # type: ignore[attr-defined]
+def refusal(error: Any) -> Refusal:
+    """What a failed call, blocking or not, tells."""
+    trailers = dict(error.trailing_metadata() or ())
     raw = trailers.get("grpc-status-details-bin", b"")
     details = [_unpacked(detail) for detail in Status.FromString(raw).details]
-    return Refusal(
-        code=error.code(),  # type: ignore[attr-defined]
-        message=error.details(),  # type: ignore[attr-defined]
-        raw=raw,
-        details={detail.DESCRIPTOR.name: detail for detail in details},
-    )
+    return Refusal(error.code(), error.details(), raw, {detail.DESCRIPTOR.name: detail for detail in details})
 
 
-def _unpacked(detail: AnyMessage) -> ProtoMessage:
+def _unpacked(detail: Packed) -> ProtoMessage:
     message: ProtoMessage = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2])()
     detail.Unpack(message)
     return message

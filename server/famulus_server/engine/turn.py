@@ -183,12 +183,12 @@ class TurnRecorder:
         now = self._clock.now()
         messages, steps = self._close_messages(now, None)
         items: list[Mapping[str, Any]] = []
-        calls = list(self._calling.values())
         made: list[ToolCall] = []
-        for item in self.ended.items if self.ended else ():
+        for index, item in enumerate(self.ended.items if self.ended else ()):
             kind = item.get("type")
-            if kind == "function_call" and calls:
-                calling = calls.pop(0)
+            calling = self._calling.get(index)
+            if calling is not None:
+                # Ours may differ from the model's, and the next turn must say the same in calls and outputs.
                 item["call_id"] = calling.id
                 made.append(self._made(calling, len(made)))
             elif isinstance(kind, str) and kind.endswith("_call") and kind != "function_call":

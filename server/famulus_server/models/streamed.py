@@ -87,7 +87,7 @@ class StreamedModel:
         finally:
             self.ignored_events += reader.ignored
             if opened:
-                pass
+                await call.__aexit__(None, None, None)
 
 
 async def _read_rest(chunks: AsyncIterator[bytes]) -> None:

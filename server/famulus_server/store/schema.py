@@ -3,8 +3,12 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from famulus_server.store.errors import NotAStore, SchemaTooNew
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 # The newest migration in migrations/versions.
 HEAD = "0001"
@@ -24,18 +28,20 @@ def upgrade_file(path: Path) -> None:
         raise SchemaTooNew(
             f"{path} has schema {revision}, this version of the server knows {HEAD}: start the newer version"
         )
-    migrate(f"sqlite:///{path}")
+    from sqlalchemy import URL
+
+    migrate(URL.create("sqlite", database=str(path)))
 
 
-def migrate(url: str) -> None:
+def migrate(url: "str | URL") -> None:
     """Brings the database at an SQLAlchemy URL to HEAD, in one transaction."""
     # Imported here to keep start-up short: rarely needed, and half a second to load.
     from alembic import command
     from alembic.config import Config
-    from sqlalchemy import Connection, create_engine, event, make_url
+    from sqlalchemy import Connection, create_engine, event
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine(make_url(url), poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool)
     if engine.dialect.name == "sqlite":
         # The driver begins no transaction before schema changes by itself.
         @event.listens_for(engine, "connect")

@@ -1,7 +1,7 @@
 """The same scenarios for both clients: `follow` has one parameter for each."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_service_pb2 import CreateRunRequest
 
 CREATE = CreateRunRequest(thread_id="thread_1", assistant_id="asst_1")
-QUICK = RetryPolicy(initial_delay=0.001, max_delay=0.02, give_up_after=5.0, silence=5.0)
+QUICK = RetryPolicy(initial_delay=0.001, max_delay=0.02, give_up_after=20.0, silence=5.0)
 
 
 @dataclass
@@ -69,7 +69,7 @@ async def follow_sync(target: str, **options: Any) -> Followed:
     return await asyncio.to_thread(follow_in_thread, target, **options)
 
 
-Follow = Callable[..., Awaitable[Followed]]
+Follow = Callable[..., Coroutine[Any, Any, Followed]]
 
 
 @pytest.fixture(params=[follow_async, follow_sync], ids=["async", "sync"])

@@ -1,4 +1,5 @@
 """A small RunService on a real port, which tells a log kept in memory and breaks its streams as planned."""
+# ruff: noqa: N802 (gRPC methods carry their proto names)
 
 import threading
 from collections import deque
@@ -151,7 +152,7 @@ def repeats_all(stream: Stream) -> Iterator[Sequence[RunEvent]]:
 class ScriptedRuns(RunServiceServicer):
     """Serves each stream by the next entry of the plan; wholly, when the plan is used up.
 
-    The log is published up to the first event at which the run waits for tool outputs; submitting them publishes the rest.
+    The log is published up to the first event at which the run waits for tool outputs; submitting publishes the rest.
     """
 
     def __init__(self, log: Iterable[RunEvent], plan: Iterable[Serving] = ()) -> None:
@@ -163,7 +164,6 @@ class ScriptedRuns(RunServiceServicer):
         self.submitted: list[api.SubmitToolOutputsRequest] = []
         self.cancelled: list[str] = []
         self.refusals: deque[Callable[[grpc.ServicerContext], None]] = deque()  # of the next unary calls
-        self.after_end: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._visible = self._pause_after(0)
 
@@ -177,7 +177,8 @@ class ScriptedRuns(RunServiceServicer):
         position = 0
         while context.is_active():
             with self._changed:
-                self._changed.wait_for(lambda: position < self._visible or not context.is_active(), timeout=0.05)
+                if position == self._visible:
+                    self._changed.wait(0.05)  # then look whether the client is still there
                 fresh = self.log[position : self._visible]
             position += len(fresh)
             yield from fresh

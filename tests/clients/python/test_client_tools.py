@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -83,7 +83,7 @@ async def test_the_model_is_told_what_went_wrong_and_nothing_else(follow: Follow
         (call("call_10", "weather", "[" * 100_000), "the arguments are not JSON"),
         (call("call_11", "stops"), "the tool failed: RuntimeError"),
     ]
-    tools = {
+    tools: dict[str, Callable[..., Any]] = {
         "fails": fails,
         "explains": explains,
         "weather": weather,
@@ -257,7 +257,12 @@ async def test_coroutines_are_answers_like_any_other() -> None:
         call("call_3", "gives_up"),
         call("call_4", "wrapped"),
     ]
-    tools = {"greet": greet, "slow": slow, "gives_up": gives_up, "wrapped": lambda: greet("Max")}
+    tools: dict[str, Callable[..., Any]] = {
+        "greet": greet,
+        "slow": slow,
+        "gives_up": gives_up,
+        "wrapped": lambda: greet("Max"),
+    }
     with serving(runs := ScriptedRuns(with_tools(*calls))) as target:
         async with FamulusClient(target) as client:
             result = await client.run_to_end(CREATE, tools=tools, tool_timeout=0.2)

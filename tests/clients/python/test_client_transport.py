@@ -32,11 +32,16 @@ async def test_a_connection_that_is_reset_at_any_byte_loses_nothing(follow: Foll
 
 async def test_tools_are_answered_once_through_a_connection_that_is_reset(follow: Follow) -> None:
     ran: list[int] = []
+
+    def note(number: int) -> None:
+        ran.append(number)
+
     log = with_tools(call("call_1", "note", '{"number": 1}'), call("call_2", "note", '{"number": 2}'))
     with serving(runs := ScriptedRuns(log)) as target:
-        proxy = CuttingProxy(target, range(60, 700, 40))
+        proxy = CuttingProxy(target, [150, 250, 350, 500, 700])
         async with proxy.listening() as address:
-            seen = await follow(address, tools={"note": lambda number: ran.append(number)})
+            seen = await follow(address, tools={"note": note})
+    assert seen.error is None
     assert seen.events == log
     assert sorted(ran) == [1, 2]
     assert len({submitted.SerializeToString(deterministic=True) for submitted in runs.submitted}) == 1
@@ -57,5 +62,6 @@ async def test_a_server_that_restarts_in_the_middle_is_not_noticed(follow: Follo
         assert await asyncio.to_thread(reached.wait, PATIENCE)
     with serving(again := ScriptedRuns(log), target):
         seen = await following
+    assert seen.error is None
     assert seen.events == log
     assert 0 <= again.streams[0].after <= 50

@@ -4,14 +4,15 @@ import subprocess
 import sys
 
 import pytest
-
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
 
 
 def test_registry_is_made_without_importing_the_sdk() -> None:
     # Importing it takes longer than the rest of the server's start.
-    code = "import sys, famulus_server.models.registry as r; r.ModelRegistry(settings=[]); sys.exit('openai' in sys.modules)"
+    code = (
+        "import sys, famulus_server.models.registry as r; r.ModelRegistry(settings=[]); exit('openai' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

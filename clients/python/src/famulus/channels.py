@@ -14,7 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "grpc.http2.max_pings_without_data": 0,
     # Back on the line soon after a restart; the waits between calls are this client's own.
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 5_000,
+    "grpc.max_reconnect_backoff_ms": 2_000,
     "grpc.enable_retries": 0,
     # A Snapshot holds all messages of a run.
     "grpc.max_receive_message_length": 64 << 20,

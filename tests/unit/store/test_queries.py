@@ -1,0 +1,49 @@
+"""The file of queries keeps its own rules, and says what the code takes it to say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from famulus.v1.run_pb2 import RunState
+from famulus_server.engine import lifecycle
+from famulus_server.store import queries
+
+STORE = Path(queries.__file__).parent
+
+
+def test_every_query_is_used_and_every_used_query_exists() -> None:
+    sources = [path.read_text() for path in STORE.glob("*.py")]
+    used = {name for source in sources for name in re.findall(r'"((?:[a-z]+_)+[a-z]+|ping)"', source)}
+    written = set(queries.load("sqlite"))
+    assert written - used == set()
+    called = {name for source in sources for name in re.findall(r'_session\.\w+\(\s*"(\w+)"', source)}
+    assert len(called) > 30
+    assert called - written == set()
+
+
+def test_states_in_the_queries_are_those_of_the_lifecycle() -> None:
+    # `queries.sql` and the migration name them by number: 1 QUEUED, 3 REQUIRES_ACTION.
+    assert (RunState.Value("RUN_STATE_QUEUED"), RunState.Value("RUN_STATE_REQUIRES_ACTION")) == (1, 3)
+    assert sorted(lifecycle.ACTIVE - lifecycle.OWNED) == [1, 3]
+
+
+def test_variant_is_picked_by_engine() -> None:
+    text = "-- name: a [sqlite]\n-- One.\nSELECT 1;\n\n-- name: a [postgres]\n-- Two.\nSELECT 2;\n"
+    assert dict(queries.load("sqlite", text)) == {"a": "SELECT 1"}
+    assert dict(queries.load("postgres", text)) == {"a": "SELECT 2"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-- name: a b\n-- Text.\nSELECT 1;",
+        "-- name: a [oracle]\n-- Text.\nSELECT 1;",
+        "-- name: a\nSELECT 1;",
+        "-- name: a\n-- Text.\n",
+        "-- name: a\n-- Text.\nSELECT 1",
+        "-- name: a\n-- Text.\nSELECT 1;\n-- name: a\n-- Text.\nSELECT 2;",
+    ],
+)
+def test_file_that_breaks_its_rules_is_refused(text: str) -> None:
+    with pytest.raises(queries.BadQueryFile):
+        queries.load("sqlite", text)

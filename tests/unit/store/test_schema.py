@@ -1,0 +1,88 @@
+"""The schema of an SQLite file: made, kept, or refused with a clear word."""
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from contract.samples import MovableClock
+from famulus_server.store import schema
+from famulus_server.store.errors import NotAStore, SchemaTooNew, StoreUnusable
+from famulus_server.store.sqlite import SqliteStore
+from sqlalchemy.exc import OperationalError
+
+
+def tables(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def permissions(folder: Path) -> set[int]:
+    return {stat.S_IMODE(made.stat().st_mode) for made in folder.iterdir()}
+
+
+async def open_and_close(path: Path) -> None:
+    store = SqliteStore(path=path, clock=MovableClock())
+    await store.open()
+    await store.ping()
+    await store.close()
+
+
+def test_head_is_the_newest_migration() -> None:
+    scripts = ScriptDirectory(str(Path(schema.__file__).with_name("migrations")))
+    assert scripts.get_current_head() == schema.HEAD
+
+
+@pytest.mark.parametrize("name", ["famulus.db", "a b%20?x=1#y'.db"])
+async def test_new_file_is_made_for_its_owner_only(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    await open_and_close(path)
+    assert "runs" in tables(path)
+    assert permissions(tmp_path) == {0o600}
+    await open_and_close(path)
+
+
+def test_file_that_is_up_to_date_is_opened_without_the_migration_tool(path: Path) -> None:
+    schema.upgrade_file(path)
+    script = (
+        "import sys, pathlib; from famulus_server.store import schema, sqlite;"
+        "schema.upgrade_file(pathlib.Path(sys.argv[1]));"
+        "sys.exit(bool({'alembic', 'sqlalchemy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == 0
+
+
+def test_migration_that_breaks_off_leaves_nothing(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE secrets (in_the_way)")
+    with pytest.raises(OperationalError):
+        schema.migrate(f"sqlite:///{path}")
+    assert tables(path) == {"secrets"}
+
+
+async def test_newer_database_is_refused(path: Path) -> None:
+    await open_and_close(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(SchemaTooNew, match="9999"):
+        await open_and_close(path)
+
+
+async def test_file_of_something_else_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (name)")
+    with pytest.raises(NotAStore):
+        await open_and_close(path)
+    assert tables(path) == {"recipes"}
+
+
+def test_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"dear diary " * 100)
+    with pytest.raises(StoreUnusable):
+        schema.upgrade_file(path)
+    assert path.read_bytes() == b"dear diary " * 100

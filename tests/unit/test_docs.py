@@ -1,0 +1,150 @@
+"""The documentation says what the code does."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+from famulus.v1.error_reason_pb2 import ErrorReason
+from famulus.v1.run_pb2 import RunErrorCode
+from famulus_server import config
+from famulus_server.models.settings import ModelSettings, RetrySettings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+RECORDS = sorted((DOCS / "adr").glob("0*.md"))
+PAGES = [*RECORDS, DOCS / "architecture.md", DOCS / "errors.md", DOCS / "configuration.md", ROOT / "CHANGELOG.md"]
+SECTIONS: Mapping[str, type[msgspec.Struct]] = {
+    "[server]": config.ServerSettings,
+    "[store]": config.StoreSettings,
+    "[redis]": config.RedisSettings,
+    "[worker]": config.WorkerSettings,
+    "[embedded]": config.EmbeddedSettings,
+    "[log]": config.LogSettings,
+    "[[models]]": ModelSettings,
+    "[models.retry]": RetrySettings,
+}
+CODE = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|ABORTED|UNAVAILABLE|INTERNAL)\b")
+# A key is not written into the file; these say where it is.
+KEY_SOURCES = {"api_key_env", "api_key_file"}
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def section(page: Path, title: str) -> str:
+    """What stands below a heading of the second level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", read(page), re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page.name} has no section {title}"
+    return found[1]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The rows of tables whose first cell is code, by that; without it."""
+    lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", text, re.MULTILINE)
+    return {key: rest.split(" | ") for key, rest in lines}
+
+
+def default_of(kind: type[msgspec.Struct], key: str) -> str | object:
+    """As it has to stand in the table: a value, `none` or `required`."""
+    if key in KEY_SOURCES:
+        return "none"
+    field = {field.name: field for field in msgspec.structs.fields(kind)}[key]
+    if field.required:
+        return "required"
+    if isinstance(field.default, RetrySettings):
+        return "defaults below"
+    return "none" if field.default is None else field.default
+
+
+def stated(cell: str) -> str | object:
+    return tomllib.loads(f"value = {cell.strip('`')}")["value"] if cell.startswith("`") else cell
+
+
+def test_every_error_reason_is_explained_with_the_code_that_its_proto_names() -> None:
+    proto = read(ROOT / "protos/famulus/v1/error_reason.proto")
+    entries = re.findall(r"((?:^ *//.*\n)+) *ERROR_REASON_(\w+) = \d+;", proto, re.MULTILINE)
+    codes = {name: CODE.findall(comment) for comment, name in entries}
+    explained = rows(section(DOCS / "errors.md", "Status of a call"))
+    names = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
+    assert explained.keys() == names
+    for name, (code, *_) in explained.items():
+        assert codes[name] == [code], name
+
+
+def test_reasons_are_called_unused_exactly_while_the_server_never_gives_them() -> None:
+    source = "".join(read(path) for path in (ROOT / "server/famulus_server").rglob("*.py"))
+    used = set(re.findall(r"\bERROR_REASON_(\w+)", source))
+    explained = rows(section(DOCS / "errors.md", "Status of a call"))
+    unused = {name for name, cells in explained.items() if "Not sent by this version." in cells[-1]}
+    assert unused == explained.keys() - used
+
+
+def test_every_error_of_a_run_is_explained() -> None:
+    explained = rows(section(DOCS / "errors.md", "Error of a run"))
+    names = {name.removeprefix("RUN_ERROR_CODE_") for name in RunErrorCode.keys()}  # noqa: SIM118
+    assert explained.keys() == names - {"UNSPECIFIED"}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_setting_is_explained_with_its_default(title: str) -> None:
+    kind = SECTIONS[title]
+    names = {field.name for field in msgspec.structs.fields(kind)}
+    if "api_key" in names:
+        names = names - {"api_key"} | KEY_SOURCES
+    explained = rows(section(DOCS / "configuration.md", f"`{title}`"))
+    assert explained.keys() == names
+    assert {key: stated(cells[0]) for key, cells in explained.items()} == {key: default_of(kind, key) for key in names}
+
+
+def test_every_section_of_the_settings_has_its_own_in_the_page() -> None:
+    known = {field.name for field in msgspec.structs.fields(config.Settings)}
+    assert {title.strip("[]").partition(".")[0] for title in SECTIONS} == known
+
+
+def test_example_of_the_configuration_loads(tmp_path: Path) -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", read(DOCS / "configuration.md"), re.DOTALL)
+    path = tmp_path / "famulus.toml"
+    path.write_text(example, encoding="utf-8")
+    keys = dict.fromkeys(re.findall(r'^api_key_env = "(\w+)"', example, re.MULTILINE), "a key")
+    settings = config.load(path, keys)
+    assert [model.api_key for model in settings.models] == ["a key", ""]
+    assert settings.models[-1].retry.attempts == 5
+
+
+def test_example_of_the_environment_is_obeyed() -> None:
+    [example] = re.findall(r"```sh\n(.*?)```", read(DOCS / "configuration.md"), re.DOTALL)
+    environ = dict(line.split("=", 1) for line in example.splitlines())
+    settings = config.load(None, environ)
+    for variable, value in environ.items():
+        _, name, key = variable.lower().split("_", 2)
+        assert str(getattr(getattr(settings, name), key)) == value
+
+
+def test_every_direct_dependency_has_a_reason() -> None:
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    wanted += [one for group in project["project"]["optional-dependencies"].values() for one in group]
+    names = {re.split(r"[=<>\[ ]", one)[0] for one in wanted}
+    explained = re.findall(r"^(?:- |\| )`([\w-]+)` (?:\(|\| )", read(DOCS / "adr/0006-dependencies.md"), re.MULTILINE)
+    assert sorted(explained) == sorted(names)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem[:4])
+def test_record_has_its_four_parts_and_stands_in_the_index(record: Path) -> None:
+    parts = re.findall(r"^## (.*)$", read(record), re.MULTILINE)
+    assert parts == ["Context", "Decision", "Alternatives", "Consequences"]
+    assert f"({record.name})" in read(DOCS / "adr/README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = read(page)
+    named = re.findall(r"`([\w.-][\w./-]*/[\w-]*(?:\.\w+)*|\w+\.py)`", text)
+    roots = (ROOT, ROOT / "server/famulus_server")
+    assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
