@@ -210,7 +210,8 @@ class Runs(Protocol):
 
     async def claim(self, lease: Lease, *, limit: int) -> list[Claimed]:
         """Gives this worker up to `limit` runs, oldest first: QUEUED ones, and IN_PROGRESS or CANCELLING ones whose
-        lease has run out. Adds one to `attempt` and `turn_attempt`; a QUEUED run becomes IN_PROGRESS."""
+        lease has run out. Adds one to `attempt` and `turn_attempt`. A QUEUED run becomes IN_PROGRESS, which is a fact
+        and takes the next sequence."""
 
     async def renew(self, lease: Lease) -> set[str]:
         """Renews all leases of this owner in one statement; returns the ids of the runs it still holds."""

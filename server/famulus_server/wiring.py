@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from famulus_server.api.server import ApiServer
-from famulus_server.config import Settings
+from famulus_server.config import ConfigError, Settings
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
@@ -67,7 +67,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         await store.open()
         stack.push_async_callback(store.close)
         redis_url, embedded = await _start_children(settings, stack, progress)
-        model_settings = (*embedded, *settings.models)
+        model_settings = _all_models(embedded, settings)
         event_log = RedisEventLog(url=redis_url)
         event_log.open()
         stack.push_async_callback(event_log.close)
@@ -167,12 +167,23 @@ async def _embedded_models(
         except EmbeddedUnavailable as error:
             if settings.embedded.local_model == "on":
                 raise
-            progress(f"no local model: {error}; using the scripted upstream instead")
+            progress(f"no local model: {error}")
+            progress("using the scripted upstream instead: it answers by a script")
     if settings.with_scripted_model:
         script = load_script(Path(settings.embedded.script)) if settings.embedded.script else default_script()
         upstream = ScriptedUpstream(script=script, history=100)
         models.append(ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=await upstream.start()))
         stack.push_async_callback(upstream.close)
+    return models
+
+
+def _all_models(embedded: list[ModelSettings], settings: Settings) -> tuple[ModelSettings, ...]:
+    models = (*embedded, *settings.models)
+    if not models:
+        raise ConfigError("settings", "models", "there is no model: configure [[models]], or allow an embedded one")
+    for model in embedded:
+        if any(other.name == model.name for other in settings.models):
+            raise ConfigError("settings", "models", f"{model.name!r} is the name of an embedded model: choose another")
     return models
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
 from famulus_server import config

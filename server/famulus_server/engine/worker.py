@@ -125,9 +125,8 @@ class Worker:
             self._free += slots - len(claimed)
         for one in claimed:
             if not one.taken_over:
-                log = self._feed.open(one.run.id, one.run.last_sequence)
                 events = [facts.state_changed(one.run)]
-                facts.number(events, log.last_sequence, self._clock.now())
+                facts.number(events, one.run.last_sequence - 1, self._clock.now())
                 self._feed.publish(one.run.id, events)
             self.start(one)
 

@@ -88,6 +88,7 @@ class SqlRuns:
             run = Run.FromString(body)
             if state == lifecycle.QUEUED:
                 run.state = lifecycle.IN_PROGRESS
+                run.last_sequence += 1
                 if not run.HasField("start_time"):
                     run.start_time.CopyFrom(timestamp(micros(now)))
             run.attempt += 1

@@ -1,0 +1,53 @@
+"""The settings of a command: the file, then the environment, then the command's own options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from famulus_server.config import Settings
+
+Changes = Mapping[str, Mapping[str, str | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Where the settings come from; `file` is None where there is none."""
+
+    file: Path | None
+
+    def load(self, changes: Changes | None = None) -> Settings:
+        """The settings, `changes` (section, key, value) made; a value of None changes nothing. Raises ConfigError."""
+        import msgspec  # here, because `--help` needs no settings
+
+        from famulus_server.config import load
+
+        settings = load(self.file, os.environ)
+        for section, keys in (changes or {}).items():
+            given = {key: value for key, value in keys.items() if value is not None}
+            changed = msgspec.structs.replace(getattr(settings, section), **given)
+            settings = msgspec.structs.replace(settings, **{section: changed})
+        return settings
+
+    def load_to_serve(self, changes: Changes) -> Settings:
+        """The same, for a server: the address to listen on is checked before anything starts. Raises ConfigError."""
+        from famulus_server.api.addresses import ListenError, check_loopback
+        from famulus_server.config import ConfigError
+
+        settings = self.load(changes)
+        try:
+            check_loopback(settings.server.listen)
+        except ListenError as error:
+            raise ConfigError(*self._origin_of_listen(changes), str(error)) from error
+        return settings
+
+    def _origin_of_listen(self, changes: Changes) -> tuple[str, str]:
+        if changes.get("server", {}).get("listen") is not None:
+            return "command line", "--listen"
+        if "FAMULUS_SERVER_LISTEN" in os.environ:
+            return "environment", "FAMULUS_SERVER_LISTEN"
+        return str(self.file), "server.listen"

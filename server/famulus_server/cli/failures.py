@@ -1,0 +1,99 @@
+"""What is said when a command fails, and the exit code: 2 for wrong settings and options, 1 for the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+if TYPE_CHECKING:
+    from famulus import FamulusError
+
+_WRONG_SETTINGS = 2
+_REMEDIES = {
+    "RESOURCE_NOT_FOUND": "Check the id; ids of another data directory or tenant are not found either.",
+    "THREAD_HAS_ACTIVE_RUN": "Wait for that run, or cancel it.",
+    "NO_ASSISTANT": "Name one with --assistant, or a model with --model.",
+    "UNKNOWN_MODEL": "Name one of the server's models with --model; `serve` lists them when it starts.",
+    "SERVER_DRAINING": "The server is about to stop: try again in a moment.",
+    "SERVER_OVERLOADED": "Try again in a moment.",
+    "STORE_UNAVAILABLE": "Try again in a moment; the server's log says what is wrong with the database.",
+    "INTERNAL": "The server's log has the cause under that reference.",
+}
+
+
+class Failure(click.ClickException):
+    """Ends a command with `error: ...` on standard error."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", file=file, err=file is None)
+
+
+class Cli(click.Group):
+    """Turns whatever a command raises into a message for people."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            message, exit_code = _explain(error)
+            raise Failure(message, exit_code=exit_code) from None
+
+
+class _Explanation(NamedTuple):
+    message: str
+    exit_code: int = 1
+
+
+def _explain(error: Exception) -> _Explanation:
+    # All imports are here because they cost time, which only a failure should take; cheap ones come first.
+    from famulus_server.api.addresses import ListenError
+    from famulus_server.config import ConfigError
+    from famulus_server.embedded.errors import EmbeddedUnavailable
+    from famulus_server.store.errors import StoreInUse, StoreUnusable
+
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ConfigError):
+        return _Explanation(str(error), _WRONG_SETTINGS)
+    if isinstance(error, StoreInUse):
+        return _Explanation(f"{error}. Stop that server, or give this one another data directory")
+    if isinstance(error, ListenError | StoreUnusable | EmbeddedUnavailable):
+        return _Explanation(str(error))
+    if isinstance(error, OSError):
+        return _Explanation(": ".join(filter(None, [error.filename and str(error.filename), error.strerror])))
+    return _explain_further(error)
+
+
+def _explain_further(error: Exception) -> _Explanation:
+    import grpc
+    from famulus import FamulusError
+
+    from famulus_server.embedded.upstream import ScriptError
+
+    if isinstance(error, ScriptError):
+        return _Explanation(str(error), _WRONG_SETTINGS)
+    if isinstance(error, grpc.RpcError):
+        error = FamulusError.from_rpc(error)
+    if isinstance(error, FamulusError):
+        return _Explanation(in_words(error))
+    return _Explanation(f"{type(error).__name__}: {error}. This is a defect; `famulus-server --debug ...` shows where")
+
+
+def in_words(error: FamulusError) -> str:
+    """What an error of the API says, and what to do about it."""
+    # grpc words these for developers, with addresses and source lines.
+    if not error.reason_name and error.code.name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+        return "no server answers there. Start one with `famulus-server serve`, or name its address with --address"
+    facts = ", ".join(f"{name} {value}" for name, value in error.metadata.items())
+    said = f"{error.message} ({facts})" if facts else error.message
+    remedy = _REMEDIES.get(error.reason_name)
+    return f"{said}. {remedy}" if remedy else f"{said} [{error.reason_name or error.code.name}]"

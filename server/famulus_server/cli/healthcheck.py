@@ -1,0 +1,54 @@
+"""`famulus-server healthcheck`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.options import address_option
+
+_NOT_SERVING = 1
+_UNREACHABLE = 2
+
+
+@click.command(short_help="Ask a server whether it serves.")
+@address_option
+@click.option("--service", default="readiness", show_default=True, help="startup, liveness, readiness, or a service.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the answer may take.",
+)
+@click.pass_obj
+def healthcheck(configuration: Configuration, address: str | None, service: str, timeout: float) -> None:
+    """Ask a server whether it serves (grpc.health.v1).
+
+    The exit code is 0 where it does, 1 where it does not, and 2 where no server answers in time.
+
+    \b
+    Examples:
+      famulus-server healthcheck
+      famulus-server healthcheck --address 127.0.0.1:9000 --service famulus.v1.RunService
+    """
+    target = address or configuration.load().server.listen
+    # Here, because grpc takes a while to import.
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse  # type: ignore[import-untyped]
+    from grpc_health.v1.health_pb2_grpc import HealthStub  # type: ignore[import-untyped]
+
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                click.echo(f"{target}: no service {service!r}")
+                sys.exit(_NOT_SERVING)
+            click.echo(f"{target}: no answer ({error.code().name})")
+            sys.exit(_UNREACHABLE)
+    click.echo(f"{target}: {service or 'server'} {HealthCheckResponse.ServingStatus.Name(answer.status)}")
+    sys.exit(0 if answer.status == HealthCheckResponse.SERVING else _NOT_SERVING)

@@ -1,0 +1,14 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import click
+
+listen_option = click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
+data_dir_option = click.option("--data-dir", metavar="DIR", help="Where the database and all other files are kept.")
+log_level_option = click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What to log, on standard error."
+)
+address_option = click.option(
+    "--address", metavar="HOST:PORT", help="The server to call.  [default: where the settings say it listens]"
+)

@@ -1,0 +1,57 @@
+"""`famulus-server serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.console import note, start_logs
+from famulus_server.cli.options import data_dir_option, listen_option, log_level_option
+from famulus_server.cli.signals import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from famulus_server.config import Settings
+
+
+@click.command(short_help="Start the server and run it until it is told to stop.")
+@listen_option
+@data_dir_option
+@log_level_option
+@click.pass_obj
+def serve(configuration: Configuration, listen: str | None, data_dir: str | None, log_level: str | None) -> None:
+    """Start the server and run it until it is told to stop.
+
+    Without settings it brings all it needs: a database, a Valkey server and a small language model. Once it accepts
+    calls it prints one line, with its address.
+
+    SIGTERM or Ctrl-C stops it: runs at work may end or are given back, streams are told where to resume. A second
+    signal exits at once.
+
+    \b
+    Examples:
+      famulus-server serve
+      famulus-server serve --listen 127.0.0.1:9000 --data-dir /var/lib/famulus
+      FAMULUS_LOG_LEVEL=debug famulus-server --config famulus.toml serve
+    """
+    settings = configuration.load_to_serve(
+        {"server": {"listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
+    )
+    start_logs(settings)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    from famulus_server.wiring import open_server  # here, because it imports everything
+
+    with contextlib.suppress(Stopped), StopSignals() as signals:
+        async with contextlib.AsyncExitStack() as stack:
+            with signals.interrupting():
+                server = await stack.enter_async_context(open_server(settings, progress=note))
+            click.echo(f"famulus serves {server.address} with the models {', '.join(server.models)}")
+            await signals.wait()
+            note(f"draining, for up to {settings.server.drain_seconds:g} s; another signal exits at once")
+
