@@ -1,4 +1,4 @@
-"""What every stream of run events must fulfil, whoever watched it, and whatever broke meanwhile (contract 11-13, 16-18).
+"""What every stream of run events must fulfil, whoever watched it and whatever broke meanwhile (contract 11-13, 16-18).
 
 Pure functions over what a client saw. An AssertionError says what is wrong and shows the events around it.
 """
@@ -11,7 +11,6 @@ from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, Snapshot
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStepState
 from famulus.v1.tool_pb2 import ToolCall
-
 from famulus_server.engine import lifecycle
 
 _SHOWN_AROUND = 4
@@ -41,10 +40,8 @@ def validate_final(events: Sequence[RunEvent], run: Run, messages: Sequence[Mess
     """Raises AssertionError unless a whole stream, from its first event, tells of this stored run, and of exactly the
     messages that the run has stored, in their order."""
     reading = _read(events, 0, True)
-    told = _terminal(events[-1])
-    assert told is not None and told.state == run.state, (
-        f"the stream ends otherwise than the stored run:\n{told}\n{run}"
-    )
+    told = _last_run(events[-1])
+    assert told.state == run.state, f"the stream ends otherwise than the stored run:\n{told}\n{run}"
     assert told.usage == run.usage, f"usage told: {told.usage}\nusage stored: {run.usage}"
     assert told.error == run.error, f"error told: {told.error}\nerror stored: {run.error}"
     stored = [(message.id, _text(message), message.state) for message in messages]
@@ -183,10 +180,8 @@ class _Reading:
             assert not call.function.HasField("output"), f"the call {call.id} has an output already"
             assert not call.function.problem, f"the call {call.id} has a problem, and is nobody's to answer"
             if self.whole:
-                told = self.arguments.get(call.id) or "{}"
-                assert told == call.function.arguments_json, (
-                    f"deltas say {told!r}, not {call.function.arguments_json!r}"
-                )
+                told, stored = self.arguments.get(call.id) or "{}", call.function.arguments_json
+                assert told == stored, f"deltas say {told!r}, the call {stored!r}"
 
     def _receive(self, calls: Iterable[ToolCall]) -> None:
         received = {call.id for call in calls if call.function.HasField("output")}
@@ -238,7 +233,7 @@ def _read(events: Sequence[RunEvent], after_sequence: int, complete: bool) -> _R
     return reading
 
 
-def _terminal(event: RunEvent) -> Run | None:
+def _last_run(event: RunEvent) -> Run:
     return event.snapshot.run if event.HasField("snapshot") else event.run_state_changed.run
 
 

@@ -73,10 +73,16 @@ class InvalidArgument(FamulusError):
 
 
 class NotFound(FamulusError):
-    """No such resource for this tenant."""
+    """No such resource for this tenant. `reason` is another one only where the caller saw it exist before."""
 
-    def __init__(self, resource_type: str, resource_id: str) -> None:
-        super().__init__(reasons.ERROR_REASON_RESOURCE_NOT_FOUND, f"no such {resource_type}")
+    def __init__(
+        self,
+        resource_type: str,
+        resource_id: str,
+        *,
+        reason: "ErrorReason.ValueType" = reasons.ERROR_REASON_RESOURCE_NOT_FOUND,
+    ) -> None:
+        super().__init__(reason, f"no such {resource_type}")
         self.resource_type = resource_type
         self.resource_id = resource_id
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from contract.samples import MovableClock
 from famulus_server.ports import Store
 from famulus_server.store import schema

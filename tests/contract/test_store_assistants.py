@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from contract.samples import ODD_IDS, OTHER, TENANT, assistant
 from famulus.v1.assistant_pb2 import Assistant
 from famulus_server.errors import NotFound

@@ -1,6 +1,7 @@
 """Forks share messages without copies; each thread changes its own view only. In any store."""
 
 import pytest
+
 from contract.samples import (
     OTHER,
     START,

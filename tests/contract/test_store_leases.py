@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+
 from contract.samples import OTHER, START, TENANT, MovableClock, add_run, run
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.errors import LeaseLost
@@ -45,6 +46,7 @@ async def test_claimed_run_is_in_progress_under_a_new_attempt(store: Store, cloc
     (claimed,) = await claim(store)
     assert (claimed.tenant, claimed.taken_over) == (TENANT, False)
     assert (claimed.run.state, claimed.run.attempt, claimed.run.etag) == (IN_PROGRESS, 1, "2")
+    assert (claimed.run.turn_attempt, claimed.run.last_sequence) == (1, 1)
     assert claimed.run.start_time.ToDatetime(START.tzinfo) == START + timedelta(seconds=3)
     assert await get(store) == claimed.run
     assert await claim(store) == []
@@ -93,6 +95,8 @@ async def test_run_is_taken_over_when_its_lease_has_run_out(
     (claimed,) = await claim(store)
     assert claimed.taken_over
     assert (claimed.run.state, claimed.run.attempt) == (state, 2)
+    # Nothing about the run became true that a watcher would be told.
+    assert (claimed.run.turn_attempt, claimed.run.last_sequence) == (1, 0)
     with pytest.raises(LeaseLost):
         await replace(store, run(state=COMPLETED, attempt=1), attempt=1)
 

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from contract.samples import (
     ODD_IDS,
     OTHER,

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from contract.samples import ODD_IDS, OTHER, TENANT, MovableClock, add_run, run, step
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_step_pb2 import RunStep, RunStepState

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from contract.samples import ODD_IDS, OTHER, TENANT, add_run, add_thread, run
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+
 from contract.samples import (
     ODD_IDS,
     OTHER,

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from contract.samples import TENANT, add_messages, add_thread, assistant, message, read_texts, thread
 from famulus_server.errors import NotFound
 from famulus_server.ports import Store, ThreadFilter, Transaction

@@ -1,6 +1,7 @@
 """The validator of streams must find every kind of violation: else all tests that rely on it prove nothing."""
 
 import pytest
+
 from famulus.v1.message_pb2 import Message, MessagePart, MessageState, TextPart
 from famulus.v1.run_event_pb2 import (
     AttemptStarted,
@@ -18,9 +19,8 @@ from famulus.v1.run_event_pb2 import (
 from famulus.v1.run_pb2 import RequiredAction, Run, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import FunctionCall, ToolCall
-from validator import text_of, validate_final, validate_stream
-
 from famulus_server.engine.lifecycle import CANCELLED, CANCELLING, COMPLETED, FAILED, IN_PROGRESS, REQUIRES_ACTION
+from validator import text_of, validate_final, validate_stream
 
 
 def story(*events: RunEvent) -> list[RunEvent]:

@@ -34,19 +34,19 @@ def fake_upstream(script: Path | None, host: str, port: int, allow_remote: bool)
       famulus-server fake-upstream
       famulus-server fake-upstream --script weather.toml --port 8089
     """
-    if not allow_remote:
-        _require_loopback(host)
-    asyncio.run(_serve(script, host, port))
+    asyncio.run(_serve(script, host, port, allow_remote))
 
 
-async def _serve(script: Path | None, host: str, port: int) -> None:
+async def _serve(script: Path | None, host: str, port: int, allow_remote: bool) -> None:
     from famulus_server.embedded.upstream import ScriptedUpstream, load_script  # here, because aiohttp takes long
 
     upstream = ScriptedUpstream(script=load_script(script) if script else None)
     with StopSignals() as signals:
         try:
-            click.echo(await upstream.start(host, port, allow_remote=True))
+            click.echo(await upstream.start(host, port, allow_remote=allow_remote))
             await signals.wait()
             note(f"{len(upstream.requests)} requests were answered")
+        except ValueError as error:
+            raise click.UsageError(f"{error}: say --allow-remote if that is what you want") from None
         finally:
             await upstream.close()

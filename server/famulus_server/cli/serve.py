@@ -54,4 +54,3 @@ async def _serve(settings: Settings) -> None:
             click.echo(f"famulus serves {server.address} with the models {', '.join(server.models)}")
             await signals.wait()
             note(f"draining, for up to {settings.server.drain_seconds:g} s; another signal exits at once")
-

@@ -129,8 +129,6 @@ class Executor:
             progress = await self._begin(claimed)
             try:
                 await self._work(progress, control)
-            except Interrupted as interrupted:
-                await self._interrupted(progress, interrupted.why, None)
             except (LeaseLost, Unavailable):
                 raise
             except Exception:
@@ -172,10 +170,11 @@ class Executor:
             )
             await self._settle(progress, Settlement(state=lifecycle.FAILED, error=error))
             return
-        while progress.run.state == lifecycle.IN_PROGRESS:
+        while progress.run.state in lifecycle.OWNED:
+            if progress.run.state == lifecycle.CANCELLING:
+                # Nobody tells of a cancel that was stored before this worker, or while it started over.
+                control.interrupt(Interruption.CANCEL)
             await self._turn(progress, control)
-        if progress.run.state == lifecycle.CANCELLING:
-            raise Interrupted(Interruption.CANCEL)
 
     async def _turn(self, progress: _Progress, control: Control) -> None:
         run = progress.run
@@ -281,21 +280,19 @@ class Executor:
         progress.run = await self._store.write(unit)
         self._publish(progress, [facts.attempt_started(progress.run.attempt, stored)])
 
-    async def _interrupted(self, progress: _Progress, why: Interruption, recorder: TurnRecorder | None) -> None:
+    async def _interrupted(self, progress: _Progress, why: Interruption, recorder: TurnRecorder) -> None:
         match why:
             case Interruption.CANCEL:
                 cancelling = Run()
                 cancelling.CopyFrom(progress.run)
                 cancelling.state = lifecycle.CANCELLING
                 self._publish(progress, [facts.state_changed(cancelling)])
-                stopped = Settlement(state=lifecycle.CANCELLED)
-                if recorder is not None:
-                    stopped = _broken_off(recorder, lifecycle.CANCELLED, _CANCELLED)
-                await self._settle(progress, stopped)
+                await self._settle(progress, _broken_off(recorder, lifecycle.CANCELLED, _CANCELLED))
             case Interruption.DRAIN:
                 await self._release(progress)
+                raise LeaseLost(progress.run.id)
             case Interruption.LEASE_LOST:
-                pass
+                raise LeaseLost(progress.run.id)
 
     async def _release(self, progress: _Progress) -> None:
         """Gives the lease back at once, so that nobody has to wait for it to run out (contract 29)."""

@@ -55,7 +55,7 @@ class Watch:
                 cursor = events[-1].sequence
                 yield events
             elif log.deleted:
-                raise NotFound("run", run_id)
+                raise NotFound("run", run_id, reason=reasons.ERROR_REASON_THREAD_DELETED)
             elif log.ended:
                 _check_end(cursor, log.last_sequence)
                 return

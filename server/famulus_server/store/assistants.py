@@ -1,7 +1,6 @@
 """Assistants and their versions in SQL."""
 
 from famulus.v1.assistant_pb2 import Assistant
-
 from famulus_server.errors import NotFound
 from famulus_server.ports import Cursor
 from famulus_server.store.columns import END, before, etag, stamp_micros

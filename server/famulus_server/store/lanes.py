@@ -9,7 +9,6 @@ from threading import Thread
 from typing import Any
 
 from famulus.v1.error_reason_pb2 import ErrorReason
-
 from famulus_server.errors import Unavailable
 from famulus_server.ports import Transaction
 

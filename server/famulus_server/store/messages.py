@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from famulus.v1.message_pb2 import Message
-
 from famulus_server.errors import NotFound
 from famulus_server.store.columns import END, etag
 from famulus_server.store.session import Row, Session

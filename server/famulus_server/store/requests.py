@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 from famulus.v1.error_reason_pb2 import ErrorReason
-
 from famulus_server.errors import AlreadyExists
 from famulus_server.ports import RequestKey
 from famulus_server.store.columns import micros

@@ -5,7 +5,6 @@ from datetime import datetime
 
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState
-
 from famulus_server.engine import lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
 from famulus_server.ports import Claimed, Cursor, Lease, RunFilter

@@ -1,7 +1,6 @@
 """Steps of runs in SQL."""
 
 from famulus.v1.run_step_pb2 import RunStep
-
 from famulus_server.errors import LeaseLost, NotFound
 from famulus_server.store.session import Session
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from famulus.v1.thread_pb2 import Thread
 
+from famulus.v1.thread_pb2 import Thread
 from famulus_server.errors import NotFound
 from famulus_server.ports import Cursor, ThreadFilter
 from famulus_server.store.columns import END, before, etag, micros, stamp_micros, timestamp

@@ -15,34 +15,41 @@ class CuttingProxy:
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._shares = iter(shares)
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.cuts = 0
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
         """Gives the address of the proxy."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
         try:
             yield f"{host}:{port}"
         finally:
             server.close()
-            await server.wait_closed()
+            for writer in self._connections.values():
+                writer.transport.abort()
+            await asyncio.gather(*self._connections)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._connections[task] = writer
+        task.add_done_callback(self._connections.pop)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         share = next(self._shares, None)
         inner_reader, inner_writer = await asyncio.open_connection(self._host, self._port)
         upwards = asyncio.create_task(_copy(reader, inner_writer, None))
-        try:
-            if await _copy(inner_reader, writer, share):
-                self.cuts += 1
-                _reset(writer)
-        finally:
-            upwards.cancel()
-            await asyncio.gather(upwards, return_exceptions=True)
-            for each in (writer, inner_writer):
-                each.close()
-                with suppress(ConnectionError):
-                    await each.wait_closed()
+        downwards = asyncio.create_task(_copy(inner_reader, writer, share))
+        await asyncio.wait([upwards, downwards], return_when=asyncio.FIRST_COMPLETED)
+        if downwards.done() and downwards.result():
+            self.cuts += 1
+            _reset(writer)
+        for each in (writer, inner_writer):
+            each.close()
+            with suppress(ConnectionError):
+                await each.wait_closed()
+        await asyncio.gather(upwards, downwards)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, share: int | None) -> bool:

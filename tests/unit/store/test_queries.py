@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine import lifecycle
 from famulus_server.store import queries

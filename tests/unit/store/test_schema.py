@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import OperationalError
+
 from contract.samples import MovableClock
 from famulus_server.store import schema
 from famulus_server.store.errors import NotAStore, SchemaTooNew, StoreUnusable
 from famulus_server.store.sqlite import SqliteStore
-from sqlalchemy.exc import OperationalError
 
 
 def tables(path: Path) -> set[str]:

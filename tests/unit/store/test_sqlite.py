@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+
 from contract.samples import TENANT, MovableClock, add_messages, add_thread, message, read_texts, thread
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus_server.errors import NotFound, Unavailable

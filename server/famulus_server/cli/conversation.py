@@ -1,0 +1,133 @@
+"""One conversation with a server: a thread, who answers on it, and what is said."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+import click
+import grpc
+from famulus import FamulusError, FamulusSyncClient, SyncRunStream
+from famulus.v1.assistant_pb2 import Assistant
+from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
+from famulus.v1.error_reason_pb2 import ERROR_REASON_UNKNOWN_MODEL
+from famulus.v1.message_pb2 import MESSAGE_ROLE_USER, Message, MessagePart, TextPart
+from famulus.v1.run_pb2 import RUN_STATE_COMPLETED, RUN_STATE_INCOMPLETE, RUN_STATE_REQUIRES_ACTION
+from famulus.v1.run_service_pb2 import CancelRunRequest, CreateRunRequest
+from famulus.v1.thread_pb2 import Thread
+from famulus.v1.thread_service_pb2 import GetThreadRequest, ListMessagesRequest
+from famulus.view import text_of
+
+from famulus_server.cli.console import note
+from famulus_server.cli.failures import in_words
+from famulus_server.cli.transcript import Transcript, describe_call, describe_end
+
+_RECALLED_MESSAGES = 6
+_TITLE_CHARACTERS = 80
+
+
+class Conversation:
+    """Says things on one thread, which the first of them creates unless `resume` named one.
+
+    The first of `models` that the server has answers, unless `assistant_id` says who does.
+    """
+
+    def __init__(self, *, client: FamulusSyncClient, models: Sequence[str], assistant_id: str) -> None:
+        self._client = client
+        self._models = list(models)
+        self._assistant_id = assistant_id
+        self._thread_id = ""
+
+    def resume(self, thread_id: str, *, with_own_assistant: bool, recall: bool) -> None:
+        """Go on with a thread; `recall` shows its last messages. Waits for the run that is at work on it.
+
+        Raises grpc.RpcError where there is no such thread.
+        """
+        thread = self._client.threads.GetThread(GetThreadRequest(thread_id=thread_id)).thread
+        self._thread_id = thread.id
+        if with_own_assistant:
+            self._assistant_id = thread.default_assistant_id
+        if recall:
+            self._recall()
+        if thread.active_run_id:
+            note("A run is at work on this thread; Ctrl-C cancels it.")
+            self._follow(self._client.watch_run(thread.active_run_id, cancel_on_exit=True))
+
+    def say(self, text: str) -> bool:
+        """Say something and show the answer; whether there was one. Refusals are shown, too.
+
+        Raises FamulusError where the server cannot be reached any more.
+        """
+        while True:
+            try:
+                return self._follow(self._client.stream_run(self._run(text), cancel_on_exit=True))
+            except FamulusError as error:
+                if error.reason == ERROR_REASON_UNKNOWN_MODEL and len(self._models) > 1:
+                    self._models.pop(0)
+                    self._assistant_id = ""
+                    continue
+                if error.transient:
+                    raise
+                note(f"error: {in_words(error)}")
+                return False
+
+    def tell_how_to_resume(self) -> None:
+        """Tell the id of the thread, if there is one by now, and what to do with it."""
+        if self._thread_id:
+            note(f"To go on: {shlex.quote(sys.argv[0])} chat --thread {self._thread_id}")
+
+    def _run(self, text: str) -> CreateRunRequest:
+        if not self._assistant_id:
+            self._assistant_id = self._ensure_assistant()
+        request = CreateRunRequest(
+            assistant_id=self._assistant_id,
+            additional_messages=[Message(role=MESSAGE_ROLE_USER, content=[MessagePart(text=TextPart(text=text))])],
+        )
+        if self._thread_id:
+            request.thread_id = self._thread_id
+        else:
+            thread = Thread(title=text[:_TITLE_CHARACTERS], default_assistant_id=self._assistant_id)
+            request.new_thread.CopyFrom(thread)
+        return request
+
+    def _ensure_assistant(self) -> str:
+        assistant = Assistant(name="chat", model=self._models[0], instructions="You are a helpful assistant.")
+        try:
+            answer = self._client.assistants.EnsureAssistant(EnsureAssistantRequest(assistant=assistant))
+        except grpc.RpcError as error:
+            raise FamulusError.from_rpc(error) from error
+        return answer.assistant.id
+
+    def _follow(self, stream: SyncRunStream) -> bool:
+        """Show a run to its end; whether it gave an answer. Ctrl-C cancels it."""
+        transcript = Transcript(details=False)
+        try:
+            with stream:
+                for event in stream:
+                    self._thread_id = self._thread_id or event.run_state_changed.run.thread_id
+                    transcript.show(event)
+                    self._refuse_tools(stream, transcript)
+        except KeyboardInterrupt:
+            # Until the run has ended its thread takes no other one.
+            run = self._client.wait_run(stream.view.run_id).run if stream.view.run_id else None
+            transcript.remark(describe_end(run) if run else "cancelled")
+            return False
+        transcript.end_line()
+        run = stream.view.result().run
+        if run.state != RUN_STATE_COMPLETED:
+            transcript.remark(describe_end(run))
+        return run.state in {RUN_STATE_COMPLETED, RUN_STATE_INCOMPLETE}
+
+    def _refuse_tools(self, stream: SyncRunStream, transcript: Transcript) -> None:
+        run = stream.view.run
+        if run is not None and run.state == RUN_STATE_REQUIRES_ACTION:
+            calls = ", ".join(map(describe_call, run.required_action.tool_calls))
+            transcript.remark(f"the assistant wants {calls}, and chat has no functions: cancelling the run")
+            self._client.runs.CancelRun(CancelRunRequest(run_id=run.id))
+
+    def _recall(self) -> None:
+        request = ListMessagesRequest(thread_id=self._thread_id, page_size=_RECALLED_MESSAGES)
+        for message in reversed(self._client.threads.ListMessages(request).messages):
+            mark = "> " if message.role == MESSAGE_ROLE_USER else ""
+            click.secho(f"{mark}{text_of(message)}", dim=True)
