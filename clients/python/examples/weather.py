@@ -1,6 +1,6 @@
 """Asks a question on a new thread and prints the answer as it grows; the assistant may call a function of ours.
 
-    python weather.py [HOST:PORT [MODEL [QUESTION]]]
+python weather.py [HOST:PORT [MODEL [QUESTION]]]
 """
 
 import asyncio

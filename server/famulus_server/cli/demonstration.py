@@ -1,11 +1,12 @@
-"""What the demo shows: runs against a server, checked as they go."""
+"""What the demo shows: three runs on one thread, checked as they go."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import AsyncIterator, Sequence
 
 import click
 from famulus import FamulusClient, FamulusError, RetryPolicy, RunStream
@@ -13,58 +14,30 @@ from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
 from famulus.v1.message_pb2 import MESSAGE_ROLE_USER, Message, MessagePart, TextPart
 from famulus.v1.run_event_pb2 import RunEvent
-from famulus.v1.run_pb2 import RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS, RUN_STATE_COMPLETED, RUN_STATE_INCOMPLETE
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-from famulus.v1.thread_service_pb2 import CreateThreadRequest, ListMessagesRequest
+from famulus.v1.thread_service_pb2 import LIST_ORDER_OLDEST_FIRST, CreateThreadRequest, ListMessagesRequest
 from famulus.v1.tool_pb2 import FunctionTool, Tool
-from famulus.view import RunView, text_of
+from famulus.view import text_of
 
 from famulus_server.cli.breaking_line import BreakingLine
-from famulus_server.cli.transcript import Transcript, state_of
+from famulus_server.cli.findings import Findings
+from famulus_server.cli.transcript import Transcript
 
-# Greedy, and about things the small model has a short answer to: left to itself it goes on for ever.
+# The small model has short answers to these, as long as it is greedy.
+_QUESTION = "Write one sentence about the sea."
+_LONGER_QUESTION = "Explain in two sentences why the sky is blue."
 _TEMPERATURE = 0.0
-_MOST_TOKENS = 200
-_FIRST_QUESTION = "Write one sentence about the sea."
-_LONG_QUESTION = "Explain in two sentences why the sky is blue."
-# The scripted model repeats what it hears, as fast as it can: this takes it many responses.
-_LONG_TEXT = " ".join(f"word{number}" for number in range(1, 2_001))
-_CUT_AFTER_BYTES = 6_000
+_MOST_TOKENS = 1_000
+# The scripted model repeats it, as fast as it can.
+_LONG_TEXT = " ".join(f"word{number}" for number in range(1, 801))
+_CUT_AFTER_BYTES = 5_000
 _TOOL_QUESTION = "What is the weather, and what is the time?"
-_PLACE = json.dumps({"type": "object", "properties": {"city": {"const": "Lisbon"}}, "required": ["city"]})
-
-
-@dataclass(kw_only=True)
-class Findings:
-    """What was measured and what was wrong; `to_json` is the demo's last line."""
-
-    model: str
-    ready_ms: float
-    runs: int = 0
-    events: int = 0
-    states: list[str] = field(default_factory=list)
-    ttfe_ms: float = 0.0
-    first_text_ms: float = 0.0
-    resumed: bool = False
-    cut_after: int = 0
-    tool_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def check(self, holds: bool, problem: str) -> None:
-        """Note a problem unless it holds."""
-        if not holds:
-            self.problems.append(problem)
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps({"ok": not self.problems, **vars(self)})
+_CITY = json.dumps({"type": "object", "properties": {"city": {"const": "Lisbon"}}, "required": ["city"]})
 
 
 class Demonstration:
-    """Shows runs on a server at `address`. `scripted_model` answers where a run must be the same each time."""
+    """Shows runs of the server at `address`, with `client` and, for the one that is cut, a client of its own."""
 
     def __init__(self, *, address: str, client: FamulusClient, findings: Findings) -> None:
         self._address = address
@@ -74,89 +47,109 @@ class Demonstration:
         self.thread_id = ""
 
     async def converse(self) -> None:
-        """Create an assistant and a thread, and stream a first run with the time to its first event."""
+        """Create an assistant and a thread, and stream a run."""
         assistant_id = await self._assistant(Assistant(name="demo", model=self._findings.model))
-        thread = Thread(title="A demonstration", default_assistant_id=assistant_id)
-        created = await self._client.threads.CreateThread(CreateThreadRequest(thread=thread))
-        self.thread_id = created.thread.id
-        click.echo(f"assistant {assistant_id} answers on {self.thread_id}")
-        create = self._say(_FIRST_QUESTION)
-        first: dict[str, float] = {}
+        thread = Thread(title="Demo", default_assistant_id=assistant_id)
+        self.thread_id = (await self._client.threads.CreateThread(CreateThreadRequest(thread=thread))).thread.id
+        click.echo(f"assistant {assistant_id}\nthread    {self.thread_id}")
+        create = self._say(_QUESTION)
         started = time.perf_counter()
-
-        def clock(event: RunEvent) -> None:
-            passed = round((time.perf_counter() - started) * 1_000, 1)
-            first.setdefault("event", passed)
-            if event.HasField("text_delta"):
-                first.setdefault("text", passed)
-
+        seen = []
         async with self._client.stream_run(create, cancel_on_exit=True) as stream:
-            sequences = await self._show(stream, clock)
-        self._findings.ttfe_ms, self._findings.first_text_ms = first.get("event", 0.0), first.get("text", 0.0)
-        await self._conclude(stream.view, sequences)
-        self._transcript.remark(f"first event after {self._findings.ttfe_ms} ms, text {self._findings.first_text_ms} ms")
+            async for event in self._shown(stream):
+                seen.append(event)
+                self._clock(event, milliseconds=round((time.perf_counter() - started) * 1_000, 1))
+        await self._conclude(stream, seen)
+        times = f"first event after {self._findings.ttfe_ms} ms, first text after {self._findings.first_text_ms} ms"
+        self._transcript.remark(times)
 
     async def cut_and_resume(self, *, scripted: bool) -> None:
-        """Stream another run on the thread over a line that breaks half way, and go on with what is missing."""
-        create = self._say(_LONG_TEXT if scripted else _LONG_QUESTION)
-        create.request_id = f"demo-cut-{time.time_ns()}"
+        """Stream a run over a connection that breaks half way, and resume it."""
+        create = self._say(_LONG_TEXT if scripted else _LONGER_QUESTION)
+        create.request_id = str(uuid.uuid4())
+        seen = []
         async with BreakingLine(target=self._address, after_bytes=_CUT_AFTER_BYTES) as line:
-            # It would resume by itself; here, the moment of the break is to be seen.
+            # A client resumes by itself, unseen; this one gives up at once.
             async with FamulusClient(line.address, retry=RetryPolicy(give_up_after=0)) as client:
-                first = client.stream_run(create)
-                before: list[int] = []
                 try:
-                    async with first:
-                        await self._show(first, into=before)
+                    async with client.stream_run(create) as stream:
+                        async for event in self._shown(stream):
+                            seen.append(event)
                 except FamulusError as error:
-                    self._transcript.remark(f"the connection broke after event {first.last_sequence}: {error.code.name}")
-            broken = line.broken
-        cut_after = first.last_sequence
-        # The same call again, with the last sequence seen: the same run, from there on.
-        async with self._client.stream_run(create, after_sequence=cut_after, cancel_on_exit=True) as second:
-            self._transcript.remark("the same call again goes on with what is missing")
-            after = await self._show(second)
-        findings = self._findings
-        findings.cut_after = cut_after
-        findings.resumed = broken and bool(before) and bool(after) and after[0] == cut_after + 1
-        findings.check(findings.resumed, "the cut stream was not resumed")
-        await self._conclude(second.view, before + after)
+                    self._transcript.remark(f"the connection broke after event {len(seen)}: {error.code.name}")
+        cut_after = seen[-1].sequence if seen else 0
+        # The same call again, with what was seen last, goes on with the same run.
+        async with self._client.stream_run(create, after_sequence=cut_after, cancel_on_exit=True) as stream:
+            self._transcript.remark("the same call again, from there on")
+            async for event in self._shown(stream):
+                seen.append(event)
+        await self._conclude(stream, seen)
+        self._findings.cut_after = cut_after
+        self._findings.resumed = line.broken and 0 < cut_after < seen[-1].sequence and _complete(seen)
+        self._findings.check(self._findings.resumed, "the stream that was cut was not resumed")
 
     async def call_tools(self, model: str) -> None:
-        """Stream a run of the scripted model whose function calls are answered by functions of this process."""
-        called: list[str] = []
-        tools: Mapping[str, Callable[..., str]] = {
-            "get_weather": lambda city: called.append("get_weather") or f"sunny in {city}",
-            "get_time": lambda city: called.append("get_time") or f"noon in {city}",
-        }
-        assistant_id = await self._assistant(
-            Assistant(
-                name="demo with tools",
-                model=model,
-                tools=[Tool(function=FunctionTool(name=name, parameters_json=_PLACE)) for name in tools],
-            )
-        )
-        click.echo(f"assistant {assistant_id} has the functions {' and '.join(tools)}")
+        """Stream a run whose function calls, made at once, are answered by functions of this process."""
+        called = []
+
+        def get_weather(city: str) -> str:
+            called.append("get_weather")
+            return f"sunny in {city}"
+
+        def get_time(city: str) -> str:
+            called.append("get_time")
+            return f"noon in {city}"
+
+        functions = {"get_weather": get_weather, "get_time": get_time}
+        tools = [Tool(function=FunctionTool(name=name, parameters_json=_CITY)) for name in functions]
         create = self._say(_TOOL_QUESTION)
-        create.assistant_id = assistant_id
-        async with self._client.stream_run(create, tools=tools, cancel_on_exit=True) as stream:
-            sequences = await self._show(stream)
+        create.assistant_id = await self._assistant(Assistant(name="demo of functions", model=model, tools=tools))
+        async with self._client.stream_run(create, tools=functions, cancel_on_exit=True) as stream:
+            seen = [event async for event in self._shown(stream)]
+        await self._conclude(stream, seen)
         self._findings.tool_calls = len(called)
-        self._findings.check(sorted(called) == sorted(tools), f"the functions called were {called}")
-        told = all(output in stream.view.text for output in ("sunny in Lisbon", "noon in Lisbon"))
-        self._findings.check(told, "the answer does not quote what the functions returned")
-        await self._conclude(stream.view, sequences)
+        self._findings.check(sorted(called) == sorted(functions), f"the functions called are {called}")
+        quoted = "sunny in Lisbon" in stream.view.text and "noon in Lisbon" in stream.view.text
+        self._findings.check(quoted, "the answer does not quote what the functions returned")
 
     async def _assistant(self, assistant: Assistant) -> str:
-        assistant.temperature = _TEMPERATURE
-        assistant.instructions = "You are a helpful assistant."
+        assistant.instructions, assistant.temperature = "You are a helpful assistant.", _TEMPERATURE
         answer = await self._client.assistants.EnsureAssistant(EnsureAssistantRequest(assistant=assistant))
         return answer.assistant.id
 
     def _say(self, text: str) -> CreateRunRequest:
-        click.echo(f"\n> {text if len(text) < len(_LONG_TEXT) else text[:40] + ' ...'}")
+        click.echo(f"\n> {textwrap.shorten(text, 60, placeholder=' ...')}")
         message = Message(role=MESSAGE_ROLE_USER, content=[MessagePart(text=TextPart(text=text))])
-        create = CreateRunRequest(thread_id=self.thread_id, additional_messages=[message])
-        if text != _LONG_TEXT:
-            create.max_completion_tokens = _MOST_TOKENS
-        return create
+        return CreateRunRequest(
+            thread_id=self.thread_id, additional_messages=[message], max_completion_tokens=_MOST_TOKENS
+        )
+
+    async def _shown(self, stream: RunStream) -> AsyncIterator[RunEvent]:
+        async for event in stream:
+            self._transcript.show(event)
+            self._findings.see(event)
+            yield event
+
+    def _clock(self, event: RunEvent, *, milliseconds: float) -> None:
+        findings = self._findings
+        if findings.ttfe_ms is None:
+            findings.ttfe_ms = milliseconds
+        if findings.first_text_ms is None and event.HasField("text_delta"):
+            findings.first_text_ms = milliseconds
+
+    async def _conclude(self, stream: RunStream, seen: Sequence[RunEvent]) -> None:
+        run = stream.view.result().run
+        request = ListMessagesRequest(thread_id=run.thread_id, run_id=run.id, order=LIST_ORDER_OLDEST_FIRST)
+        stored = (await self._client.threads.ListMessages(request)).messages
+        self._findings.conclude(
+            run,
+            sequences=[event.sequence for event in seen],
+            streamed="".join(event.text_delta.text for event in seen),
+            stored="".join(map(text_of, stored)),
+        )
+        usage = run.usage
+        self._transcript.remark(f"{usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens")
+
+
+def _complete(events: Sequence[RunEvent]) -> bool:
+    return [event.sequence for event in events] == list(range(1, len(events) + 1))

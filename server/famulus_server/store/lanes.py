@@ -15,6 +15,8 @@ from famulus_server.ports import Transaction
 Unit = Callable[[Transaction], Awaitable[Any]]
 
 _RETRY_SECONDS = 1.0
+# Units that wait: at some thousands a second, the last of them waits for seconds already.
+_MAX_WAITING = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,13 @@ def unavailable() -> Unavailable:
     """What a caller is told when the database cannot be used."""
     return Unavailable(
         ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, "the store cannot be used at present", retry_after=_RETRY_SECONDS
+    )
+
+
+def overloaded() -> Unavailable:
+    """What a caller is told when too many wait before it."""
+    return Unavailable(
+        ErrorReason.ERROR_REASON_SERVER_OVERLOADED, "the server has too much to do", retry_after=_RETRY_SECONDS
     )
 
 
@@ -48,9 +57,11 @@ class Lane:
         self._thread.start()
 
     async def submit(self, unit: Unit) -> Any:
-        """What the unit returns or raises. Raises Unavailable once the lane is closed."""
+        """What the unit returns or raises. Raises Unavailable once the lane is closed, or where too many units wait."""
         if not self._open:
             raise unavailable()
+        if self._jobs.qsize() >= _MAX_WAITING:
+            raise overloaded()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._jobs.put((unit, future))
         return await future

@@ -336,6 +336,10 @@ ORDER BY create_time, id LIMIT $2;
 -- Renews all leases of one owner.
 UPDATE runs SET lease_expire_time = $2 WHERE lease_owner = $1 RETURNING id;
 
+-- name: runs_release_all [sqlite]
+-- Ends all leases: whoever opens the file alone knows that their owners are dead.
+UPDATE runs SET lease_expire_time = 0 WHERE state IN (2, 4);
+
 -- name: runs_due
 -- Runs that no worker watches and whose time is over.
 SELECT tenant, id FROM runs WHERE state IN (1, 3) AND expire_time <= $1 ORDER BY expire_time LIMIT $2;

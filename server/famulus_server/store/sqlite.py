@@ -58,6 +58,8 @@ class SqliteStore:
         await asyncio.to_thread(self._prepare)
         self._writes = Lane(name="store-writer", execute=self._writer.execute, batch=_WRITES_PER_COMMIT)
         self._reads = Lane(name="store-reader", execute=self._reader.execute, batch=_READS_PER_WAKE_UP)
+        # Nobody else can have the file open: runs of an earlier process need not wait for their leases to run out.
+        await self._writes.submit(lambda _: self._writer.session.run("runs_release_all"))
 
     async def close(self) -> None:
         """Finishes what was begun, then lets go of the file. Later reads and writes raise Unavailable."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from famulus import FamulusClient, FamulusError, FamulusSyncClient, RetryPolicy, RunView
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_service_pb2 import CreateRunRequest
@@ -26,10 +27,16 @@ class Followed:
 
 
 async def follow_async(
-    target: str, *, run_id: str = "", retry: RetryPolicy = QUICK, stop_after: int = 0, **options: Any
+    target: str,
+    *,
+    create: CreateRunRequest = CREATE,
+    run_id: str = "",
+    retry: RetryPolicy = QUICK,
+    stop_after: int = 0,
+    **options: Any,
 ) -> Followed:
     async with FamulusClient(target, retry=retry) as client:
-        stream = client.watch_run(run_id, **options) if run_id else client.stream_run(CREATE, **options)
+        stream = client.watch_run(run_id, **options) if run_id else client.stream_run(create, **options)
         events: list[RunEvent] = []
         texts: list[str] = []
         error = None
@@ -46,10 +53,16 @@ async def follow_async(
 
 
 def follow_in_thread(
-    target: str, *, run_id: str = "", retry: RetryPolicy = QUICK, stop_after: int = 0, **options: Any
+    target: str,
+    *,
+    create: CreateRunRequest = CREATE,
+    run_id: str = "",
+    retry: RetryPolicy = QUICK,
+    stop_after: int = 0,
+    **options: Any,
 ) -> Followed:
     with FamulusSyncClient(target, retry=retry) as client:
-        stream = client.watch_run(run_id, **options) if run_id else client.stream_run(CREATE, **options)
+        stream = client.watch_run(run_id, **options) if run_id else client.stream_run(create, **options)
         events: list[RunEvent] = []
         texts: list[str] = []
         error = None

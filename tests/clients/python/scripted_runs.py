@@ -11,16 +11,17 @@ from itertools import islice
 from typing import Never
 
 import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+
 from clients.python.story import REQUIRES_ACTION, RUN_ID
 from famulus.v1 import run_service_pb2 as api
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer, add_RunServiceServicer_to_server
 from famulus.view import FINAL_STATES
-from google.protobuf.any_pb2 import Any
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 PATIENCE = 10.0  # seconds until a test that waits for an event fails
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

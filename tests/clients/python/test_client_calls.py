@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from clients.python.conftest import CREATE, Follow
 from clients.python.scripted_runs import PATIENCE, ScriptedRuns, Stream, cut_after, refuse, serving, silent_after, whole
 from clients.python.story import RUN_ID, call, plain, with_tools

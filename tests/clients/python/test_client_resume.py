@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import grpc
 import pytest
+
 from clients.python.conftest import QUICK, Follow
 from clients.python.scripted_runs import (
     ScriptedRuns,

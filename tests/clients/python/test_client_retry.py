@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+
 from famulus import FamulusError, RetryPolicy
 from famulus.retry import Outage
 

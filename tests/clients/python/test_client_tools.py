@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from clients.python.conftest import CREATE, QUICK, Follow
 from clients.python.scripted_runs import PATIENCE, ScriptedRuns, cut_after, refuse, repeats_all, serving, tells
 from clients.python.story import (

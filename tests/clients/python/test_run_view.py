@@ -1,6 +1,7 @@
 """What a run looks like after its events."""
 
 import pytest
+
 from clients.python.story import (
     COMPLETED,
     FAILED,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from contract.samples import TENANT, MovableClock, add_messages, add_thread, message, read_texts, thread
+from contract.samples import TENANT, MovableClock, add_messages, add_thread, message, read_texts, run, thread
 from famulus.v1.error_reason_pb2 import ErrorReason
+from famulus.v1.run_pb2 import RunState
 from famulus_server.errors import NotFound, Unavailable
-from famulus_server.ports import Transaction
+from famulus_server.ports import Lease, Transaction
 from famulus_server.store.errors import StoreInUse
 from famulus_server.store.sqlite import SqliteStore
 
@@ -177,3 +178,31 @@ async def test_commit_waits_for_the_disk(store: SqliteStore) -> None:
     with closing(store._connect()) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_runs_of_an_earlier_process_are_claimable_at_once(store: SqliteStore) -> None:
+    made = run(state=RunState.RUN_STATE_IN_PROGRESS)
+    await store.write(lambda tx: tx.runs.insert(TENANT, made, lease=Lease("dead", 15)))
+    lease = Lease("next", 15)
+    assert await store.write(lambda tx: tx.runs.claim(lease, limit=1)) == []
+    await store.close()
+    await store.open()
+    claimed = await store.write(lambda tx: tx.runs.claim(lease, limit=1))
+    assert [(one.run.id, one.taken_over) for one in claimed] == [("run_1", True)]
+
+
+async def test_store_with_too_much_to_do_refuses_and_goes_on(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_thread(store, "thread_1")
+    monkeypatch.setattr("famulus_server.store.lanes._MAX_WAITING", 10)
+    with closing(sqlite3.connect(path, isolation_level=None)) as tool:
+        # A lock of a foreign tool holds the writer up, so that units gather behind it.
+        tool.execute("BEGIN IMMEDIATE")
+        waiting = [asyncio.create_task(add_messages(store, "thread_1", f"m{number}")) for number in range(100)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        tool.execute("ROLLBACK")
+    reasons = {outcome.reason for outcome in outcomes if isinstance(outcome, Unavailable)}
+    assert ErrorReason.ERROR_REASON_SERVER_OVERLOADED in reasons
+    await add_messages(store, "thread_1", "after")
+    assert await read_texts(store, "thread_1") == ["after"]
