@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message as ProtoMessage
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+
 import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest
@@ -18,10 +23,6 @@ from famulus.v1.thread_service_pb2 import CreateThreadRequest
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus_server.config import EmbeddedSettings, ServerSettings, Settings
 from famulus_server.wiring import SCRIPTED_MODEL, RunningServer, open_server
-from google.protobuf.any_pb2 import Any as Packed
-from google.protobuf.message import Message as ProtoMessage
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 
 def settings_in(folder: Path, *, script: Path | None = None) -> Settings:
@@ -121,7 +122,7 @@ class Refusal:
     def fields(self) -> list[str]:
         """The fields that the BadRequest names."""
         found = self.details.get("BadRequest", error_details_pb2.BadRequest())
-        return [violation.field for violation in found.field_violations]  # type: ignore[attr-defined]
+        return [violation.field for violation in found.field_violations]
 
     @property
     def _info(self) -> error_details_pb2.ErrorInfo:

@@ -3,8 +3,9 @@
 import gzip
 import socket
 
-import grpc
 import pytest
+
+import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest, ListAssistantsRequest
 from famulus.v1.message_pb2 import Message, MessageRole
@@ -135,7 +136,7 @@ def test_gzip_bomb_is_refused_at_its_unpacked_size(grpc_addr: str) -> None:
 )
 def test_too_much_metadata_is_refused(stubs: Stubs, metadata: list[tuple[str, str]]) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        stubs.runs.GetRun(GetRunRequest(run_id="r"), metadata=metadata)
+        stubs.runs.GetRun(GetRunRequest(run_id="r"), metadata=tuple(metadata))
     assert refusal(caught.value).code == grpc.StatusCode.RESOURCE_EXHAUSTED
     stubs.new_thread()
 
@@ -143,7 +144,7 @@ def test_too_much_metadata_is_refused(stubs: Stubs, metadata: list[tuple[str, st
 def test_tenant_named_in_metadata_means_nothing(stubs: Stubs) -> None:
     thread = stubs.new_thread()
     request = GetThreadRequest(thread_id=thread.id)
-    assert stubs.threads.GetThread(request, metadata=[("tenant", "other"), ("x-tenant", "other")]).thread == thread
+    assert stubs.threads.GetThread(request, metadata=(("tenant", "other"), ("x-tenant", "other"))).thread == thread
 
 
 def test_what_is_no_http2_does_not_hurt_the_server(stubs: Stubs, grpc_addr: str) -> None:

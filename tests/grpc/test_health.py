@@ -3,16 +3,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import pytest
-from famulus.v1 import run_service_pb2
-from famulus_server.api.draining import Drain
-from famulus_server.api.health import Health
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse  # type: ignore[import-untyped]
 from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub  # type: ignore[import-untyped]
+
+import grpc
+from famulus.v1 import run_service_pb2
+from famulus_server.api.draining import Drain
+from famulus_server.api.health import Health
 
 SERVICES = ["famulus.v1.AssistantService", "famulus.v1.RunService", "famulus.v1.ThreadService"]
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING

@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import grpc
 import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from structlog.testing import capture_logs
+
+import grpc
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.run_service_pb2 import GetRunRequest, GetRunResponse, WatchRunRequest, WatchRunResponse
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer, RunServiceStub, add_RunServiceServicer_to_server
@@ -28,10 +32,7 @@ from famulus_server.errors import (
     Unavailable,
     Violation,
 )
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from serving import Refusal, refusal
-from structlog.testing import capture_logs
 
 Answer = Callable[[], Awaitable[None]]
 GET_RUN = "/famulus.v1.RunService/GetRun"

@@ -6,9 +6,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc
 import msgspec
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest  # type: ignore[import-untyped]
+from grpc_health.v1.health_pb2_grpc import HealthStub  # type: ignore[import-untyped]
+
+import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
@@ -18,8 +21,6 @@ from famulus.v1.thread_pb2 import Thread
 from famulus_server.api.addresses import ListenError
 from famulus_server.config import Settings
 from famulus_server.wiring import open_server
-from grpc_health.v1.health_pb2 import HealthCheckRequest  # type: ignore[import-untyped]
-from grpc_health.v1.health_pb2_grpc import HealthStub  # type: ignore[import-untyped]
 from serving import refusal, said, settings_in
 
 SCRIPT = Path(__file__).with_name("script.toml")
@@ -65,6 +66,19 @@ async def next_events(stream: Any) -> Any:
             return response.events
 
 
+async def told_to_resume(call: Any, last: int) -> int:
+    """Reads a stream to its end, which must be the word to resume behind what was read; returns that sequence."""
+    refused = None
+    while refused is None:
+        try:
+            last = max([last, *(event.sequence for event in (await call.read()).events)])
+        except grpc.aio.AioRpcError as error:
+            refused = refusal(error)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
+    assert refused.metadata["last_sequence"] == str(last)
+    return last
+
+
 async def test_stop_tells_open_streams_where_to_resume(settings: Settings) -> None:
     async with AsyncExitStack() as clients:
         async with open_server(settings, progress=lambda _: None) as running:
@@ -86,22 +100,15 @@ async def test_stop_tells_open_streams_where_to_resume(settings: Settings) -> No
             await health.read()
             started = time.monotonic()
         assert time.monotonic() - started < 10
-        last = events[-1].sequence
-        for call in (stream, watching):
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                while True:
-                    response = await call.read()
-                    last = max([last, *(event.sequence for event in response.events)])
-            told = refusal(caught.value)
-            assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
-            assert told.metadata["last_sequence"] == str(last)
+        last = max(await asyncio.gather(*(told_to_resume(call, events[-1].sequence) for call in (stream, watching))))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await waiting
         assert refusal(caught.value).reason == "SERVER_DRAINING"
-    async with open_server(settings, progress=lambda _: None) as running:
-        async with grpc.aio.insecure_channel(running.address) as channel:
-            runs = RunServiceStub(channel)
-            resumed = runs.WatchRun(WatchRunRequest(run_id=run.id, after_sequence=last))
-            # It was neither lost nor cancelled: the stop of a server is no disconnect of the caller.
-            assert (await next_events(resumed))[0].sequence > last
-            resumed.cancel()
+    async with (
+        open_server(settings, progress=lambda _: None) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        resumed: Any = RunServiceStub(channel).WatchRun(WatchRunRequest(run_id=run.id, after_sequence=last))
+        # It was neither lost nor cancelled: the stop of a server is no disconnect of the caller.
+        assert (await next_events(resumed))[0].sequence > last
+        resumed.cancel()

@@ -18,7 +18,6 @@ from famulus.v1.assistant_service_pb2 import (
     UpdateAssistantResponse,
 )
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceServicer
-
 from famulus_server.api.calls import current_tenant
 from famulus_server.api.pages import Pages
 from famulus_server.api.request_ids import repeat_key

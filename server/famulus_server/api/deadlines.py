@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import grpc
-
 from famulus_server.api.calls import Call
 
 

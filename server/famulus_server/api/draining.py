@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from famulus.v1 import error_reason_pb2 as reasons
-
 from famulus_server.api.calls import Call
 from famulus_server.errors import Unavailable
 

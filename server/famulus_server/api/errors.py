@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 
-import grpc
 import structlog
-from famulus.v1.error_reason_pb2 import ErrorReason
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
+import grpc
+from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus_server.api.calls import Call
 from famulus_server.api.request_ids import REQUEST_ID_HEADER
 from famulus_server.errors import (

@@ -14,7 +14,6 @@ from famulus.v1.thread_service_pb2 import (
     UpdateMessageRequest,
     UpdateMessageResponse,
 )
-
 from famulus_server.api.calls import current_tenant
 from famulus_server.api.pages import Page, Pages
 from famulus_server.api.request_ids import repeat_key

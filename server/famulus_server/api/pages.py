@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from famulus.v1 import error_reason_pb2 as reasons
 from google.protobuf.message import Message
 
+from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.errors import InvalidArgument, Violation
 from famulus_server.ports import Cursor
 

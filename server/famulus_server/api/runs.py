@@ -34,7 +34,6 @@ from famulus.v1.run_service_pb2 import (
 )
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer
 from famulus.v1.run_step_pb2 import RunStep
-
 from famulus_server.api.calls import current_call, current_tenant
 from famulus_server.api.draining import Drain
 from famulus_server.api.errands import Errands

@@ -5,6 +5,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
 import grpc
 from famulus.v1 import (
     assistant_service_pb2,
@@ -14,9 +17,6 @@ from famulus.v1 import (
     thread_service_pb2,
     thread_service_pb2_grpc,
 )
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
-
 from famulus_server.api.access_log import AccessLog
 from famulus_server.api.addresses import ListenError, check_loopback, with_port
 from famulus_server.api.assistants import AssistantServicer

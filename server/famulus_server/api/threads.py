@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import (
     CreateThreadRequest,
@@ -18,8 +20,6 @@ from famulus.v1.thread_service_pb2 import (
     UpdateThreadResponse,
 )
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceServicer
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from famulus_server.api.calls import current_tenant
 from famulus_server.api.messages import MessageMethods
 from famulus_server.api.pages import Pages

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from famulus.v1 import error_reason_pb2 as reasons
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.validation.fields import MOST_VIOLATIONS
 from famulus_server.errors import FamulusError, InvalidArgument, Violation
 

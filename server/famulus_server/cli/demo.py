@@ -66,3 +66,24 @@ def demo(
         except Stopped:
             exit_code = 0 if keep_serving else _INTERRUPTED
     sys.exit(exit_code)
+
+
+def _apart(given: Changes, folder: str) -> Changes:
+    """Settings under which nothing is shared with a server that runs, or ever ran, here."""
+    server = given["server"]
+    return {
+        **given,
+        "server": {"listen": server["listen"] or "127.0.0.1:0", "data_dir": server["data_dir"] or folder},
+        "store": {"path": ""},
+        "redis": {"url": ""},
+        "embedded": {"scripted_model": "on", "script": ""},
+    }
+
+
+async def _show_all(settings: Settings, started: float) -> int:
+    from famulus_server.cli.demonstration import Demonstration  # here, because it loads grpc
+
+    async with _stage(settings, started) as (signals, server, demonstration):
+        with signals.interrupting():
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                pass

@@ -2,10 +2,10 @@ import base64
 from collections.abc import Sequence
 
 import pytest
+
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.run_service_pb2 import ListRunsRequest
 from famulus.v1.thread_service_pb2 import ListThreadsRequest
-
 from famulus_server.api.pages import Pages
 from famulus_server.errors import InvalidArgument
 from famulus_server.ports import Cursor

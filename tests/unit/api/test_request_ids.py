@@ -1,5 +1,4 @@
 from famulus.v1.run_service_pb2 import CreateRunRequest
-
 from famulus_server.api.request_ids import repeat_key
 
 

@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from famulus.v1.assistant_pb2 import Assistant, JsonSchemaFormat, ResponseFormat
 from famulus.v1.assistant_service_pb2 import (
     CreateAssistantRequest,
@@ -44,10 +48,6 @@ from famulus.v1.tool_pb2 import (
     ToolOutput,
     ToolResources,
 )
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from famulus_server.api.validation import assistants, messages, runs, threads
 from famulus_server.errors import InvalidArgument
 

@@ -11,7 +11,6 @@ from famulus.v1.assistant_service_pb2 import (
     UpdateAssistantRequest,
 )
 from famulus.v1.run_service_pb2 import CreateRunRequest
-
 from famulus_server.api.validation import masks, schemas
 from famulus_server.api.validation.fields import Fields
 from famulus_server.api.validation.tools import NAME, NAME_RULE, check_tool_resources, check_tools

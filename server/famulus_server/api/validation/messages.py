@@ -11,7 +11,6 @@ from famulus.v1.thread_service_pb2 import (
     ListOrder,
     UpdateMessageRequest,
 )
-
 from famulus_server.api.validation import images, masks
 from famulus_server.api.validation.fields import Fields
 

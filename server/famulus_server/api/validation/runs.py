@@ -1,5 +1,7 @@
 """Requests of RunService."""
 
+from google.protobuf.duration_pb2 import Duration
+
 from famulus.v1.run_pb2 import RatingVerdict, RunState
 from famulus.v1.run_service_pb2 import (
     CancelRunRequest,
@@ -15,8 +17,6 @@ from famulus.v1.run_service_pb2 import (
     WaitRunRequest,
     WatchRunRequest,
 )
-from google.protobuf.duration_pb2 import Duration
-
 from famulus_server.api.validation import masks
 from famulus_server.api.validation.assistants import MOST_INSTRUCTIONS, MOST_NAME, check_settings
 from famulus_server.api.validation.fields import Fields

@@ -9,7 +9,6 @@ from famulus.v1.thread_service_pb2 import (
     ListThreadsRequest,
     UpdateThreadRequest,
 )
-
 from famulus_server.api.validation import masks
 from famulus_server.api.validation.fields import Fields
 from famulus_server.api.validation.messages import check_messages

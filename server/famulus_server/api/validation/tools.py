@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 from famulus.v1.tool_pb2 import FileSearchTool, FunctionTool, Tool, ToolChoice, ToolChoiceMode, ToolResources
-
 from famulus_server.api.validation import schemas
 from famulus_server.api.validation.fields import Fields
 

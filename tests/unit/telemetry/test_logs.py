@@ -1,0 +1,70 @@
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from famulus_server.telemetry.logs import configure_logs
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers, logging.root.level = handlers, level
+
+
+def logged(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_both_kinds_of_loggers_write_json_lines() -> None:
+    stream = io.StringIO()
+    configure_logs(stream=stream)
+    with structlog.contextvars.bound_contextvars(request_id="r"):
+        structlog.get_logger("ours").info("call", code="OK")
+    logging.getLogger("theirs").warning("odd: %s", "line\nbreak")
+    ours, theirs = logged(stream)
+    assert (ours["event"], ours["code"], ours["level"], ours["request_id"]) == ("call", "OK", "info", "r")
+    assert (theirs["event"], theirs["level"], theirs["logger"]) == ("odd: line\nbreak", "warning", "theirs")
+    assert "timestamp" in ours
+
+
+def test_traceback_stays_on_its_line() -> None:
+    stream = io.StringIO()
+    configure_logs(stream=stream)
+    try:
+        raise RuntimeError("boom")
+    except RuntimeError:
+        structlog.get_logger().exception("call failed")
+    (line,) = logged(stream)
+    assert "RuntimeError: boom" in str(line["exception"])
+
+
+def test_what_people_say_is_struck_out() -> None:
+    stream = io.StringIO()
+    configure_logs(stream=stream)
+    structlog.get_logger().info("oops", content="secret", instructions="secret", output="secret", run_id="run_1")
+    assert "secret" not in stream.getvalue()
+    assert logged(stream)[0]["run_id"] == "run_1"
+
+
+def test_level_holds_and_must_exist() -> None:
+    stream = io.StringIO()
+    configure_logs(stream=stream, level="warning")
+    structlog.get_logger().info("quiet")
+    assert stream.getvalue() == ""
+    with pytest.raises(ValueError, match="no log level"):
+        configure_logs(level="loud")
+
+
+def test_terminal_gets_text() -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    configure_logs(stream=stream)
+    structlog.get_logger().info("hello", code="OK")
+    assert "hello" in stream.getvalue()
+    assert not stream.getvalue().startswith("{")
