@@ -226,8 +226,9 @@ def stage_settings(
 ) -> Settings:
     """Settings of a server with models on one upstream: `scripted` and `chat` by their APIs, and `impatient`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
+    given: dict[str, Any] = {"listen": "127.0.0.1:0", "data_dir": str(folder), "drain_seconds": 0.1} | (server or {})
     return Settings(
-        server=ServerSettings(**{"listen": "127.0.0.1:0", "data_dir": str(folder), "drain_seconds": 0.1} | (server or {})),
+        server=ServerSettings(**given),
         worker=WorkerSettings(**(worker or {})),
         models=(
             ModelSettings(name="scripted", backend="responses", reasoning=True, **model),

@@ -26,6 +26,7 @@ from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
+from famulus_server.models.connection import load_sdk
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
 from famulus_server.ports import Lease
@@ -63,6 +64,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     clock = SystemClock()
     ids = TimeOrderedIds(clock=clock)
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
         store = SqliteStore(path=settings.database, clock=clock)
         await store.open()
         stack.push_async_callback(store.close)
@@ -115,9 +117,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
         # Streams must be told to resume elsewhere before the runs they watch are waited for.
         stack.callback(server.drain)
-        # The openai package takes a second to import: while the first caller is still writing its first request.
-        warming = asyncio.create_task(models.warm_up())
-        stack.push_async_callback(_end, warming)
+        stack.push_async_callback(_end, asyncio.create_task(models.warm_up()))
         names = tuple(model.name for model in model_settings)
         yield RunningServer(
             address=address,

@@ -28,22 +28,23 @@ class AccessLog:
     async def around(self, call: Call) -> AsyncIterator[None]:
         call.request_id = logged_id(call.context) or self._ids.new("req")
         call.context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
+        # For all that this task and those it starts log; it serves no other call.
+        structlog.contextvars.bind_contextvars(request_id=call.request_id, method=call.method)
         started = self._stopwatch()
         cancelled = False
-        with structlog.contextvars.bound_contextvars(request_id=call.request_id, method=call.method):
-            try:
-                yield
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-            finally:
-                line = _log.debug if call.method.startswith(_QUIET) else _log.info
-                line(
-                    "call",
-                    code=_code(call, cancelled),
-                    milliseconds=round((self._stopwatch() - started) * 1_000, 1),
-                    tenant=call.caller.tenant if call.caller else None,
-                )
+        try:
+            yield
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        finally:
+            line = _log.debug if call.method.startswith(_QUIET) else _log.info
+            line(
+                "call",
+                code=_code(call, cancelled),
+                milliseconds=round((self._stopwatch() - started) * 1_000, 1),
+                tenant=call.caller.tenant if call.caller else None,
+            )
 
 
 def _code(call: Call, cancelled: bool) -> str:

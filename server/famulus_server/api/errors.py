@@ -74,7 +74,8 @@ def status_of(error: FamulusError, facts: Mapping[str, str] | None = None) -> St
     """The google.rpc.Status of an error; `facts` join its metadata where it does not have them itself."""
     status = Status(code=_code(error).value[0], message=error.message[:_MOST_MESSAGE_CHARACTERS])
     for detail in _details(error, facts or {}):
-        status.details.add().Pack(detail)
+        # Deterministic, so that equal refusals are equal byte for byte.
+        status.details.add().Pack(detail, deterministic=True)
     return status
 
 

@@ -63,11 +63,15 @@ class Health(HealthServicer):  # type: ignore[misc]
                 return
             await changed.wait()
 
+    async def look(self) -> None:
+        """Asks the store once, for at most one interval."""
+        self._set_ready(await self._answers())
+
     async def follow_store(self) -> None:
-        """Asks the store, each interval, for ever. The first answer comes before the first interval."""
+        """Asks the store after each interval, for ever."""
         while True:
-            self._set_ready(await self._answers())
             await asyncio.sleep(self._interval_seconds)
+            await self.look()
 
     def drain(self) -> None:
         """Tells everybody who watches that the server has begun to drain."""

@@ -96,7 +96,8 @@ class RunServicer(RunServiceServicer):
 
     async def CancelRun(self, request: CancelRunRequest, _: object) -> CancelRunResponse:
         validation.check_one(request)
-        return CancelRunResponse(run=await self._runs.cancel(current_tenant(), request.run_id))
+        cancelling = self._runs.cancel(current_tenant(), request.run_id)
+        return CancelRunResponse(run=await self._errands.see_through(cancelling))
 
     async def SubmitToolOutputs(self, request: SubmitToolOutputsRequest, _: object) -> SubmitToolOutputsResponse:
         validation.check_submit(request)

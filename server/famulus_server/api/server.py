@@ -107,7 +107,7 @@ class ApiServer:
             AssistantServicer(assistants=assistants, pages=pages), self._server
         )
         thread_service_pb2_grpc.add_ThreadServiceServicer_to_server(
-            ThreadServicer(threads=threads, messages=messages, pages=pages), self._server
+            ThreadServicer(threads=threads, messages=messages, pages=pages, errands=self._errands), self._server
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
             RunServicer(runs=runs, watch=watch, pages=pages, drain=self._drain, errands=self._errands), self._server
@@ -123,6 +123,8 @@ class ApiServer:
             port = self._server.add_insecure_port(self._address)
         except RuntimeError:
             raise ListenError(f"cannot listen on {self._address!r}: is another server running there?") from None
+        # First, so that a server which has started is ready, if it can be.
+        await self._health.look()
         self._follower = asyncio.create_task(self._health.follow_store())
         await self._server.start()
         return with_port(self._address, port)

@@ -21,6 +21,7 @@ from famulus.v1.thread_service_pb2 import (
 )
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceServicer
 from famulus_server.api.calls import current_tenant
+from famulus_server.api.errands import Errands
 from famulus_server.api.messages import MessageMethods
 from famulus_server.api.pages import Pages
 from famulus_server.api.request_ids import repeat_key
@@ -33,9 +34,10 @@ from famulus_server.ports import Cursor, ThreadFilter
 class ThreadServicer(MessageMethods, ThreadServiceServicer):
     """Threads and, inherited, their messages."""
 
-    def __init__(self, *, threads: ThreadDesk, messages: MessageDesk, pages: Pages) -> None:
+    def __init__(self, *, threads: ThreadDesk, messages: MessageDesk, pages: Pages, errands: Errands) -> None:
         super().__init__(messages=messages, pages=pages)
         self._threads = threads
+        self._errands = errands
 
     async def CreateThread(self, request: CreateThreadRequest, _: object) -> CreateThreadResponse:
         validation.check_create(request)
@@ -68,7 +70,8 @@ class ThreadServicer(MessageMethods, ThreadServiceServicer):
 
     async def DeleteThread(self, request: DeleteThreadRequest, _: object) -> DeleteThreadResponse:
         validation.check_delete(request)
-        await self._threads.delete(current_tenant(), request.thread_id, request.etag)
+        # Once it is deleted in the store, its run must be stopped and its watchers told, whoever goes away.
+        await self._errands.see_through(self._threads.delete(current_tenant(), request.thread_id, request.etag))
         return DeleteThreadResponse()
 
     async def ForkThread(self, request: ForkThreadRequest, _: object) -> ForkThreadResponse:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.console import note
 from famulus_server.cli.options import address_option
+
+if TYPE_CHECKING:
+    from famulus_server.cli.conversation import Conversation
 
 
 @click.command(short_help="Talk to an assistant.")
@@ -41,7 +49,6 @@ def chat(
     settings = configuration.load()
     # Here, because grpc takes a while to import.
     from famulus import FamulusSyncClient, RetryPolicy
-
     from famulus_server.cli.conversation import Conversation
 
     models = (model,) if model else _models_to_try(tuple(each.name for each in settings.models))
@@ -53,7 +60,10 @@ def chat(
         try:
             succeeded = conversation.say(message) if message is not None else _converse(conversation)
         finally:
-            conversation.tell_how_to_resume()
+            if conversation.thread_id:
+                elsewhere = ["--address", address] if address else []
+                command = [sys.argv[0], "chat", *elsewhere, "--thread", conversation.thread_id]
+                note(f"To go on: {shlex.join(command)}")
     if not succeeded:
         raise click.exceptions.Exit(1)
 
@@ -65,13 +75,16 @@ def _models_to_try(configured: Sequence[str]) -> tuple[str, ...]:
     return (*configured, MODEL_NAME, "scripted")
 
 
-def _converse(conversation: "Conversation") -> bool:
+def _converse(conversation: Conversation) -> bool:
+    note("Ctrl-C cancels an answer; at the prompt it leaves.")
     for text in _prompted():
         conversation.say(text)
     return True
 
 
 def _prompted() -> Iterator[str]:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives `input` a history and editing; some builds of Python lack it
     while True:
         try:
             text = input("> ")

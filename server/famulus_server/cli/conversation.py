@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 
 import click
 import grpc
+
 from famulus import FamulusError, FamulusSyncClient, SyncRunStream
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
@@ -18,13 +17,14 @@ from famulus.v1.run_service_pb2 import CancelRunRequest, CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import GetThreadRequest, ListMessagesRequest
 from famulus.view import text_of
-
 from famulus_server.cli.console import note
 from famulus_server.cli.failures import in_words
 from famulus_server.cli.transcript import Transcript, describe_call, describe_end
+from famulus_server.embedded.local_model import MODEL_NAME
 
 _RECALLED_MESSAGES = 6
 _TITLE_CHARACTERS = 80
+_MOST_TOKENS_OF_THE_SMALL_MODEL = 300
 
 
 class Conversation:
@@ -37,7 +37,9 @@ class Conversation:
         self._client = client
         self._models = list(models)
         self._assistant_id = assistant_id
-        self._thread_id = ""
+        self._most_tokens: int | None = None
+        self.thread_id = ""
+        """Id of the thread; empty until the first run has created it."""
 
     def resume(self, thread_id: str, *, with_own_assistant: bool, recall: bool) -> None:
         """Go on with a thread; `recall` shows its last messages. Waits for the run that is at work on it.
@@ -45,7 +47,7 @@ class Conversation:
         Raises grpc.RpcError where there is no such thread.
         """
         thread = self._client.threads.GetThread(GetThreadRequest(thread_id=thread_id)).thread
-        self._thread_id = thread.id
+        self.thread_id = thread.id
         if with_own_assistant:
             self._assistant_id = thread.default_assistant_id
         if recall:
@@ -72,11 +74,6 @@ class Conversation:
                 note(f"error: {in_words(error)}")
                 return False
 
-    def tell_how_to_resume(self) -> None:
-        """Tell the id of the thread, if there is one by now, and what to do with it."""
-        if self._thread_id:
-            note(f"To go on: {shlex.quote(sys.argv[0])} chat --thread {self._thread_id}")
-
     def _run(self, text: str) -> CreateRunRequest:
         if not self._assistant_id:
             self._assistant_id = self._ensure_assistant()
@@ -84,8 +81,10 @@ class Conversation:
             assistant_id=self._assistant_id,
             additional_messages=[Message(role=MESSAGE_ROLE_USER, content=[MessagePart(text=TextPart(text=text))])],
         )
-        if self._thread_id:
-            request.thread_id = self._thread_id
+        if self._most_tokens:
+            request.max_completion_tokens = self._most_tokens
+        if self.thread_id:
+            request.thread_id = self.thread_id
         else:
             thread = Thread(title=text[:_TITLE_CHARACTERS], default_assistant_id=self._assistant_id)
             request.new_thread.CopyFrom(thread)
@@ -93,6 +92,9 @@ class Conversation:
 
     def _ensure_assistant(self) -> str:
         assistant = Assistant(name="chat", model=self._models[0], instructions="You are a helpful assistant.")
+        if assistant.model == MODEL_NAME:
+            # So small a model wanders off into other languages, and goes on for minutes.
+            assistant.temperature, self._most_tokens = 0.0, _MOST_TOKENS_OF_THE_SMALL_MODEL
         try:
             answer = self._client.assistants.EnsureAssistant(EnsureAssistantRequest(assistant=assistant))
         except grpc.RpcError as error:
@@ -105,7 +107,7 @@ class Conversation:
         try:
             with stream:
                 for event in stream:
-                    self._thread_id = self._thread_id or event.run_state_changed.run.thread_id
+                    self.thread_id = self.thread_id or event.run_state_changed.run.thread_id
                     transcript.show(event)
                     self._refuse_tools(stream, transcript)
         except KeyboardInterrupt:
@@ -127,7 +129,7 @@ class Conversation:
             self._client.runs.CancelRun(CancelRunRequest(run_id=run.id))
 
     def _recall(self) -> None:
-        request = ListMessagesRequest(thread_id=self._thread_id, page_size=_RECALLED_MESSAGES)
+        request = ListMessagesRequest(thread_id=self.thread_id, page_size=_RECALLED_MESSAGES)
         for message in reversed(self._client.threads.ListMessages(request).messages):
             mark = "> " if message.role == MESSAGE_ROLE_USER else ""
             click.secho(f"{mark}{text_of(message)}", dim=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import textwrap
-import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import click
+
 from famulus import FamulusClient, FamulusError, RetryPolicy, RunStream
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
@@ -16,10 +16,9 @@ from famulus.v1.message_pb2 import MESSAGE_ROLE_USER, Message, MessagePart, Text
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-from famulus.v1.thread_service_pb2 import LIST_ORDER_OLDEST_FIRST, CreateThreadRequest, ListMessagesRequest
+from famulus.v1.thread_service_pb2 import LIST_ORDER_ASCENDING, CreateThreadRequest, ListMessagesRequest
 from famulus.v1.tool_pb2 import FunctionTool, Tool
 from famulus.view import text_of
-
 from famulus_server.cli.breaking_line import BreakingLine
 from famulus_server.cli.findings import Findings
 from famulus_server.cli.transcript import Transcript
@@ -31,7 +30,7 @@ _TEMPERATURE = 0.0
 _MOST_TOKENS = 1_000
 # The scripted model repeats it, as fast as it can.
 _LONG_TEXT = " ".join(f"word{number}" for number in range(1, 801))
-_CUT_AFTER_BYTES = 5_000
+_CUT_AFTER_BYTES = 3_500
 _TOOL_QUESTION = "What is the weather, and what is the time?"
 _CITY = json.dumps({"type": "object", "properties": {"city": {"const": "Lisbon"}}, "required": ["city"]})
 
@@ -53,12 +52,10 @@ class Demonstration:
         self.thread_id = (await self._client.threads.CreateThread(CreateThreadRequest(thread=thread))).thread.id
         click.echo(f"assistant {assistant_id}\nthread    {self.thread_id}")
         create = self._say(_QUESTION)
-        started = time.perf_counter()
-        seen = []
+        seen: list[RunEvent] = []
+        self._findings.start_clock()
         async with self._client.stream_run(create, cancel_on_exit=True) as stream:
-            async for event in self._shown(stream):
-                seen.append(event)
-                self._clock(event, milliseconds=round((time.perf_counter() - started) * 1_000, 1))
+            await self._show(stream, seen)
         await self._conclude(stream, seen)
         times = f"first event after {self._findings.ttfe_ms} ms, first text after {self._findings.first_text_ms} ms"
         self._transcript.remark(times)
@@ -67,22 +64,22 @@ class Demonstration:
         """Stream a run over a connection that breaks half way, and resume it."""
         create = self._say(_LONG_TEXT if scripted else _LONGER_QUESTION)
         create.request_id = str(uuid.uuid4())
-        seen = []
-        async with BreakingLine(target=self._address, after_bytes=_CUT_AFTER_BYTES) as line:
+        seen: list[RunEvent] = []
+        async with (
+            BreakingLine(target=self._address, after_bytes=_CUT_AFTER_BYTES) as line,
             # A client resumes by itself, unseen; this one gives up at once.
-            async with FamulusClient(line.address, retry=RetryPolicy(give_up_after=0)) as client:
-                try:
-                    async with client.stream_run(create) as stream:
-                        async for event in self._shown(stream):
-                            seen.append(event)
-                except FamulusError as error:
-                    self._transcript.remark(f"the connection broke after event {len(seen)}: {error.code.name}")
+            FamulusClient(line.address, retry=RetryPolicy(give_up_after=0)) as client,
+        ):
+            try:
+                async with client.stream_run(create) as stream:
+                    await self._show(stream, seen)
+            except FamulusError as error:
+                self._transcript.remark(f"the connection broke after event {len(seen)}: {error.code.name}")
         cut_after = seen[-1].sequence if seen else 0
         # The same call again, with what was seen last, goes on with the same run.
         async with self._client.stream_run(create, after_sequence=cut_after, cancel_on_exit=True) as stream:
             self._transcript.remark("the same call again, from there on")
-            async for event in self._shown(stream):
-                seen.append(event)
+            await self._show(stream, seen)
         await self._conclude(stream, seen)
         self._findings.cut_after = cut_after
         self._findings.resumed = line.broken and 0 < cut_after < seen[-1].sequence and _complete(seen)
@@ -104,8 +101,9 @@ class Demonstration:
         tools = [Tool(function=FunctionTool(name=name, parameters_json=_CITY)) for name in functions]
         create = self._say(_TOOL_QUESTION)
         create.assistant_id = await self._assistant(Assistant(name="demo of functions", model=model, tools=tools))
+        seen: list[RunEvent] = []
         async with self._client.stream_run(create, tools=functions, cancel_on_exit=True) as stream:
-            seen = [event async for event in self._shown(stream)]
+            await self._show(stream, seen)
         await self._conclude(stream, seen)
         self._findings.tool_calls = len(called)
         self._findings.check(sorted(called) == sorted(functions), f"the functions called are {called}")
@@ -124,22 +122,16 @@ class Demonstration:
             thread_id=self.thread_id, additional_messages=[message], max_completion_tokens=_MOST_TOKENS
         )
 
-    async def _shown(self, stream: RunStream) -> AsyncIterator[RunEvent]:
+    async def _show(self, stream: RunStream, seen: list[RunEvent]) -> None:
+        """Show the events to the end of the stream; `seen` keeps those that came, should it break."""
         async for event in stream:
-            self._transcript.show(event)
+            seen.append(event)
             self._findings.see(event)
-            yield event
-
-    def _clock(self, event: RunEvent, *, milliseconds: float) -> None:
-        findings = self._findings
-        if findings.ttfe_ms is None:
-            findings.ttfe_ms = milliseconds
-        if findings.first_text_ms is None and event.HasField("text_delta"):
-            findings.first_text_ms = milliseconds
+            self._transcript.show(event)
 
     async def _conclude(self, stream: RunStream, seen: Sequence[RunEvent]) -> None:
         run = stream.view.result().run
-        request = ListMessagesRequest(thread_id=run.thread_id, run_id=run.id, order=LIST_ORDER_OLDEST_FIRST)
+        request = ListMessagesRequest(thread_id=run.thread_id, run_id=run.id, order=LIST_ORDER_ASCENDING)
         stored = (await self._client.threads.ListMessages(request)).messages
         self._findings.conclude(
             run,

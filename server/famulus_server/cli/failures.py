@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from famulus import FamulusError
 
-_WRONG_SETTINGS = 2
 _REMEDIES = {
     "RESOURCE_NOT_FOUND": "Check the id; ids of another data directory or tenant are not found either.",
     "THREAD_HAS_ACTIVE_RUN": "Wait for that run, or cancel it.",
@@ -25,12 +24,14 @@ _REMEDIES = {
 class Failure(click.ClickException):
     """Ends a command with `error: ...` on standard error."""
 
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
     def show(self, file: Any = None) -> None:
         click.echo(f"error: {self.message}", file=file, err=file is None)
+
+
+class WrongSettings(Failure):
+    """The settings, or a file they name, are wrong: another start would fail as well."""
+
+    exit_code = 2
 
 
 class Cli(click.Group):
@@ -44,16 +45,10 @@ class Cli(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            message, exit_code = _explain(error)
-            raise Failure(message, exit_code=exit_code) from None
+            raise _explain(error) from None
 
 
-class _Explanation(NamedTuple):
-    message: str
-    exit_code: int = 1
-
-
-def _explain(error: Exception) -> _Explanation:
+def _explain(error: Exception) -> Failure:
     # All imports are here because they cost time, which only a failure should take; cheap ones come first.
     from famulus_server.api.addresses import ListenError
     from famulus_server.config import ConfigError
@@ -63,29 +58,29 @@ def _explain(error: Exception) -> _Explanation:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, ConfigError):
-        return _Explanation(str(error), _WRONG_SETTINGS)
+        return WrongSettings(str(error))
     if isinstance(error, StoreInUse):
-        return _Explanation(f"{error}. Stop that server, or give this one another data directory")
+        return Failure(f"{error}. Stop that server, or give this one another data directory")
     if isinstance(error, ListenError | StoreUnusable | EmbeddedUnavailable):
-        return _Explanation(str(error))
+        return Failure(str(error))
     if isinstance(error, OSError):
-        return _Explanation(": ".join(filter(None, [error.filename and str(error.filename), error.strerror])))
+        return Failure(": ".join(filter(None, [error.filename and str(error.filename), error.strerror])))
     return _explain_further(error)
 
 
-def _explain_further(error: Exception) -> _Explanation:
+def _explain_further(error: Exception) -> Failure:
     import grpc
-    from famulus import FamulusError
 
+    from famulus import FamulusError
     from famulus_server.embedded.upstream import ScriptError
 
     if isinstance(error, ScriptError):
-        return _Explanation(str(error), _WRONG_SETTINGS)
+        return WrongSettings(str(error))
     if isinstance(error, grpc.RpcError):
         error = FamulusError.from_rpc(error)
     if isinstance(error, FamulusError):
-        return _Explanation(in_words(error))
-    return _Explanation(f"{type(error).__name__}: {error}. This is a defect; `famulus-server --debug ...` shows where")
+        return Failure(in_words(error))
+    return Failure(f"{type(error).__name__}: {error}. This is a defect; `famulus-server --debug ...` shows where")
 
 
 def in_words(error: FamulusError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -12,7 +13,6 @@ from famulus.v1.run_pb2 import (
     RUN_STATE_COMPLETED,
     Run,
 )
-
 from famulus_server.cli.transcript import describe_end, state_of
 
 
@@ -34,6 +34,13 @@ class Findings:
     completion_tokens: int = 0
     problems: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Now the first run is asked for."""
+        self._started = time.perf_counter()
+
     @property
     def ok(self) -> bool:
         """Whether all was as it should be."""
@@ -47,6 +54,11 @@ class Findings:
     def see(self, event: RunEvent) -> None:
         """Count an event."""
         self.events += 1
+        passed = round((time.perf_counter() - self._started) * 1_000, 1)
+        if self.ttfe_ms is None:
+            self.ttfe_ms = passed
+        if self.first_text_ms is None and event.HasField("text_delta"):
+            self.first_text_ms = passed
         if event.HasField("run_state_changed"):
             state = state_of(event.run_state_changed.run)
             if state not in self.states:

@@ -55,7 +55,7 @@ class _Steps(logging.Handler):
     count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if "->" in text:
+        old, arrow, new = record.getMessage().removeprefix("Running upgrade").partition("->")
+        if arrow:
             self.count += 1
-            click.echo(text)
+            click.echo(f"{old.strip() or 'nothing'} -> {new.strip()}")

@@ -11,7 +11,8 @@ import click
 from famulus_server.cli.configuration import Configuration
 from famulus_server.cli.console import note, start_logs
 from famulus_server.cli.options import data_dir_option, listen_option, log_level_option
-from famulus_server.cli.signals import Stopped, StopSignals
+from famulus_server.cli.serving import serving
+from famulus_server.cli.signals import Stopped
 
 if TYPE_CHECKING:
     from famulus_server.config import Settings
@@ -41,16 +42,12 @@ def serve(configuration: Configuration, listen: str | None, data_dir: str | None
         {"server": {"listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
     )
     start_logs(settings)
-    asyncio.run(_serve(settings))
+    with contextlib.suppress(Stopped):
+        asyncio.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
-    from famulus_server.wiring import open_server  # here, because it imports everything
-
-    with contextlib.suppress(Stopped), StopSignals() as signals:
-        async with contextlib.AsyncExitStack() as stack:
-            with signals.interrupting():
-                server = await stack.enter_async_context(open_server(settings, progress=note))
-            click.echo(f"famulus serves {server.address} with the models {', '.join(server.models)}")
-            await signals.wait()
-            note(f"draining, for up to {settings.server.drain_seconds:g} s; another signal exits at once")
+    async with serving(settings) as (server, signals):
+        click.echo(f"famulus serves {server.address} with the models {', '.join(server.models)}")
+        await signals.wait()
+        note(f"Draining, for up to {settings.server.drain_seconds:g} s; another signal exits at once.")

@@ -100,11 +100,16 @@ def describe_call(call: ToolCall) -> str:
 
 
 def _describe(event: RunEvent) -> str | None:
+    from famulus.v1.run_step_pb2 import RunStepState
+
     match event.WhichOneof("event"):
         case "run_state_changed":
             return f"run {describe_end(event.run_state_changed.run)}"
         case "step_started":
             return f"step {event.step_started.step.position} started"
+        case "step_completed":
+            step = event.step_completed.step
+            return f"step {step.position} {RunStepState.Name(step.state).removeprefix('RUN_STEP_STATE_').lower()}"
         case "message_started":
             return "message started"
         case "message_completed":

@@ -246,6 +246,7 @@ class Executor:
         await self._settle(progress, replace(wanted, turn=record, usage=ended.usage))
         progress.turns.append(record)
         progress.next_position += len(wanted.steps)
+        progress.call_ids.update(call.id for step in wanted.steps for call in step.tool_calls.tool_calls)
 
     async def _model_failed(self, progress: _Progress, recorder: TurnRecorder, error: ModelError) -> None:
         run = progress.run
@@ -353,11 +354,11 @@ def _whole(run: Run, result: TurnResult) -> Settlement:
 
 
 def _out_of(reason: "RunIncompleteReason.ValueType", wanted: Settlement) -> Settlement:
-    """The same work, but no further turn: calls that nobody will answer are closed."""
+    """The same work, but no further turn: calls that nobody will answer are closed, and not asked for."""
     for step in wanted.steps:
         if step.state == RunStepState.RUN_STEP_STATE_IN_PROGRESS:
             step.state = RunStepState.RUN_STEP_STATE_INCOMPLETE
-    return replace(wanted, state=lifecycle.INCOMPLETE, incomplete_reason=reason)
+    return replace(wanted, state=lifecycle.INCOMPLETE, open_calls=(), incomplete_reason=reason)
 
 
 def _broken_off(recorder: TurnRecorder, state: "RunState.ValueType", how: _Break) -> Settlement:

@@ -138,9 +138,9 @@ class RunDesk:
         async def unit(tx: Transaction) -> Settled:
             run = await tx.runs.get(tenant, run_id, lock=True)
             steps = [step for step in await tx.steps.page(tenant, run_id) if step.HasField("tool_calls")]
-            step = steps[-1] if steps else None
-            if not tools.apply_outputs(run, step, outputs) or step is None:
+            if not tools.apply_outputs(run, steps, outputs):
                 return Settled(run)
+            step = steps[-1]
             answered = [call for call in step.tool_calls.tool_calls if call.HasField("function")]
             step.state = RunStepState.RUN_STEP_STATE_COMPLETED
             step.end_time.CopyFrom(timestamp(now))

@@ -15,6 +15,8 @@ from famulus_server.errors import FailedPrecondition, InvalidArgument
 
 # Calls of one model turn that callers are asked to answer; the model is told that the others were too many.
 MAX_CALLS = 128
+# Missing calls that an error names: its metadata must fit the headers that clients accept.
+_MAX_NAMED = 16
 
 _ANSWERS: Mapping["FunctionCallProblem.ValueType", str] = {
     FunctionCallProblem.FUNCTION_CALL_PROBLEM_ARGUMENTS_NOT_JSON: "the arguments are not a JSON object; call again",
@@ -64,46 +66,45 @@ def output_item(call: ToolCall) -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": call.id, "output": output}
 
 
-def apply_outputs(run: Run, step: RunStep | None, outputs: Sequence[ToolOutput]) -> bool:
-    """Writes outputs into the calls of the run's newest tool step, in place. True if that answered its open calls,
-    False if they had the same outputs before (contract 20).
+def apply_outputs(run: Run, steps: Sequence[RunStep], outputs: Sequence[ToolOutput]) -> bool:
+    """Writes outputs into the open calls of a run's steps, in place. True if that answered them all, False if the run
+    had these outputs before, in whichever turn (contract 20).
 
     Raises InvalidArgument for calls that the run has not or has open besides, FailedPrecondition where the run
     expired, ended, or has other outputs for these calls.
     """
-    calls = {call.id: call for call in step.tool_calls.tool_calls if call.HasField("function")} if step else {}
+    calls = {call.id: call for step in steps for call in step.tool_calls.tool_calls if call.HasField("function")}
     given: dict[str, ToolOutput] = {}
     for output in outputs:
-        if output.call_id not in calls:
+        call = calls.get(output.call_id)
+        if call is None:
             _refuse_state(run)
             raise InvalidArgument(
                 reasons.ERROR_REASON_UNKNOWN_TOOL_CALL,
                 "the run has no such call",
                 metadata={"call_id": output.call_id},
             )
-        given[output.call_id] = output
-    if given and all(_has_output(calls[call_id], output) for call_id, output in given.items()):
-        missing = [call.id for call in calls.values() if is_open(call)]
-        if not missing:
-            return False
+        if is_open(call):
+            given[output.call_id] = output
+        elif not _has_output(call, output):
+            raise FailedPrecondition(
+                reasons.ERROR_REASON_TOOL_OUTPUT_CONFLICT,
+                "the call has another output already",
+                metadata={"call_id": output.call_id},
+            )
+    if not given:
+        return False
     _refuse_state(run)
     missing = [call.id for call in calls.values() if is_open(call) and call.id not in given]
     if missing:
         raise InvalidArgument(
             reasons.ERROR_REASON_TOOL_OUTPUTS_INCOMPLETE,
             "submit the outputs of all open calls together",
-            metadata={"call_ids": ",".join(missing)},
+            metadata={"call_ids": ",".join(missing[:_MAX_NAMED])},
         )
     for call_id, output in given.items():
-        call = calls[call_id]
-        if not is_open(call) and not _has_output(call, output):
-            raise FailedPrecondition(
-                reasons.ERROR_REASON_TOOL_OUTPUT_CONFLICT,
-                "the call has another output already",
-                metadata={"call_id": call_id},
-            )
-        call.function.output = output.output
-        call.function.output_is_error = output.is_error
+        calls[call_id].function.output = output.output
+        calls[call_id].function.output_is_error = output.is_error
     return True
 
 

@@ -115,7 +115,8 @@ class TurnRecorder:
     def __init__(self, *, run: Run, next_position: int, taken_call_ids: set[str], clock: Clock, ids: Ids) -> None:
         self._run = run
         self._next_position = next_position
-        self._taken_call_ids = taken_call_ids
+        # A copy: what a turn that is thrown away has taken is free again.
+        self._taken_call_ids = set(taken_call_ids)
         self._clock = clock
         self._ids = ids
         self._writing: dict[int, _Writing] = {}
@@ -169,6 +170,8 @@ class TurnRecorder:
                     result.append(RunEvent(retry_scheduled=RetryScheduled(reason=event.code, delay=delay)))
                 case TurnEnded():
                     self.ended = event
+                    if any(map(_is_built_in_call, event.items)):
+                        self._tool_step(result)
         return result
 
     def draft(self) -> Draft:
@@ -185,22 +188,21 @@ class TurnRecorder:
         items: list[Mapping[str, Any]] = []
         made: list[ToolCall] = []
         for index, item in enumerate(self.ended.items if self.ended else ()):
-            kind = item.get("type")
             calling = self._calling.get(index)
             if calling is not None:
                 # Ours may differ from the model's, and the next turn must say the same in calls and outputs.
                 item["call_id"] = calling.id
                 made.append(self._made(calling, len(made)))
-            elif isinstance(kind, str) and kind.endswith("_call") and kind != "function_call":
+            elif _is_built_in_call(item):
                 details = msgspec.json.encode(item).decode()
                 made.append(ToolCall(id=str(item.get("id") or self._ids.new("call"))))
-                made[-1].built_in.type = kind
+                made[-1].built_in.type = item["type"]
                 made[-1].built_in.details_json = details
             items.append(item)
         open_calls = [call for call in made if tools.is_open(call)]
         items.extend(tools.output_item(call) for call in made if call.function.problem)
-        if made:
-            step = self._tool_step(None)
+        step = self._call_step
+        if step is not None:
             step.tool_calls.tool_calls.extend(made)
             if not open_calls:
                 step.state = RunStepState.RUN_STEP_STATE_COMPLETED
@@ -264,12 +266,11 @@ class TurnRecorder:
         )
         result.append(RunEvent(tool_call_delta=delta))
 
-    def _tool_step(self, result: list[RunEvent] | None) -> RunStep:
+    def _tool_step(self, result: list[RunEvent]) -> RunStep:
         if self._call_step is None:
             self._call_step = self._step()
             self._call_step.tool_calls.SetInParent()
-            if result is not None:
-                result.append(RunEvent(step_started=StepStarted(step=self._call_step)))
+            result.append(RunEvent(step_started=StepStarted(step=self._call_step)))
         return self._call_step
 
     def _step(self) -> RunStep:
@@ -325,6 +326,11 @@ class TurnRecorder:
         self.characters += len(text)
         if self.characters > _MAX_CHARACTERS:
             raise ModelProtocolError(f"more than {_MAX_CHARACTERS} characters in a turn")
+
+
+def _is_built_in_call(item: Mapping[str, Any]) -> bool:
+    kind = item.get("type")
+    return isinstance(kind, str) and kind.endswith("_call") and kind != "function_call"
 
 
 def estimated_usage(prompt_tokens: int, completion_tokens: int) -> Usage:

@@ -5,8 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from famulus.v1.run_pb2 import Usage
 
+from famulus.v1.run_pb2 import Usage
 from famulus_server.errors import ModelProtocolError
 from famulus_server.models.chat_request import build_chat_request
 from famulus_server.models.failures import from_error_object

@@ -5,7 +5,6 @@ from typing import Any
 
 from famulus.v1.assistant_pb2 import ResponseFormat
 from famulus.v1.tool_pb2 import Tool, ToolChoice
-
 from famulus_server.errors import ModelRejectedRequest
 from famulus_server.models.responses_request import EFFORTS, MODES, parameters_of, schema_of
 from famulus_server.models.settings import ModelSettings

@@ -1,6 +1,7 @@
 """The SDK's client of one upstream, with its pool of connections."""
 
 import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from famulus_server.models.settings import ModelSettings
@@ -37,6 +38,12 @@ class Connection:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+
+
+async def load_sdk() -> None:
+    """Imports the SDK in a thread, best while something else starts: the first turn then need not wait for it."""
+    for module in ("openai.resources.responses", "openai.resources.chat"):
+        await asyncio.to_thread(import_module, module)
 
 
 def _make_client(settings: ModelSettings) -> "AsyncOpenAI":

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+
 from famulus.v1.message_pb2 import Annotation, FileCitation, FilePath, UrlCitation
 from famulus.v1.run_pb2 import Usage
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+
 from famulus.v1.assistant_pb2 import JsonSchemaFormat, ReasoningEffort, ResponseFormat
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolChoice, ToolChoiceMode, ToolResources
-
 from famulus_server.models.settings import ModelSettings
 from famulus_server.ports import ModelRequest
 

@@ -6,8 +6,9 @@ Nobody logs what users and models say. In case somebody does, the fields that ho
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -38,38 +39,37 @@ def configure_logs(*, level: str = "info", stream: TextIO | None = None, json: b
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"{level!r} is no log level")
-    both: Sequence[Processor] = (
+    preparing: Sequence[Processor] = (
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _redact,
     )
     rendering: Sequence[Processor] = (
-        (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False))
+        (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_encode))
         if as_json
         else (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
+    )
+    # Our own lines do not go through the standard library, which would take three times as long for each.
+    structlog.configure(
+        processors=[*preparing, *rendering],
+        logger_factory=structlog.WriteLoggerFactory(file=target),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
     )
     handler = logging.StreamHandler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=both,
+            foreign_pre_chain=(*preparing, structlog.stdlib.add_logger_name),
             processors=(structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering),
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(number)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *both,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
+
+
+def _encode(event: EventDict, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
 def _redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

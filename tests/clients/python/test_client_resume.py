@@ -9,6 +9,7 @@ import pytest
 
 from clients.python.conftest import QUICK, Follow
 from clients.python.scripted_runs import (
+    PATIENCE,
     ScriptedRuns,
     Serving,
     cut_after,
@@ -131,7 +132,9 @@ async def test_a_wait_longer_than_the_patience_is_not_begun(follow: Follow) -> N
 
 async def test_a_silent_stream_is_left_for_another(follow: Follow) -> None:
     with serving(runs := ScriptedRuns(plain(), [silent_after(5)])) as target:
+        start = time.monotonic()
         seen = await follow(target, retry=replace(QUICK, silence=0.2))
+        assert time.monotonic() - start < PATIENCE / 2
         assert runs.streams[0].closed.wait(5)
     assert seen.events == plain()
     assert len(runs.streams) == 2
@@ -145,9 +148,10 @@ async def test_heartbeats_keep_a_stream_without_events(follow: Follow) -> None:
 
 
 async def test_events_that_come_again_are_dropped(follow: Follow) -> None:
-    with serving(ScriptedRuns(plain(), [cut_after(5), repeats_all])) as target:
+    with serving(runs := ScriptedRuns(plain(), [cut_after(5), repeats_all])) as target:
         seen = await follow(target)
     assert seen.events == plain()
+    assert len(runs.streams) == 2
 
 
 async def test_a_batch_is_handed_out_one_by_one(follow: Follow) -> None:

@@ -25,6 +25,7 @@ def view_of(log: list[RunEvent]) -> RunView:
     view = RunView()
     for event in log:
         view.apply(event)
+        assert view.text is not None  # reading in between must not change what comes
     return view
 
 

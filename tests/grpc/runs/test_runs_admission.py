@@ -3,6 +3,7 @@
 import asyncio
 
 import grpc
+import msgspec
 import pytest
 from famulus.v1.assistant_pb2 import (
     Assistant,
@@ -15,13 +16,14 @@ from famulus.v1.assistant_service_pb2 import DeleteAssistantRequest, UpdateAssis
 from famulus.v1.run_pb2 import RunState
 from famulus.v1.run_service_pb2 import ListRunsRequest, ToolOverride
 from famulus.v1.tool_pb2 import CodeInterpreterTool, FileSearchTool, Tool
-from famulus_server.embedded.upstream import Scene
+from famulus_server.embedded.upstream import Scene, ToolCall
 from run_stage import TOOLS, Stage, refused
 from serving import said
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HELD = Scene(deltas=6, hold_after=3)
+TIME_CALLED = Scene(times=1, tool_calls=(ToolCall(name="get_time"),))
 SCHEMA = '{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}'
 
 
@@ -102,7 +104,7 @@ async def test_one_of_many_creates_at_once_on_a_thread_is_accepted(stage: Stage)
 
 
 async def test_update_or_deletion_of_the_assistant_does_not_touch_its_run(stage: Stage) -> None:
-    stage.play(Scene(match={"tool_outputs": False}, tool_calls=({"name": "get_time"},)), Scene(text="fine"))  # type: ignore[arg-type]
+    stage.play(TIME_CALLED, Scene(text="fine"))
     assistant = await stage.assistant(instructions="Old.", tools=TOOLS, temperature=0.5)
     run = await stage.start(assistant_id=assistant.id)
     waiting = await stage.wait(run.id)
@@ -225,10 +227,7 @@ async def test_empty_thread_can_be_run_on(stage: Stage) -> None:
 
 
 async def test_message_said_during_a_run_is_seen_at_its_next_turn(stage: Stage) -> None:
-    stage.play(
-        Scene(match={"tool_outputs": False}, times=1, tool_calls=({"name": "get_time"},), hold_after=0),  # type: ignore[arg-type]
-        Scene(text="fine"),
-    )
+    stage.play(msgspec.structs.replace(TIME_CALLED, hold_after=0), Scene(text="fine"))
     assistant = await stage.assistant(tools=TOOLS)
     run = await stage.start("what time?", assistant_id=assistant.id)
     asked = await stage.request()
@@ -252,10 +251,7 @@ async def test_message_said_during_a_run_is_seen_at_its_next_turn(stage: Stage) 
 
 
 async def test_input_of_an_earlier_turn_never_changes(stage: Stage) -> None:
-    stage.play(
-        Scene(times=3, tool_calls=({"name": "get_time"},)),  # type: ignore[arg-type]
-        Scene(text="fine"),
-    )
+    stage.play(msgspec.structs.replace(TIME_CALLED, times=3), Scene(text="fine"))
     assistant = await stage.assistant(tools=TOOLS)
     run = await stage.start("what time?", assistant_id=assistant.id)
     for number in range(3):

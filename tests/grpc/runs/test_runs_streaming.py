@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import GetRunStepRequest, WaitRunRequest, WatchRunRequest
 from famulus.v1.run_step_pb2 import RunStepState
@@ -234,7 +235,8 @@ async def test_silence_is_broken_by_heartbeats(tmp_path: Path) -> None:
         settings = stage_settings(tmp_path, upstream.base_url, server={"heartbeat_seconds": 0.05})
         async with open_stage(settings, upstream, [HELD]) as stage:
             run = await stage.start()
-            empty, events = 0, []
+            empty = 0
+            events: list[RunEvent] = []
             async for response in stage.runs.WatchRun(WatchRunRequest(run_id=run.id)):
                 events += response.events
                 empty += not response.events

@@ -24,7 +24,7 @@ def test_loopback_is_allowed(address: str) -> None:
     ],
 )
 def test_every_other_host_is_refused_and_the_text_says_what_to_do(address: str) -> None:
-    with pytest.raises(ListenError, match="no authentication.*Use 127.0.0.1"):
+    with pytest.raises(ListenError, match=r"no authentication.*Use 127\.0\.0\.1"):
         check_loopback(address)
 
 

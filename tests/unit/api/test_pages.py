@@ -27,8 +27,7 @@ def is_refused(tenant: str, request: ListThreadsRequest | ListRunsRequest) -> bo
     try:
         PAGES.of(tenant, request)
     except InvalidArgument as error:
-        assert error.reason == reasons.ERROR_REASON_INVALID_PAGE_TOKEN
-        return True
+        return error.reason == reasons.ERROR_REASON_INVALID_PAGE_TOKEN
     return False
 
 

@@ -1,18 +1,25 @@
 """Calls the server, compares its answers with the model's, and looks closely at every run that has come to a stop."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
-from contract_model import NOT_FOUND, OK, Answers, ContractModel, Refused, RunRecord, ThreadRecord
-from contract_stage import PATIENCE, UpstreamThread, Watcher
 from famulus.v1.message_pb2 import Message, MessageState
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunState
-from famulus.v1.run_service_pb2 import GetRunRequest, ListRunStepsRequest, WaitRunRequest, WatchRunRequest
+from famulus.v1.run_service_pb2 import (
+    GetRunRequest,
+    ListRunStepsRequest,
+    WaitRunRequest,
+    WatchRunRequest,
+    WatchRunResponse,
+)
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
-from famulus.v1.thread_service_pb2 import ListMessagesRequest, ListOrder
+from famulus.v1.thread_service_pb2 import GetThreadRequest, ListMessagesRequest, ListOrder
 from famulus_server.engine.lifecycle import CANCELLED, FINAL, INCOMPLETE, REQUIRES_ACTION
+from properties.model import NOT_FOUND, OK, Answers, ContractModel, Refused, RunRecord, ThreadRecord
+from properties.stage import PATIENCE, UpstreamThread, Watcher
 from serving import Stubs, refusal
 from validator import text_of, validate_final, validate_stream
 
@@ -23,17 +30,24 @@ _DELETED = Refused(grpc.StatusCode.NOT_FOUND, "THREAD_DELETED")
 class ContractDriver:
     """The server and the model, side by side."""
 
-    def __init__(self, *, stubs: Stubs, upstream: UpstreamThread) -> None:
+    def __init__(self, *, stubs: Stubs, upstream: UpstreamThread, refusals: Counter[str]) -> None:
+        """`refusals` counts the reasons that were met."""
         self.stubs = stubs
         self.upstream = upstream
+        self.refusals = refusals
         self.model = ContractModel()
 
     def call(self, method: Any, request: Any, answers: Answers = OK) -> Any:
         """The response, or None where the call was refused: as one of `answers` says, in any case."""
+        response, error = None, None
         try:
             response = method(request, timeout=PATIENCE)
-        except grpc.RpcError as error:
-            assert _is_one_of(error, answers), f"{request}\nrefused: {refusal(error)}\nexpected: {answers}"
+        except grpc.RpcError as raised:
+            error = raised
+        if error is not None:
+            told = refusal(error)
+            self.refusals[told.reason] += 1
+            assert _is_one_of(error, answers), f"{request}\nrefused: {told}\nexpected: {answers}"
             return None
         assert None in answers, f"{request}\nanswered: {response}\nexpected: {answers}"
         return response
@@ -51,12 +65,37 @@ class ContractDriver:
             assert len(page) == size, f"a page of {len(page)} items, and more follow"
             request.page_token = response.next_page_token
 
-    def check_messages(self, thread: ThreadRecord, *, size: int = 100, after: int = 0, descending: bool = False) -> None:
+    def messages(self, thread_id: str, *, after: int = 0) -> list[Message]:
+        """The messages of a thread behind a sequence, oldest first."""
+        order = ListOrder.LIST_ORDER_ASCENDING
+        request = ListMessagesRequest(thread_id=thread_id, order=order, after_sequence=after)
+        return self.page_through(self.stubs.threads.ListMessages, request, "messages", 100)
+
+    def check_thread(self, thread: ThreadRecord) -> None:
+        """The thread is the model's. Times apart: messages and runs move the last activity on."""
+        request = GetThreadRequest(thread_id=thread.thread.id)
+        found = self.call(self.stubs.threads.GetThread, request).thread
+        for name in ("id", "etag", "user_id", "title", "default_assistant_id", "forked_from", "create_time"):
+            assert getattr(found, name) == getattr(thread.thread, name), f"{name}: {found}\nexpected: {thread.thread}"
+        active = self.model.active_run(thread)
+        if active is not None and active.active is None:
+            assert found.active_run_id in ("", active.id), found
+            assert found.last_message_sequence >= thread.last_sequence, found
+        else:
+            assert found.active_run_id == (active.id if active is not None else ""), found
+            # A run that goes on to wait for outputs may write before that.
+            writing = active is not None and active.state is None
+            assert found.last_message_sequence == thread.last_sequence or writing, found
+
+    def check_messages(
+        self, thread: ThreadRecord, *, size: int = 100, after: int = 0, descending: bool = False
+    ) -> None:
         """The messages of a thread are those of the model, but for those that runs are about to write."""
         order = ListOrder.LIST_ORDER_DESCENDING if descending else ListOrder.LIST_ORDER_ASCENDING
         request = ListMessagesRequest(thread_id=thread.thread.id, order=order, after_sequence=after)
         found = self.page_through(self.stubs.threads.ListMessages, request, "messages", size)
-        known = [message for message in found if not self.model.unsettled(message.run_id)]
+        ids = {message.id for message in thread.messages}
+        known = [message for message in found if message.id in ids or not self.model.unsettled(message.run_id)]
         expected = [message for message in thread.messages if message.sequence > after]
         assert known == (expected[::-1] if descending else expected), f"{known}\nexpected: {expected}"
 
@@ -70,17 +109,25 @@ class ContractDriver:
     def events_behind(self, run: RunRecord, after_sequence: int, answers: Answers = OK) -> list[RunEvent]:
         """The events of a run that has ended."""
         request = WatchRunRequest(run_id=run.id, after_sequence=after_sequence)
-        responses = self.call(lambda *args, **options: list(self.stubs.runs.WatchRun(*args, **options)), request, answers)
+        responses = self.call(self._watch_to_the_end, request, answers)
         return [event for response in responses or () for event in response.events]
 
+    def check_resumed(self, run: RunRecord, after_sequence: int) -> None:
+        """What a watch of a run that has ended shows is a suffix of its log (contract 12)."""
+        whole = self.events_behind(run, 0)
+        answers = OK if after_sequence <= whole[-1].sequence else (_OUT_OF_RANGE,)
+        resumed = self.events_behind(run, after_sequence, answers)
+        assert resumed == _suffix(whole, after_sequence), f"resumed after {after_sequence}"
+
     def settle(self, run: RunRecord) -> None:
-        """Waits until a run has come to a stop, and checks what it did. One that is held back is at work, and stays so."""
+        """Waits until a run has come to a stop, and checks what it did. One that is held back stays at work."""
         if run.gone or run.state is not None:
             return
         response = self.call(self.stubs.runs.WaitRun, WaitRunRequest(run_id=run.id))
         state = RunState.Name(response.run.state)
         assert response.run.state in run.next_stops, f"{run.scenario_name} came to {state}:\n{response.run}"
         run.state, run.run = response.run.state, response.run
+        assert dict(run.run.metadata) == run.metadata, run.run
         known = {message.id for message in run.messages}
         new = [message for message in response.messages if message.id not in known]
         run.messages += new
@@ -91,25 +138,30 @@ class ContractDriver:
         elif run.state in FINAL:
             self._check_end(run)
 
-    def settle_thread(self, thread: ThreadRecord) -> None:
-        """Lets all runs of a thread come to a stop."""
+    def check_gone(self, thread: ThreadRecord) -> None:
+        """A thread was deleted: nothing of it is left, its streams have ended, its upstream calls are closed
+        (contract 24)."""
+        self.call(self.stubs.threads.GetThread, GetThreadRequest(thread_id=thread.thread.id), (NOT_FOUND,))
+        self.call(self.stubs.threads.ListMessages, ListMessagesRequest(thread_id=thread.thread.id), (NOT_FOUND,))
         for run in self.model.runs:
             if run.thread is thread:
-                self.settle(run)
+                self._check_run_gone(run)
 
-    def check_gone(self, run: RunRecord) -> None:
-        """The run's thread was deleted: streams under way have ended, upstream calls are closed (contract 24)."""
+    def _check_run_gone(self, run: RunRecord) -> None:
         self.call(self.stubs.runs.GetRun, GetRunRequest(run_id=run.id), (NOT_FOUND,))
         self.events_behind(run, 0, (NOT_FOUND,))
         for watcher in run.watchers:
             watcher.wait()
             # It may have ended, and been read to its end, before.
-            ended = watcher.error is None
-            validate_stream(watcher.events, watcher.after_sequence, complete=ended)
-            if not ended:
-                # A watch that was not yet under way finds nothing.
-                assert _is_one_of(watcher.error, (_DELETED, NOT_FOUND)), refusal(watcher.error)
+            validate_stream(watcher.events, watcher.after_sequence, complete=watcher.error is None)
+            if watcher.error is not None:
+                # A watch that was not yet under way found nothing.
+                answers = (_DELETED,) if watcher.events else (_DELETED, NOT_FOUND)
+                assert _is_one_of(watcher.error, answers), refusal(watcher.error)
         self.upstream.wait_for_end(run.number)
+
+    def _watch_to_the_end(self, request: WatchRunRequest, *, timeout: float) -> list[WatchRunResponse]:
+        return list(self.stubs.runs.WatchRun(request, timeout=timeout))
 
     def _check_steps(self, run: RunRecord) -> None:
         request = ListRunStepsRequest(run_id=run.id)
@@ -152,7 +204,7 @@ def _check_outcome(run: RunRecord, events: Sequence[RunEvent]) -> None:
     assert stored.HasField("end_time"), stored
     assert not stored.HasField("required_action"), stored
     if run.state == CANCELLED:
-        whole = "".join(scenario.texts) if not scenario.quotes else None
+        whole = None if scenario.quotes or scenario.error else "".join(scenario.texts)
         assert whole is None or whole.startswith("".join(texts)), f"{texts} is no beginning of {whole!r}"
         return
     assert stored.error.code == scenario.error, stored

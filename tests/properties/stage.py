@@ -104,7 +104,7 @@ def _scene(name: str, tool_outputs: bool | None = None, **fields: Any) -> Scene:
     return Scene(name=name, match=Match(system_contains=system, tool_outputs=tool_outputs), **fields)
 
 
-def settings(folder: Path, base_url: str) -> Settings:
+def server_settings(folder: Path, base_url: str) -> Settings:
     """Those of a server before this upstream; it asks again at once, and never runs out of retries."""
     base = settings_in(folder)
     retry = RetrySettings(base_delay=0.002, max_delay=0.01, budget=1.0, reserve=1_000)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from contract_stage import SCENARIOS, Scenario
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
@@ -13,6 +12,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.tool_pb2 import ToolOutput
 from famulus_server.engine.lifecycle import CANCELLED, CANCELLING, FINAL, IN_PROGRESS, QUEUED, REQUIRES_ACTION
+from properties.stage import SCENARIOS, Scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,12 @@ def not_waiting(state: "RunState.ValueType") -> Refused:
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, "RUN_NOT_WAITING", (("state", RunState.Name(state)),))
 
 
+def conflict(call_id: str) -> Refused:
+    """The call was answered otherwise."""
+    metadata = (("call_id", call_id),)
+    return Refused(grpc.StatusCode.FAILED_PRECONDITION, "TOOL_OUTPUT_CONFLICT", metadata)
+
+
 # How a call may be answered; None stands for OK. More than one only where a run goes on by itself meanwhile.
 Answers = Sequence[Refused | None]
 OK: Answers = (None,)
@@ -69,6 +75,7 @@ class ThreadRecord:
     messages: list[Message] = field(default_factory=list)
     forgotten: list[Message] = field(default_factory=list)
     last_sequence: int = 0
+    old_etag: str = ""
     gone: bool = False
 
     def add(self, messages: Sequence[Message]) -> None:
@@ -94,6 +101,7 @@ class RunRecord:
     run: Run = field(default_factory=Run)
     messages: list[Message] = field(default_factory=list)
     answered: dict[str, ToolOutput] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     cancelled: bool = False
     watchers: list[Any] = field(default_factory=list)
 
@@ -147,14 +155,6 @@ class ContractModel:
         self.threads: list[ThreadRecord] = []
         self.runs: list[RunRecord] = []
         self.requests: dict[tuple[str, str], tuple[Any, str]] = {}
-
-    def repeated(self, method: str, request: Any) -> tuple[str, Refused | None]:
-        """The id of what a request with a request id made before, or the refusal to let it make another; ('', None)
-        where the id is new (contract 5)."""
-        known = self.requests.get((method, request.request_id))
-        if known is None:
-            return "", None
-        return (known[1], None) if known[0] == request else ("", REUSED)
 
     def remember(self, method: str, request: Any, resource_id: str) -> None:
         """A request was granted."""
@@ -215,7 +215,9 @@ class ContractModel:
             return OK
         if run.state != REQUIRES_ACTION:
             return (not_waiting(run.state or IN_PROGRESS),)
-        known = {*run.open_calls, *run.answered}
-        if any(call_id not in known for call_id in given):
+        if not given.keys() <= {*run.open_calls, *run.answered}:
             return (UNKNOWN_CALL,)
-        return OK if set(run.open_calls) <= set(given) else (MISSING_OUTPUTS,)
+        if not given.keys() >= set(run.open_calls):
+            return (MISSING_OUTPUTS,)
+        conflicting = [call_id for call_id in given if run.answered.get(call_id, given[call_id]) != given[call_id]]
+        return tuple(map(conflict, conflicting)) or OK

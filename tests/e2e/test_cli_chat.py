@@ -1,0 +1,124 @@
+"""`chat` against a server."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import PROGRAM, Running, environment, run, server_environment
+
+SCRIPT = """
+[[scene]]
+match = { user_contains = "wait for ever" }
+text = "once upon a time"
+hold_after = 2
+
+[[scene]]
+match = { user_contains = "break" }
+fault = { kind = "status", status = 400 }
+
+[[scene]]
+text = "You said: "
+echo = true
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("chat")
+    (folder / "script.toml").write_text(SCRIPT)
+    env = server_environment(folder / "data", script=folder / "script.toml")
+    with Running("serve", env=env) as server:
+        yield server.address()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def test_message_is_answered_and_the_thread_can_be_resumed(address: str) -> None:
+    first = run("chat", "--address", address, "--message", "Hello there")
+    assert (first.returncode, first.stdout) == (0, "You said: Hello there\n")
+    command = re.findall(r"To go on: (.*)", first.stderr)[0]
+    resumed = subprocess.run(
+        ["/bin/sh", "-c", command], check=True, input="And now?\n", capture_output=True, text=True, env=environment()
+    )
+    assert "> Hello there\nYou said: Hello there\n" in resumed.stdout
+    assert resumed.stdout.endswith("> You said: And now?\n> \n")
+    assert re.findall(r"thread_\w+", resumed.stderr) == re.findall(r"thread_\w+", first.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--thread", "thread_missing"], "error: no such thread. Check the id"),
+        (["--assistant", "asst_missing"], "error: no such assistant. Check the id"),
+        (["--model", "missing"], "error: no such model is configured (model missing). Name one"),
+    ],
+)
+def test_refusals_are_sentences_that_say_what_to_do(address: str, arguments: list[str], said: str) -> None:
+    refused = run("chat", "--address", address, *arguments, "-m", "Hello")
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_run_that_fails_is_told_with_its_reason(address: str) -> None:
+    failed = run("chat", "--address", address, "-m", "Please break")
+    assert failed.returncode == 1
+    assert "(failed: " in failed.stderr
+
+
+def test_server_that_is_not_there_is_told_clearly() -> None:
+    refused = run("chat", "--address", "127.0.0.1:1", "-m", "Hello")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: no server answers there. Start one with `famulus-server serve`")
+
+
+def test_ctrl_c_cancels_the_answer_and_at_the_prompt_leaves(address: str) -> None:
+    terminal, theirs = pty.openpty()
+    chat = subprocess.Popen(
+        [PROGRAM, "chat", "--address", address],
+        env=environment({"TERM": "dumb"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: _own(theirs),  # noqa: PLW1509 - no threads here
+    )
+    os.close(theirs)
+    try:
+        _expect(terminal, "> ")
+        os.write(terminal, b"wait for ever\n")
+        _expect(terminal, "once upon")
+        os.write(terminal, b"\x03")
+        _expect(terminal, "(cancelled)")
+        _expect(terminal, "> ")
+        os.write(terminal, b"and again\n")
+        _expect(terminal, "You said: and again")
+        _expect(terminal, "> ")
+        os.write(terminal, b"\x03")
+        _expect(terminal, "To go on: ")
+        assert chat.wait(10) == 0
+    finally:
+        chat.kill()
+        chat.wait()
+        os.close(terminal)
+
+
+def _own(terminal: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def _expect(terminal: int, text: str) -> None:
+    """Read on until the text comes."""
+    seen = ""
+    while text not in seen:
+        seen += os.read(terminal, 1).decode(errors="replace")
+    sys.stderr.write(seen)

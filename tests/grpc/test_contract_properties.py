@@ -1,0 +1,122 @@
+"""Random sequences of calls against a model of the contract: whatever callers do, in whatever order, both agree."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import grpc
+from famulus.v1.assistant_service_pb2 import DeleteAssistantRequest
+from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
+from famulus.v1.run_service_pb2 import CancelRunRequest
+from famulus.v1.run_service_pb2_grpc import RunServiceStub
+from famulus.v1.thread_service_pb2 import DeleteThreadRequest
+from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
+from famulus_server.engine.lifecycle import FINAL, IN_PROGRESS
+from properties.machine import Stage
+from properties.resources import AssistantRules, ThreadRules
+from properties.runs import RunRules
+from properties.stage import SCENARIOS, UpstreamThread, server_settings
+from serving import ServerThread, Stubs
+
+STEPS = 60
+EXAMPLES = 50
+LEAST_STEPS = 2_000
+# Every refusal that the rules provoke; a model that no longer provokes one tests less than it says.
+REFUSALS = {
+    "RESOURCE_NOT_FOUND",
+    "ETAG_MISMATCH",
+    "REQUEST_ID_REUSED",
+    "THREAD_HAS_ACTIVE_RUN",
+    "NO_ASSISTANT",
+    "RUN_NOT_WAITING",
+    "RUN_NOT_FINISHED",
+    "TOOL_OUTPUTS_INCOMPLETE",
+    "UNKNOWN_TOOL_CALL",
+    "SEQUENCE_OUT_OF_RANGE",
+}
+
+
+class ContractMachine(AssistantRules, ThreadRules, RunRules):
+    """All rules, and what must hold when everybody has gone home."""
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self._end_all_runs()
+        finally:
+            self._delete_everything()
+        if sys.exc_info()[0] is None:
+            for thread in self.model.threads:
+                thread.gone = True
+                self.driver.check_gone(thread)
+
+    def _end_all_runs(self) -> None:
+        """Every run comes to an end, and every thread is as the model has it."""
+        for run in self.model.runs:
+            if run.gone:
+                continue
+            if run.state == IN_PROGRESS and run.scenario.stops:
+                self.release(run)
+            self.driver.settle(run)
+            if run.state not in FINAL:
+                request = CancelRunRequest(run_id=run.id)
+                run.note_cancel(self.driver.call(self.stage.stubs.runs.CancelRun, request).run)
+                self.driver.settle(run)
+            assert run.state in FINAL, run.run
+        for thread in self.model.threads:
+            if not thread.gone:
+                self.driver.check_thread(thread)
+                self.driver.check_messages(thread)
+
+    def _delete_everything(self) -> None:
+        for thread in self.model.threads:
+            with contextlib.suppress(grpc.RpcError):
+                self.stage.stubs.threads.DeleteThread(DeleteThreadRequest(thread_id=thread.thread.id))
+        for assistant in self.model.assistants:
+            with contextlib.suppress(grpc.RpcError):
+                self.stage.stubs.assistants.DeleteAssistant(DeleteAssistantRequest(assistant_id=assistant.newest.id))
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    upstream = UpstreamThread()
+    server = ServerThread(server_settings(tmp_path_factory.mktemp("properties"), upstream.start()))
+    try:
+        with grpc.insecure_channel(server.start().address) as channel:
+            stubs = Stubs(AssistantServiceStub(channel), ThreadServiceStub(channel), RunServiceStub(channel))
+            yield Stage(stubs, upstream)
+    finally:
+        server.stop()
+        upstream.stop()
+
+
+@pytest.fixture
+def profile() -> settings:
+    """The same examples every time, unless HYPOTHESIS_PROFILE=random asks for others; then failures are shrunk, too."""
+    at_random = os.environ.get("HYPOTHESIS_PROFILE") == "random"
+    return settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        derandomize=not at_random,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink] if at_random else [Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.mark.timeout(600)
+def test_server_and_model_of_the_contract_agree_on_every_sequence_of_calls(stage: Stage, profile: settings) -> None:
+    machine: Any = partial(ContractMachine, stage)
+    run_state_machine_as_test(machine, settings=profile)
+    print(stage.steps, stage.scenarios, stage.refusals, sep='\n')
+    assert stage.steps.total() >= LEAST_STEPS, stage.steps
+    assert stage.scenarios.keys() == SCENARIOS.keys(), stage.scenarios
+    assert stage.refusals.keys() >= REFUSALS, stage.refusals
