@@ -9,8 +9,8 @@ from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message as ProtoMessage
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
 
 import grpc
 from famulus.v1.assistant_pb2 import Assistant

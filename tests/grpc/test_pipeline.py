@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
 
 import grpc
 from famulus.v1 import error_reason_pb2 as reasons

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest  # type: ignore[import-untyped]
-from grpc_health.v1.health_pb2_grpc import HealthStub  # type: ignore[import-untyped]
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 import grpc
 from famulus.v1.assistant_pb2 import Assistant

@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 import structlog
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
 
 import grpc
 from famulus.v1.error_reason_pb2 import ErrorReason

@@ -38,8 +38,8 @@ def healthcheck(configuration: Configuration, address: str | None, service: str,
     target = address or configuration.load().server.listen
     # Here, because grpc takes a while to import.
     import grpc
-    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse  # type: ignore[import-untyped]
-    from grpc_health.v1.health_pb2_grpc import HealthStub  # type: ignore[import-untyped]
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
 
     with grpc.insecure_channel(target) as channel:
         try:

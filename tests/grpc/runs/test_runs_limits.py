@@ -88,13 +88,6 @@ async def test_calls_of_a_turn_that_used_the_tokens_up_are_not_asked_for(stage: 
     assert step.state == RunStepState.RUN_STEP_STATE_INCOMPLETE
 
 
-async def test_answer_that_just_uses_the_tokens_up_is_complete(stage: Stage) -> None:
-    stage.play(Scene(text="fine", usage=Usage(output=4)))
-    story = await stage.play_out(max_completion_tokens=4)
-    assert story.run.state == RunState.RUN_STATE_COMPLETED
-    assert story.messages[0].state == MessageState.MESSAGE_STATE_COMPLETED
-
-
 async def test_prompt_tokens_end_the_run_before_the_next_turn(stage: Stage) -> None:
     stage.play(Scene(times=1, tool_calls=(TIME,), usage=Usage(input=100)), Scene(text="fine"))
     assistant = await stage.assistant(tools=TOOLS)
