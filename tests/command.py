@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import psutil
+
 from famulus_server.embedded.weights import cache_dir, find_weights
 
 PROGRAM = str(Path(sys.executable).with_name("famulus-server"))

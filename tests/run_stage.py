@@ -1,6 +1,6 @@
 """A whole server on a scripted upstream, in the test's own event loop: for tests of what runs do."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from famulus.v1.thread_service_pb2 import (
 )
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
-from famulus_server.config import ServerSettings, Settings, WorkerSettings
+from famulus_server.config import RedisSettings, ServerSettings, Settings, WorkerSettings
 from famulus_server.embedded.upstream import ReceivedRequest, Scene, Script, ScriptedUpstream
 from famulus_server.models.settings import ModelSettings, RetrySettings
 from famulus_server.wiring import open_server
@@ -168,15 +168,22 @@ class Stage:
         return [event async for response in self.runs.StreamRun(request) for event in response.events]
 
     async def until(self, run_id: str, kind: str, *, after: int = 0) -> list[RunEvent]:
-        """The events behind a sequence up to the first batch that has one of this kind; then goes away."""
+        """The events behind a sequence up to the first of this kind; then goes away."""
+        return await self._until(run_id, after, lambda event: event.WhichOneof("event") == kind)
+
+    async def until_text(self, run_id: str, text: str) -> list[RunEvent]:
+        """The events up to the delta that is this text; then goes away."""
+        return await self._until(run_id, 0, lambda event: event.text_delta.text == text)
+
+    async def _until(self, run_id: str, after: int, wanted: Callable[[RunEvent], bool]) -> list[RunEvent]:
         seen: list[RunEvent] = []
         call = self.runs.WatchRun(WatchRunRequest(run_id=run_id, after_sequence=after))
         async for response in call:
             seen += response.events
-            if any(event.WhichOneof("event") == kind for event in response.events):
+            if any(map(wanted, response.events)):
                 call.cancel()
                 return seen
-        raise AssertionError(f"the run ended without {kind}")
+        raise AssertionError("the run ended before")
 
     async def messages(self, thread_id: str, run_id: str = "") -> list[Message]:
         """What is in the thread, oldest first."""
@@ -222,7 +229,12 @@ async def refused(call: Any) -> Refusal:
 
 
 def stage_settings(
-    folder: Path, base_url: str, *, server: dict[str, Any] | None = None, worker: dict[str, Any] | None = None
+    folder: Path,
+    base_url: str,
+    *,
+    server: dict[str, Any] | None = None,
+    worker: dict[str, Any] | None = None,
+    redis_url: str = "",
 ) -> Settings:
     """Settings of a server with models on one upstream: `scripted` and `chat` by their APIs, and `impatient`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
@@ -230,6 +242,7 @@ def stage_settings(
     return Settings(
         server=ServerSettings(**given),
         worker=WorkerSettings(**(worker or {})),
+        redis=RedisSettings(url=redis_url),
         models=(
             ModelSettings(name="scripted", backend="responses", reasoning=True, **model),
             ModelSettings(name="chat", backend="chat", **model),

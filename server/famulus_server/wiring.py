@@ -14,7 +14,6 @@ from famulus_server.config import ConfigError, Settings
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
-from famulus_server.embedded.upstream import ScriptedUpstream, default_script, load_script
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
 from famulus_server.engine.assistants import AssistantDesk
@@ -64,7 +63,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     clock = SystemClock()
     ids = TimeOrderedIds(clock=clock)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
+        if settings.with_local_model:
+            # The model takes longer to load than the SDK to import, so that costs nothing here.
+            stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
         store = SqliteStore(path=settings.database, clock=clock)
         await store.open()
         stack.push_async_callback(store.close)
@@ -170,6 +171,9 @@ async def _embedded_models(
             progress(f"no local model: {error}")
             progress("using the scripted upstream instead: it answers by a script")
     if settings.with_scripted_model:
+        # Here, because aiohttp takes a third of all the other imports together, and production needs it not.
+        from famulus_server.embedded.upstream import ScriptedUpstream, default_script, load_script
+
         script = load_script(Path(settings.embedded.script)) if settings.embedded.script else default_script()
         upstream = ScriptedUpstream(script=script, history=100)
         models.append(ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=await upstream.start()))

@@ -3,26 +3,19 @@
 import os
 import signal
 import socket
+import urllib.request
 from pathlib import Path
 
-import pytest
 from command import Running, environment, run
 from famulus_server.embedded.weights import SMOLLM2
 
-COMMANDS = ["serve", "demo", "chat", "migrate", "models pull", "healthcheck", "fake-upstream"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command_has_an_example(command: str) -> None:
-    shown = run(*command.split(), "--help")
-    assert shown.returncode == 0
-    assert f"\n    famulus-server {command}" in shown.stdout or f" famulus-server {command}" in shown.stdout
+COMMANDS = {"serve", "demo", "chat", "migrate", "models", "healthcheck", "fake-upstream"}
 
 
 def test_help_lists_all_commands_and_imports_nothing_heavy() -> None:
     with Running("--help", env=environment(), interpreter=("-X", "importtime")) as helping:
         assert helping.wait() == 0
-    assert {command.split()[0] for command in COMMANDS} <= {line.split()[0] for line in helping.stdout if line.split()}
+    assert {line.split()[0] for line in helping.stdout if line.split()} >= COMMANDS
     imported = {line.split("|")[-1].strip() for line in helping.stderr}
     assert "click" in imported
     assert not imported & {"grpc", "aiohttp", "openai", "msgspec", "structlog", "alembic", "google.protobuf"}
@@ -33,35 +26,13 @@ def test_version_is_that_of_the_package() -> None:
     assert shown.stdout.startswith("famulus-server 0.")
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[server]\nlisten = 7461\n", "server.listen: Expected `str`, got `int`"),
-        ("[server]\nlisten = '0.0.0.0:7461'\n", "server.listen: refusing to listen on '0.0.0.0:7461'"),
-        ("[worker]\nslots = 0\n", "worker.slots: Expected `int` >= 1"),
-        ("[sever]\n", "sever: unknown section"),
-        ("[server\n", "is not TOML"),
-    ],
-)
-def test_wrong_setting_is_named_with_file_key_and_reason(text: str, named: str, tmp_path: Path) -> None:
+def test_wrong_setting_is_told_without_a_traceback(tmp_path: Path) -> None:
     file = tmp_path / "famulus.toml"
-    file.write_text(text)
+    file.write_text("[server]\nlisten = 7461\n")
     refused = run("--config", str(file), "serve")
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {file}: {named}")
+    assert refused.stderr == f"error: {file}: server.listen: Expected `str`, got `int`\n"
     assert refused.stdout == ""
-
-
-def test_wrong_environment_and_options_are_named_too() -> None:
-    assert run("serve", env=environment({"FAMULUS_WORKER_SLOTS": "many"})).stderr == (
-        "error: environment: FAMULUS_WORKER_SLOTS: Expected `int`, got `str`\n"
-    )
-    assert "error: command line: --listen: 'nowhere' is no address" in run("serve", "--listen", "nowhere").stderr
-    missing = run("--config", "missing.toml", "serve")
-    assert (missing.returncode, missing.stderr) == (
-        2,
-        "error: missing.toml: cannot be read: No such file or directory\n",
-    )
 
 
 def test_migrate_tells_each_step_and_repeated_does_nothing(tmp_path: Path) -> None:
@@ -90,20 +61,18 @@ def test_unwritable_data_directory_is_named(tmp_path: Path) -> None:
 def test_healthcheck_tells_a_server_that_is_not_there() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        refused = run("healthcheck", "--address", "127.0.0.1:{}".format(unused.getsockname()[1]), "--timeout", "5")
+        refused = run("healthcheck", "--address", f"127.0.0.1:{unused.getsockname()[1]}", "--timeout", "5")
     assert refused.returncode == 2
     assert "no answer (UNAVAILABLE)" in refused.stdout
 
 
 def test_healthcheck_gives_up_on_a_server_that_is_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        refused = run("healthcheck", "--address", "127.0.0.1:{}".format(silent.getsockname()[1]), "--timeout", "0.2")
+        refused = run("healthcheck", "--address", f"127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0.2")
     assert refused.returncode == 2
 
 
 def test_fake_upstream_plays_a_script_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    import urllib.request
-
     script = tmp_path / "script.toml"
     script.write_text('models = ["from-the-script"]\n')
     with Running("fake-upstream", "--script", str(script), env=environment()) as upstream:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from command import PROGRAM, Running, environment, run, server_environment
 
 SCRIPT = """

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from command import Running, environment, has_local_model, run, server_environment
 
 STATES = ["IN_PROGRESS", "COMPLETED", "REQUIRES_ACTION"]

@@ -1,11 +1,9 @@
 """`serve`: start, stop, and what it leaves behind."""
 
 import signal
-import socket
 from pathlib import Path
 
-import pytest
-from command import Running, all_gone, has_local_model, run, server_environment
+from command import Running, all_gone, environment, has_local_model, run, server_environment
 from famulus import FamulusSyncClient
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
@@ -72,32 +70,31 @@ def test_second_signal_does_not_wait_for_runs_at_work(tmp_path: Path) -> None:
         assert all_gone(children)
 
 
-def test_taken_port_is_told_clearly(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = "127.0.0.1:{}".format(taken.getsockname()[1])
-        refused = run("serve", "--listen", address, env=server_environment(tmp_path))
-    assert refused.returncode == 1
-    assert f"error: cannot listen on '{address}': is another server running there?" in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-@pytest.mark.parametrize("migrated", [True, False])
-def test_migration_tools_are_imported_only_to_migrate(tmp_path: Path, migrated: bool) -> None:
-    if migrated:
-        run("migrate", "--data-dir", str(tmp_path))
-    with Running("serve", env=server_environment(tmp_path), interpreter=("-X", "importtime")) as server:
+def test_server_at_the_newest_schema_does_not_import_migration_tools(tmp_path: Path) -> None:
+    measured = ("-X", "importtime")
+    with Running("migrate", "--data-dir", str(tmp_path), env=environment(), interpreter=measured) as migrating:
+        assert migrating.wait() == 0
+    assert {"alembic", "sqlalchemy"} <= imported_by(migrating)
+    with Running("serve", env=server_environment(tmp_path), interpreter=measured) as server:
         server.address()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-    imported = {line.split("|")[-1].strip() for line in server.stderr}
-    assert ("alembic" in imported, "sqlalchemy" in imported) == (not migrated, not migrated)
+    assert not {"alembic", "sqlalchemy"} & imported_by(server)
 
 
-def test_second_server_on_the_same_data_says_what_to_do(tmp_path: Path) -> None:
-    env = server_environment(tmp_path)
+def imported_by(ended: Running) -> set[str]:
+    return {line.split("|")[-1].strip() for line in ended.stderr}
+
+
+def test_second_server_is_told_what_is_in_its_way(tmp_path: Path) -> None:
+    env = server_environment(tmp_path / "first")
     with Running("serve", env=env) as server:
-        server.address()
-        refused = run("serve", env=env)
-        assert refused.returncode == 1
-        assert "is open in another process" in refused.stderr
-        assert "another data directory" in refused.stderr
+        address = server.address()
+        same_data = run("serve", env=env)
+        assert same_data.returncode == 1
+        assert "is open in another process" in same_data.stderr
+        assert "another data directory" in same_data.stderr
+        same_port = run("serve", "--listen", address, env=server_environment(tmp_path / "second"))
+        assert same_port.returncode == 1
+        assert f"error: cannot listen on '{address}': is another server running there?" in same_port.stderr
+        assert "Traceback" not in same_port.stderr

@@ -1,17 +1,20 @@
 """Random sequences of calls against a model of the contract: whatever callers do, in whatever order, both agree."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
-
-import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+from typing import Any, Never
 
 import grpc
+import pytest
+import structlog
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from structlog.typing import EventDict
+
 from famulus.v1.assistant_service_pb2 import DeleteAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CancelRunRequest
@@ -38,6 +41,7 @@ REFUSALS = {
     "RUN_NOT_WAITING",
     "RUN_NOT_FINISHED",
     "TOOL_OUTPUTS_INCOMPLETE",
+    "TOOL_OUTPUT_CONFLICT",
     "UNKNOWN_TOOL_CALL",
     "SEQUENCE_OUT_OF_RANGE",
 }
@@ -86,15 +90,23 @@ class ContractMachine(AssistantRules, ThreadRules, RunRules):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    complaints: list[EventDict] = []
+
+    def complain(_: object, __: str, event: EventDict) -> Never:
+        complaints.append(event)
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[complain], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     upstream = UpstreamThread()
     server = ServerThread(server_settings(tmp_path_factory.mktemp("properties"), upstream.start()))
     try:
         with grpc.insecure_channel(server.start().address) as channel:
             stubs = Stubs(AssistantServiceStub(channel), ThreadServiceStub(channel), RunServiceStub(channel))
-            yield Stage(stubs, upstream)
+            yield Stage(stubs, upstream, complaints=complaints)
     finally:
         server.stop()
         upstream.stop()
+        structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -113,10 +125,13 @@ def profile() -> settings:
 
 
 @pytest.mark.timeout(600)
-def test_server_and_model_of_the_contract_agree_on_every_sequence_of_calls(stage: Stage, profile: settings) -> None:
+def test_server_and_model_of_the_contract_agree_on_every_sequence_of_calls(
+    stage: Stage, profile: settings, caplog: pytest.LogCaptureFixture
+) -> None:
     machine: Any = partial(ContractMachine, stage)
     run_state_machine_as_test(machine, settings=profile)
-    print(stage.steps, stage.scenarios, stage.refusals, sep='\n')
+    assert not stage.complaints
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
     assert stage.steps.total() >= LEAST_STEPS, stage.steps
     assert stage.scenarios.keys() == SCENARIOS.keys(), stage.scenarios
     assert stage.refusals.keys() >= REFUSALS, stage.refusals

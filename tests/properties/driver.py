@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+
 from famulus.v1.message_pb2 import Message, MessageState
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunState
@@ -152,11 +153,11 @@ class ContractDriver:
         self.events_behind(run, 0, (NOT_FOUND,))
         for watcher in run.watchers:
             watcher.wait()
-            # It may have ended, and been read to its end, before.
+            # The run may have ended just before.
             validate_stream(watcher.events, watcher.after_sequence, complete=watcher.error is None)
             if watcher.error is not None:
                 # A watch that was not yet under way found nothing.
-                answers = (_DELETED,) if watcher.events else (_DELETED, NOT_FOUND)
+                answers = (_DELETED,) if watcher.events else (_DELETED, NOT_FOUND, _OUT_OF_RANGE)
                 assert _is_one_of(watcher.error, answers), refusal(watcher.error)
         self.upstream.wait_for_end(run.number)
 
@@ -178,8 +179,12 @@ class ContractDriver:
         validate_final(events, run.run, run.messages)
         for watcher in run.watchers:
             watcher.wait()
-            assert watcher.error is None, refusal(watcher.error)
             assert watcher.events == _suffix(events, watcher.after_sequence), "the live stream was not the log"
+            if watcher.after_sequence > events[-1].sequence:
+                assert _is_one_of(watcher.error, (_OUT_OF_RANGE,)), watcher.error
+            else:
+                assert watcher.error is None, refusal(watcher.error)
+        run.watchers.clear()
         last = events[-1].sequence
         middle = events[len(events) // 2].sequence
         for after in (middle, last - 1, last):

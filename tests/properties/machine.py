@@ -30,17 +30,20 @@ ETAG = st.sampled_from(["", "", "current", "stale"])
 # Most calls have no request id; the others share a few.
 KEY = st.integers(0, 9)
 _KEYS = 4
+# Not 0, which Hypothesis likes.
+RARE = 5
 
 
 @dataclass
 class Stage:
-    """What all examples share, and what they went through."""
+    """What all examples share, and what they went through. `complaints` is what the server logged as errors."""
 
     stubs: Stubs
     upstream: UpstreamThread
     steps: Counter[str] = field(default_factory=Counter)
     scenarios: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    complaints: list[Any] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
 
@@ -78,12 +81,12 @@ class Machine(RuleBasedStateMachine):
     def pick(self, records: Sequence[T], which: int) -> T:
         """One that is there, and now and then one that is gone."""
         alive = [record for record in records if not getattr(record, "gone", False)]
-        pool = alive if alive and which % 8 else records
+        pool = alive if alive and which % 8 != RARE else records
         return pool[which % len(pool)]
 
     def pick_message(self, thread: ThreadRecord, which: int) -> tuple[Message, bool]:
         """A message of a thread and True; now and then one that is deleted, or never was, and False."""
-        if thread.messages and which % 8:
+        if thread.messages and which % 8 != RARE:
             return thread.messages[which % len(thread.messages)], True
         forgotten = [*thread.forgotten, Message(id="msg_unknown")]
         return forgotten[which % len(forgotten)], False

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
@@ -213,11 +214,11 @@ class ContractModel:
         # Idempotent per call, however far the run has come.
         if all(run.answered.get(call_id) == output for call_id, output in given.items()):
             return OK
+        conflicts = [conflict(call) for call in given if run.answered.get(call, given[call]) != given[call]]
         if run.state != REQUIRES_ACTION:
-            return (not_waiting(run.state or IN_PROGRESS),)
+            return (not_waiting(run.state or IN_PROGRESS), *conflicts)
         if not given.keys() <= {*run.open_calls, *run.answered}:
             return (UNKNOWN_CALL,)
         if not given.keys() >= set(run.open_calls):
-            return (MISSING_OUTPUTS,)
-        conflicting = [call_id for call_id in given if run.answered.get(call_id, given[call_id]) != given[call_id]]
-        return tuple(map(conflict, conflicting)) or OK
+            return (MISSING_OUTPUTS, *conflicts)
+        return tuple(conflicts) or OK

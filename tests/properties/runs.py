@@ -11,14 +11,15 @@ from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import GetThreadRequest
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.engine.lifecycle import ACTIVE, BORN, FINAL, IN_PROGRESS, REQUIRES_ACTION
-from properties.machine import ETAG, KEY, NUMBER, Machine, step
+from properties.machine import ETAG, KEY, NUMBER, RARE, Machine, step
 from properties.model import NOT_FINISHED, NOT_FOUND, OK, RunRecord, ThreadRecord
 from properties.stage import FUNCTION, PATIENCE, SCENARIOS, Watcher, instructions
 from serving import said
 
 SCENARIO = st.sampled_from(sorted(SCENARIOS))
 WITH_TOOLS = st.sampled_from([name for name, scenario in SCENARIOS.items() if REQUIRES_ACTION in scenario.stops])
-OUTPUTS = st.sampled_from(["right", "right", "partial", "foreign", "repeated", "other"])
+_WRONG = ("partial", "foreign", "repeated", "other")
+WRONG_OUTPUTS = st.sampled_from(_WRONG)
 _TOOLS = runs_api.ToolOverride(tools=[Tool(function=FunctionTool(name=FUNCTION))])
 
 
@@ -49,20 +50,41 @@ class RunRules(Machine):
         request = self._request(scenario, thread, assistant, 1)
         self._start(self._stream, request, scenario, key, again)
 
-    @step(scenario=WITH_TOOLS, thread=NUMBER, message=st.booleans())
-    def make_run_wait_for_outputs(self, scenario: str, thread: int, message: bool) -> None:
+    @step(scenario=WITH_TOOLS, thread=NUMBER)
+    def make_run_wait_for_outputs(self, scenario: str, thread: int) -> None:
         run = self._start(self._stream, self._request(scenario, thread, 1, 1), scenario, 9, False)
         if run is not None:
             self.driver.settle(run)
 
-    @step(which=NUMBER, kind=OUTPUTS, is_error=st.booleans(), settles=st.booleans())
-    def submit_outputs(self, which: int, kind: str, is_error: bool, settles: bool) -> None:
+    @step(which=NUMBER, is_error=st.booleans(), settles=st.booleans())
+    def submit_outputs(self, which: int, is_error: bool, settles: bool) -> None:
+        self._submit(which, "right", is_error, settles)
+
+    @step(which=NUMBER, kind=WRONG_OUTPUTS)
+    def submit_wrong_outputs(self, which: int, kind: str) -> None:
+        self._submit(which, kind, False, True)
+
+    @step(scenario=WITH_TOOLS, thread=NUMBER, is_error=st.booleans())
+    def play_run_with_tools(self, scenario: str, thread: int, is_error: bool) -> None:
+        run = self._start(self._stream, self._request(scenario, thread, 1, 1), scenario, 9, False)
+        while run is not None and run.state not in FINAL:
+            self.driver.settle(run)
+            for kind in _WRONG:
+                self._submit_to(run, kind, False, True)
+            self._rate(run, RatingVerdict.RATING_VERDICT_GOOD)
+            self._submit_to(run, "right", is_error, True)
+            self._submit_to(run, "repeated", False, True)
+
+    def _submit(self, which: int, kind: str, is_error: bool, settles: bool) -> None:
         run = self._pick_run(which, state=REQUIRES_ACTION)
         if run is None:
             outputs = [ToolOutput(call_id="call_unknown", output="?")]
             request = runs_api.SubmitToolOutputsRequest(run_id="run_unknown", tool_outputs=outputs)
             self.driver.call(self.stage.stubs.runs.SubmitToolOutputs, request, (NOT_FOUND,))
             return
+        self._submit_to(run, kind, is_error, settles)
+
+    def _submit_to(self, run: RunRecord, kind: str, is_error: bool, settles: bool) -> None:
         self.driver.settle(run)
         outputs = self._outputs(run, kind, is_error)
         answers = self.model.answers_to_outputs(run, outputs)
@@ -121,8 +143,7 @@ class RunRules(Machine):
         elif run.state in FINAL:
             self.driver.check_resumed(run, after)
         else:
-            # A watch of what is not there yet waits for it, so a higher cursor is only good while nothing is known.
-            self.driver.watch(run, min(after, 1))
+            self.driver.watch(run, after)
 
     @step(which=NUMBER, key=st.integers(0, 3))
     def resume_stream(self, which: int, key: int) -> None:
@@ -180,18 +201,22 @@ class RunRules(Machine):
         run = self._pick_run(which)
         if run is not None:
             self.driver.settle(run)
-            answers = (NOT_FOUND,) if run.gone else OK if run.state in FINAL else (NOT_FINISHED,)
-            request = runs_api.RateRunRequest(run_id=run.id, rating=RunRating(verdict=verdict))
-            response = self.driver.call(self.stage.stubs.runs.RateRun, request, answers)
-            assert response is None or response.run.rating.verdict == verdict, response
+            self._rate(run, verdict)
 
     def release(self, run: RunRecord) -> None:
         """Lets a held run go on, once its answer has begun."""
         watching = self.stage.stubs.runs.WatchRun(runs_api.WatchRunRequest(run_id=run.id), timeout=PATIENCE)
-        next(response for response in watching if any(event.HasField("text_delta") for event in response.events))
+        begun = (event.HasField("text_delta") for response in watching for event in response.events)
+        assert any(begun), "a held run ended"
         watching.cancel()
         self.stage.upstream.release(run.number)
         run.go_on()
+
+    def _rate(self, run: RunRecord, verdict: "RatingVerdict.ValueType") -> None:
+        answers = (NOT_FOUND,) if run.gone else OK if run.state in FINAL else (NOT_FINISHED,)
+        request = runs_api.RateRunRequest(run_id=run.id, rating=RunRating(verdict=verdict))
+        response = self.driver.call(self.stage.stubs.runs.RateRun, request, answers)
+        assert response is None or response.run.rating.verdict == verdict, response
 
     def _request(self, scenario: str, thread: int, assistant: int, extra: int) -> runs_api.CreateRunRequest:
         """A request for a run; on a thread that is given up again where the request gets a new one."""
@@ -280,7 +305,7 @@ class RunRules(Machine):
     def _pick_run(self, which: int, *, state: "RunState.ValueType | None" = None) -> RunRecord | None:
         """A run, one in this state if there is one; None where there is none at all."""
         wanted = [run for run in self.model.runs if run.state == state and not run.gone]
-        pool = wanted if state is not None and wanted and which % 8 else self.model.runs
+        pool = wanted if state is not None and wanted and which % 8 != RARE else self.model.runs
         return self.pick(pool, which) if pool else None
 
     def _first(self, request: runs_api.WatchRunRequest, *, timeout: float) -> runs_api.WatchRunResponse:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus_server.config import EmbeddedSettings, Settings

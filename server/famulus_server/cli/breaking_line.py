@@ -25,6 +25,7 @@ class BreakingLine:
         self._bytes_left = after_bytes
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
+        self._relays: set[asyncio.Task[None]] = set()
         self.address = ""
 
     @property
@@ -33,7 +34,7 @@ class BreakingLine:
         return self._bytes_left <= 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -43,6 +44,12 @@ class BreakingLine:
         if self._server is not None:
             self._server.close()
         self._break()
+        for relay in self._relays:
+            relay.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+
+    def _accept(self, near_reader: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
+        self._relays.add(asyncio.create_task(self._relay(near_reader, near)))
 
     async def _relay(self, near_reader: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
         far_reader, far = await asyncio.open_connection(self._host, self._port)

@@ -127,7 +127,7 @@ def _introduce(server: RunningServer, started: float) -> Findings:
     from famulus_server.cli.findings import Findings
 
     findings = Findings(model=server.default_model, ready_ms=round((time.perf_counter() - started) * 1_000))
-    click.echo(f"famulus serves {server.address}, ready after {findings.ready_ms:.0f} ms")
+    click.echo(f"famulus serves {server.address} and was ready after {findings.ready_ms:.0f} ms")
     if server.default_model == server.scripted_model:
         click.echo("The answers come from a script: there is no local model here.")
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -35,27 +34,15 @@ def migrate(configuration: Configuration, data_dir: str | None) -> None:
 async def _migrate(settings: Settings) -> None:
     # Here, because they load SQL drivers and protobuf.
     from famulus_server.engine.clock import SystemClock
-    from famulus_server.store.schema import HEAD
+    from famulus_server.store.schema import HEAD, revision
     from famulus_server.store.sqlite import SqliteStore
 
-    steps = _Steps()
-    alembic = logging.getLogger("alembic.runtime.migration")
-    alembic.addHandler(steps)
-    alembic.setLevel(logging.INFO)
     settings.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    before = revision(settings.database)
+    # Opening migrates, and keeps every other process out meanwhile.
     store = SqliteStore(path=settings.database, clock=SystemClock())
     await store.open()
     await store.close()
-    click.echo(f"{settings.database}: {'now' if steps.count else 'already'} at version {HEAD}")
-
-
-class _Steps(logging.Handler):
-    """Shows each migration as Alembic tells of it: from which version to which."""
-
-    count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        old, arrow, new = record.getMessage().removeprefix("Running upgrade").partition("->")
-        if arrow:
-            self.count += 1
-            click.echo(f"{old.strip() or 'nothing'} -> {new.strip()}")
+    if before != HEAD:
+        click.echo(f"{before or 'nothing'} -> {HEAD}")
+    click.echo(f"{settings.database}: {'already' if before == HEAD else 'now'} at version {HEAD}")

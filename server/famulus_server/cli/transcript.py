@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from famulus.v1.run_pb2 import Run
     from famulus.v1.tool_pb2 import ToolCall
 
+_INDENT = " " * 8
+
 
 class Transcript:
     """Writes the text of a run as it comes, on standard output.
@@ -59,8 +61,8 @@ class Transcript:
     def _write(self, text: str) -> None:
         if not text:
             return
-        if self._details and not self._inside_a_line:
-            click.secho("        ", nl=False)
+        if self._details:
+            text = ("" if self._inside_a_line else _INDENT) + text.replace("\n", "\n" + _INDENT)
         click.echo(text, nl=False)
         self._inside_a_line = not text.endswith("\n")
 

@@ -1,4 +1,4 @@
-"""The tail of run events in Redis Streams: one stream per run, the entry id is the event's sequence (contract 11).
+"""The tail of run events in Redis, for watchers elsewhere and for later.
 
 Writing never makes anybody wait: one task takes all that has gathered and sends it in one pipeline. Where Redis is
 away, events are lost here, and a watcher that needs them gets a Snapshot.
@@ -7,67 +7,78 @@ away, events are lost here, and a watcher that needs them gets a Snapshot.
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from famulus.v1.run_event_pb2 import RunEvent
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
 
-# What a stream keeps of a run, in events, and for how long after the last write and after the end of the run.
-_MAX_EVENTS = 10_000
+from famulus.v1.run_event_pb2 import RunEvent
+
+if TYPE_CHECKING:
+    from famulus_server.coordination.streams import RedisStreams
+
+# How long a run's stream is kept after the last write, and after the end of the run.
 _ACTIVE_SECONDS = 24 * 3_600
 _ENDED_SECONDS = 3_600
-# Writes under way: more means that Redis is far too slow, and the oldest go.
+# Events that wait to be written: more means that Redis is far too slow, and the oldest go.
 _MAX_PENDING = 50_000
-_WRITE_TIMEOUT = 1.0
-# A reader is somebody's call: a Redis that hangs may cost it this much, this often (contract 27).
-_READ_TIMEOUT = 0.05
+_CLOSE_SECONDS = 1.0
+# A Redis that does not answer is asked this often, and is then left alone (contract 27).
 _READ_FAILURES = 5
 _LEFT_ALONE_SECONDS = 5.0
-_FIELD = b"e"
 
 _log = structlog.get_logger(__name__)
+
+
+class StreamsUnavailable(Exception):
+    """Redis is away, hangs, or refuses. The text is for the log."""
+
+
+class Entry(NamedTuple):
+    """Events to append to a run's stream, which is then kept for so many seconds; None removes the stream."""
+
+    run_id: str
+    events: Sequence[RunEvent] | None
+    seconds: int
 
 
 class RedisEventLog:
     """See `ports.EventLog`. Open and close it."""
 
     def __init__(self, *, url: str) -> None:
-        self._writer = _connect(url, timeout=_WRITE_TIMEOUT)
-        self._reader = _connect(url, timeout=_READ_TIMEOUT)
-        self._pending: list[tuple[str, Sequence[RunEvent] | None, int]] = []
+        self._url = url
+        self._pending: list[Entry] = []
         self._pending_events = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[RedisStreams] | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._read_failures = 0
         self._left_alone_until = 0.0
         self.lost = 0
 
     def open(self) -> None:
-        """Starts the writer."""
-        self._task = asyncio.create_task(self._write_loop(), name="event-log")
+        """Starts the writer. What is published before it has connected waits for it."""
+        self._connecting = asyncio.create_task(self._connect(), name="event-log-connect")
+        self._writing = asyncio.create_task(self._write_loop(self._connecting), name="event-log")
 
     async def close(self) -> None:
         """Writes what is left, as far as Redis lets it, and closes the connections."""
-        if self._task is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.flush(), _WRITE_TIMEOUT)
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        await self._writer.aclose()
-        await self._reader.aclose()
+        if self._writing is None or self._connecting is None:
+            return
+        streams = await self._connecting
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.flush(), _CLOSE_SECONDS)
+        self._writing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._writing
+        await streams.close()
 
     async def flush(self) -> None:
         """Returns once everything published so far is written, or lost."""
         while self._pending or not self._idle.is_set():
-            self._wake.set()
             self._idle.clear()
+            self._wake.set()
             await self._idle.wait()
 
     def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
@@ -81,30 +92,38 @@ class RedisEventLog:
 
     async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
         now = asyncio.get_running_loop().time()
-        if now < self._left_alone_until:
+        if self._connecting is None or now < self._left_alone_until:
             return []
+        streams = await asyncio.shield(self._connecting)
         try:
-            entries: Any = await self._reader.xrange(_key(run_id), min=f"({after_sequence}-0", count=limit)
-        except (RedisError, OSError) as error:
+            events = await streams.read(run_id, after_sequence=after_sequence, limit=limit)
+        except StreamsUnavailable as error:
             self._read_failures += 1
             if self._read_failures >= _READ_FAILURES:
                 self._read_failures, self._left_alone_until = 0, now + _LEFT_ALONE_SECONDS
-                _log.warning("event log unreachable, left alone", error=type(error).__name__)
+                _log.warning("event log unreachable, left alone", error=str(error))
             return []
         self._read_failures = 0
-        return [RunEvent.FromString(fields[_FIELD]) for _, fields in entries]
+        return events
+
+    async def _connect(self) -> "RedisStreams":
+        # The redis package takes as long to import as the rest of the server to start; nobody has to wait for it.
+        module = await asyncio.to_thread(import_module, "famulus_server.coordination.streams")
+        streams: RedisStreams = module.RedisStreams(url=self._url)
+        return streams
 
     def _put(self, run_id: str, events: Sequence[RunEvent] | None, seconds: int) -> None:
-        self._pending.append((run_id, events, seconds))
+        self._pending.append(Entry(run_id, events, seconds))
         self._pending_events += len(events or ())
         while self._pending_events > _MAX_PENDING:
-            _, oldest, _ = self._pending.pop(0)
-            self._pending_events -= len(oldest or ())
-            self.lost += len(oldest or ())
+            oldest = self._pending.pop(0)
+            self._pending_events -= len(oldest.events or ())
+            self.lost += len(oldest.events or ())
         self._idle.clear()
         self._wake.set()
 
-    async def _write_loop(self) -> None:
+    async def _write_loop(self, connecting: "asyncio.Task[RedisStreams]") -> None:
+        streams = await asyncio.shield(connecting)
         while True:
             if not self._pending:
                 self._wake.clear()
@@ -113,52 +132,12 @@ class RedisEventLog:
                 continue
             batch, self._pending, self._pending_events = self._pending, [], 0
             try:
-                await self._write(batch)
-            except (RedisError, OSError) as error:
-                lost = sum(len(events or ()) for _, events, _ in batch)
+                refused = await streams.write(batch)
+            except StreamsUnavailable as error:
+                lost = sum(len(entry.events or ()) for entry in batch)
                 self.lost += lost
-                _log.warning("events lost to the event log", events=lost, error=type(error).__name__)
-
-    async def _write(self, batch: Sequence[tuple[str, Sequence[RunEvent] | None, int]]) -> None:
-        pipeline: Pipeline
-        async with self._writer.pipeline(transaction=False) as pipeline:
-            expiries: dict[bytes, int] = {}
-            for run_id, events, seconds in batch:
-                key = _key(run_id)
-                if events is None:
-                    pipeline.delete(key)
-                    expiries.pop(key, None)
-                    continue
-                for event in events:
-                    pipeline.xadd(
-                        key,
-                        {_FIELD: event.SerializeToString()},
-                        id=f"{event.sequence}-0",
-                        maxlen=_MAX_EVENTS,
-                        approximate=True,
-                    )
-                expiries[key] = seconds
-            for key, seconds in expiries.items():
-                pipeline.expire(key, seconds)
-            # A refused entry (an id that is not higher: a late writer) must not hide the fate of the others.
-            results = await pipeline.execute(raise_on_error=False)
-        refused = [result for result in results if isinstance(result, ResponseError)]
-        if refused:
-            self.lost += len(refused)
-            _log.warning("the event log refused entries", entries=len(refused), error=str(refused[0]))
-        failed = [result for result in results if isinstance(result, RedisError | OSError)]
-        if len(failed) > len(refused):
-            raise RedisError("pipeline broken off")
-
-
-def _key(run_id: str) -> bytes:
-    # The braces make a run's keys live on one node of a cluster.
-    return f"famulus:{{{run_id}}}:events".encode()
-
-
-def _connect(url: str, *, timeout: float) -> Redis:
-    # The library's own defaults would hang for seconds on a dead server.
-    client: Redis = Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-    )
-    return client
+                _log.warning("events lost to the event log", events=lost, error=str(error))
+            else:
+                if refused:
+                    self.lost += refused
+                    _log.warning("the event log refused entries", entries=refused)

@@ -284,10 +284,6 @@ class Executor:
     async def _interrupted(self, progress: _Progress, why: Interruption, recorder: TurnRecorder) -> None:
         match why:
             case Interruption.CANCEL:
-                cancelling = Run()
-                cancelling.CopyFrom(progress.run)
-                cancelling.state = lifecycle.CANCELLING
-                self._publish(progress, [facts.state_changed(cancelling)])
                 await self._settle(progress, _broken_off(recorder, lifecycle.CANCELLED, _CANCELLED))
             case Interruption.DRAIN:
                 await self._release(progress)

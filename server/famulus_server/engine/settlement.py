@@ -50,9 +50,11 @@ async def settle(
         raise LeaseLost(run_id) from error
     if run.attempt != attempt or run.state not in lifecycle.OWNED:
         raise LeaseLost(run_id)
-    if run.state == lifecycle.CANCELLING:
-        wanted = cancelled(wanted)
     events: list[RunEvent] = []
+    if run.state == lifecycle.CANCELLING:
+        # Told here, and not by whoever asked for it: so it is told once, and nothing of the turn comes after it.
+        events.append(facts.state_changed(run))
+        wanted = cancelled(wanted)
     messages = [_copy(message) for message in wanted.messages]
     if messages:
         await tx.messages.append(tenant, run.thread_id, messages)

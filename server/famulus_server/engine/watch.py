@@ -75,8 +75,7 @@ class Watch:
         events = await self._event_log.read(run_id, after_sequence=cursor, limit=_MAX_EVENTS)
         whole: list[RunEvent] = []
         for event in events:
-            # A new attempt is the one jump that a log may have.
-            if event.sequence != cursor + 1 and not event.HasField("attempt_started"):
+            if event.sequence != cursor + 1 and not _takes_over(event, cursor):
                 break
             whole.append(event)
             cursor = event.sequence
@@ -113,6 +112,11 @@ class Watch:
                 await log.wait()
                 return True
         return False
+
+
+def _takes_over(event: RunEvent, cursor: int) -> bool:
+    """Whether the event starts an attempt that takes back all it jumps over: the one jump that a log may have."""
+    return event.HasField("attempt_started") and event.attempt_started.discards_after_sequence <= cursor
 
 
 def _check_end(cursor: int, last_sequence: int) -> None:

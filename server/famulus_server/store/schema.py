@@ -21,12 +21,12 @@ def upgrade_file(path: Path) -> None:
 
     Raises SchemaTooNew or NotAStore. A database that is up to date costs one query: Alembic is not even imported.
     """
-    revision = _revision(path)
-    if revision == HEAD:
+    current = revision(path)
+    if current == HEAD:
         return
-    if revision > HEAD:
+    if current > HEAD:
         raise SchemaTooNew(
-            f"{path} has schema {revision}, this version of the server knows {HEAD}: start the newer version"
+            f"{path} has schema {current}, this version of the server knows {HEAD}: start the newer version"
         )
     from sqlalchemy import URL
 
@@ -60,8 +60,8 @@ def migrate(url: "str | URL") -> None:
     engine.dispose()
 
 
-def _revision(path: Path) -> str:
-    """The revision of the schema, '' for a new database."""
+def revision(path: Path) -> str:
+    """The revision of a database's schema, '' for a new one. Raises NotAStore."""
     try:
         with closing(sqlite3.connect(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

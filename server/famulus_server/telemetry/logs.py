@@ -29,6 +29,7 @@ _CONTENT = frozenset(
     }
 )
 _REDACTED = "[redacted]"
+_CHATTY = ("alembic", "httpx2", "httpcore2", "openai")
 
 
 def configure_logs(*, level: str = "info", stream: TextIO | None = None, json: bool | None = None) -> None:
@@ -66,6 +67,9 @@ def configure_logs(*, level: str = "info", stream: TextIO | None = None, json: b
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(number)
+    # What libraries tell of each step is for those who debug.
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
 
 
 def _encode(event: EventDict, **_: Any) -> str:

@@ -1,0 +1,95 @@
+"""Arguments and settings, in this process."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from famulus_server.cli import main
+from famulus_server.cli.configuration import Configuration
+
+COMMANDS = ["serve", "demo", "chat", "migrate", "models pull", "healthcheck", "fake-upstream"]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAMULUS_CONFIG", raising=False)
+    monkeypatch.delenv("FAMULUS_SERVER_LISTEN", raising=False)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_shows_how_to_call_it(command: str) -> None:
+    shown = call(*command.split(), "--help")
+    assert shown.exit_code == 0
+    assert f"famulus-server {command}" in shown.stdout.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[server]\nlisten = '0.0.0.0:7461'\n", "server.listen: refusing to listen on '0.0.0.0:7461'"),
+        ("[worker]\nslots = 0\n", "worker.slots: Expected `int` >= 1"),
+        ("[sever]\n", "sever: unknown section"),
+        ("[server\n", "is not TOML"),
+        ("models = 1\n", "models: must be an array of tables"),
+    ],
+)
+def test_wrong_setting_is_named_with_file_key_and_reason(text: str, named: str, tmp_path: Path) -> None:
+    file = tmp_path / "famulus.toml"
+    file.write_text(text)
+    refused = call("--config", str(file), "serve")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"error: {file}: {named}")
+
+
+def test_wrong_environment_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAMULUS_WORKER_SLOTS", "many")
+    assert call("serve").stderr == "error: environment: FAMULUS_WORKER_SLOTS: Expected `int`, got `str`\n"
+    monkeypatch.delenv("FAMULUS_WORKER_SLOTS")
+    monkeypatch.setenv("FAMULUS_SERVER_LISTEN", "nowhere")
+    assert call("serve").stderr.startswith("error: environment: FAMULUS_SERVER_LISTEN: 'nowhere' is no address")
+
+
+def test_wrong_option_is_named() -> None:
+    assert call("serve", "--listen", "nowhere").stderr.startswith("error: command line: --listen: 'nowhere'")
+
+
+def test_missing_file_is_named() -> None:
+    refused = call("--config", "missing.toml", "serve")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "error: missing.toml: cannot be read: No such file or directory\n",
+    )
+
+
+def test_option_wins_over_environment_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "famulus.toml"
+    file.write_text("[server]\nlisten = '127.0.0.1:1'\ndata_dir = 'of-the-file'\n[log]\nlevel = 'error'\n")
+    monkeypatch.setenv("FAMULUS_SERVER_LISTEN", "127.0.0.1:2")
+    configuration = Configuration(file=file)
+    settings = configuration.load({"server": {"listen": None, "data_dir": "of-the-option"}})
+    assert (settings.server.listen, settings.server.data_dir) == ("127.0.0.1:2", "of-the-option")
+    assert settings.log.level == "error"
+    assert configuration.load({"server": {"listen": "127.0.0.1:3"}}).server.listen == "127.0.0.1:3"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["chat", "--assistant", "asst_1", "--model", "small"], ["demo", "--listen", "127.0.0.1:0"]]
+)
+def test_options_that_contradict_each_other_are_refused(arguments: list[str]) -> None:
+    assert call(*arguments).exit_code == 2
+
+
+def test_defect_is_told_without_its_traceback_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the moon is full")
+
+    monkeypatch.setattr(Configuration, "load", fail)
+    told = call("migrate")
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: RuntimeError: the moon is full. This is a defect")
+    assert isinstance(call("--debug", "migrate").exception, RuntimeError)
