@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from famulus_server.api.addresses import check_free
 from famulus_server.api.server import ApiServer
 from famulus_server.config import ConfigError, Settings
 from famulus_server.coordination.event_log import RedisEventLog
@@ -59,6 +60,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     Raises ConfigError, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text for the
     operator; then nothing stays behind.
     """
+    check_free(settings.server.listen)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     clock = SystemClock()
     ids = TimeOrderedIds(clock=clock)

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
 
@@ -24,6 +25,28 @@ def check_loopback(address: str) -> None:
             f"refusing to listen on {address!r}: this server has no authentication, so it listens on loopback only. "
             "Use 127.0.0.1, ::1, localhost or a unix: path, and put whatever authenticates callers in front of it"
         )
+
+
+def check_free(address: str) -> None:
+    """Raises ListenError where another process listens on the address already: better known before anything starts
+    than after. Takes nothing; the server still finds out by itself."""
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None:
+        return
+    host, port = match["v6"] or match["host"], int(match["port"])
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As gRPC does: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(target)
+        except OSError:
+            raise ListenError(taken(address)) from None
+
+
+def taken(address: str) -> str:
+    """What to say of an address that cannot be listened on."""
+    return f"cannot listen on {address!r}: is another server running there?"
 
 
 def with_port(address: str, port: int) -> str:

@@ -18,7 +18,7 @@ from famulus.v1 import (
     thread_service_pb2_grpc,
 )
 from famulus_server.api.access_log import AccessLog
-from famulus_server.api.addresses import ListenError, check_loopback, with_port
+from famulus_server.api.addresses import ListenError, check_loopback, taken, with_port
 from famulus_server.api.assistants import AssistantServicer
 from famulus_server.api.callers import OneCaller
 from famulus_server.api.calls import Caller
@@ -122,7 +122,7 @@ class ApiServer:
         try:
             port = self._server.add_insecure_port(self._address)
         except RuntimeError:
-            raise ListenError(f"cannot listen on {self._address!r}: is another server running there?") from None
+            raise ListenError(taken(self._address)) from None
         # First, so that a server which has started is ready, if it can be.
         await self._health.look()
         self._follower = asyncio.create_task(self._health.follow_store())

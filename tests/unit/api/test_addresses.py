@@ -1,6 +1,8 @@
+import socket
+
 import pytest
 
-from famulus_server.api.addresses import ListenError, check_loopback, with_port
+from famulus_server.api.addresses import ListenError, check_free, check_loopback, with_port
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,11 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_chosen_port_replaces_zero() -> None:
     assert with_port("[::1]:0", 5) == "[::1]:5"
     assert with_port("unix:/a", 1) == "unix:/a"
+
+
+def test_address_in_use_is_found_before_the_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match="another server"):
+            check_free(f"127.0.0.1:{port}")
+    check_free(f"127.0.0.1:{port}")
