@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub

@@ -181,7 +181,7 @@ class Messages(Protocol):
         descending: bool = False,
         run_id: str = "",
     ) -> list[Message]:
-        """Messages with after_sequence < sequence < before_sequence, in order. Does not look whether there is a thread."""
+        """Messages with after_sequence < sequence < before_sequence, in order; none where there is no thread."""
 
     async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
         """Changes a message for this thread only. Raises NotFound."""

@@ -49,13 +49,14 @@ _SINGLES = 200
 async def main() -> None:
     """Measures, and prints what came out."""
     with tempfile.TemporaryDirectory() as folder:
-        async with _started(Path(folder)) as (upstream, address, server):
-            async with grpc.aio.insecure_channel(address) as channel, openai.AsyncOpenAI(
-                base_url=upstream, api_key="none", max_retries=0
-            ) as direct:
-                bench = _Bench(channel, direct, server)
-                await bench.prepare()
-                figures = {**await bench.many(), **await bench.single()}
+        async with (
+            _started(Path(folder)) as (upstream, address, server),
+            grpc.aio.insecure_channel(address) as channel,
+            openai.AsyncOpenAI(base_url=upstream, api_key="none", max_retries=0) as direct,
+        ):
+            bench = _Bench(channel, direct, server)
+            await bench.prepare()
+            figures = {**await bench.many(), **await bench.single()}
     for name, figure in figures.items():
         print(f"{name:28}{figure:14,.2f}")
     print(json.dumps({name: round(figure, 3) for name, figure in figures.items()}))
@@ -89,14 +90,11 @@ class _Bench:
         return {"w1_events_per_s": statistics.median(rates), "w1_cpu_us_per_event": statistics.median(costs)}
 
     async def single(self) -> dict[str, float]:
-        """W2, concurrency 1: through the server and directly, in turns."""
-        ours, theirs = [], []
+        """W2, concurrency 1: through the server, then directly."""
         before = self._cpu()
-        for _ in range(_SINGLES):
-            ours.append((await self._run("one"))[1])
+        ours = [(await self._run("one"))[1] for _ in range(_SINGLES)]
         cpu = (self._cpu() - before) / _SINGLES
-        for _ in range(_SINGLES):
-            theirs.append(await self._ask("one"))
+        theirs = [await self._ask("one") for _ in range(_SINGLES)]
         ttfe, reference = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
         return {
             "w2_ttfe_ms": ttfe,
@@ -108,9 +106,7 @@ class _Bench:
     async def _run(self, text: str) -> tuple[int, float]:
         """Events of a run, and seconds to its first text."""
         message = Message(role=MessageRole.MESSAGE_ROLE_USER, content=[MessagePart(text=TextPart(text=text))])
-        create = CreateRunRequest(
-            new_thread=Thread(), assistant_id=self._assistant_id, additional_messages=[message]
-        )
+        create = CreateRunRequest(new_thread=Thread(), assistant_id=self._assistant_id, additional_messages=[message])
         start, first, count = time.perf_counter(), 0.0, 0
         async for response in self._runs.StreamRun(StreamRunRequest(create=create)):
             count += len(response.events)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from famulus.v1.run_event_pb2 import RunEvent, TextDelta
-from famulus_server.coordination import event_log
+from famulus_server.coordination import event_log, streams
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.embedded.valkey import EmbeddedValkey
 from redis.asyncio import Redis
@@ -113,7 +113,7 @@ async def test_late_writer_is_refused_and_hurts_nobody(log: RedisEventLog) -> No
 async def test_only_the_newest_events_of_a_long_run_are_kept(
     log: RedisEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log, "_MAX_EVENTS", 100)
+    monkeypatch.setattr(streams, "_MAX_EVENTS", 100)
     log.publish("run_1", events(*range(1, 1_001)))
     kept = await read(log)
     assert kept == list(range(kept[0], 1_001))

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+
 from contract.model_stage import HELLO, TOOLS, Open, ask, open_stage, text_of
 from famulus_server.embedded.upstream.script import Fault, Scene, ToolCall
 from famulus_server.ports import (

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from contract.model_stage import Open, ask, open_stage, text_of
 from famulus_server.embedded.upstream.script import Fault, Scene
 from famulus_server.errors import (

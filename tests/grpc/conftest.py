@@ -7,9 +7,9 @@ pytest-grpc knows synchronous servers only, so its server fixtures are replaced;
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
-import grpc
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub

@@ -1,7 +1,7 @@
+import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import (
     CreateAssistantRequest,

@@ -3,9 +3,9 @@
 import gzip
 import socket
 
+import grpc
 import pytest
 
-import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest, ListAssistantsRequest
 from famulus.v1.message_pb2 import Message, MessageRole

@@ -31,7 +31,7 @@ from serving import ServerThread, Stubs
 STEPS = 60
 EXAMPLES = 50
 LEAST_STEPS = 2_000
-# Every refusal that the rules provoke; a model that no longer provokes one tests less than it says.
+# What the rules provoke. Rules that no longer do so test less than they say.
 REFUSALS = {
     "RESOURCE_NOT_FOUND",
     "ETAG_MISMATCH",

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import grpc
 import pytest
 import structlog
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
-import grpc
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.run_service_pb2 import GetRunRequest, GetRunResponse, WatchRunRequest, WatchRunResponse
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer, RunServiceStub, add_RunServiceServicer_to_server

@@ -1,8 +1,8 @@
 from collections.abc import Sequence
 
+import grpc
 import pytest
 
-import grpc
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RatingVerdict, Run, RunRating, RunState
 from famulus.v1.run_service_pb2 import (

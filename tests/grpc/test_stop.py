@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-import grpc
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub

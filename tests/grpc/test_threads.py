@@ -1,10 +1,10 @@
 from datetime import timedelta
 
+import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-import grpc
 from famulus.v1.message_pb2 import Message
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import (

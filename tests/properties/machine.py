@@ -29,7 +29,7 @@ NUMBER = st.integers(0, 255)
 ETAG = st.sampled_from(["", "", "current", "stale"])
 # Most calls have no request id; the others share a few.
 KEY = st.integers(0, 9)
-_KEYS = 4
+NO_KEY = 4
 # Not 0, which Hypothesis likes.
 RARE = 5
 
@@ -71,8 +71,8 @@ class Machine(RuleBasedStateMachine):
         self.driver = ContractDriver(stubs=stage.stubs, upstream=stage.upstream, refusals=stage.refusals)
         self.model = self.driver.model
         self.user = f"user {next(stage.numbers)}"
-        self.add_assistant(key=_KEYS, again=False)
-        self.add_thread(count=1, key=_KEYS, again=False, default=1)
+        self.add_assistant(key=NO_KEY, again=False)
+        self.add_thread(count=1, key=NO_KEY, again=False, default=1)
 
     def fresh(self, what: str) -> str:
         """A text that nobody has used."""
@@ -115,7 +115,7 @@ class Machine(RuleBasedStateMachine):
     ) -> Any:
         """The response if something new was made. `again` repeats the request that first had this request id
         (contract 5): it must be answered with what that made, if that is still `alive`."""
-        if key >= _KEYS:
+        if key >= NO_KEY:
             return self.driver.call(method, request, answers())
         request.request_id = f"{self.user} {key}"
         known = self.model.requests.get((name, request.request_id))

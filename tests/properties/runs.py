@@ -1,5 +1,6 @@
 """Rules about runs: how they start, what callers do meanwhile, and how they are read."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,13 +12,13 @@ from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import GetThreadRequest
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.engine.lifecycle import ACTIVE, BORN, FINAL, IN_PROGRESS, REQUIRES_ACTION
-from properties.machine import ETAG, KEY, NUMBER, RARE, Machine, step
+from properties.machine import ETAG, KEY, NO_KEY, NUMBER, RARE, Machine, Stage, step
 from properties.model import NOT_FINISHED, NOT_FOUND, OK, RunRecord, ThreadRecord
 from properties.stage import FUNCTION, PATIENCE, SCENARIOS, Watcher, instructions
 from serving import said
 
-SCENARIO = st.sampled_from(sorted(SCENARIOS))
-WITH_TOOLS = st.sampled_from([name for name, scenario in SCENARIOS.items() if REQUIRES_ACTION in scenario.stops])
+_ALL = tuple(SCENARIOS)
+_WITH_TOOLS = tuple(name for name, scenario in SCENARIOS.items() if REQUIRES_ACTION in scenario.stops)
 _WRONG = ("partial", "foreign", "repeated", "other")
 WRONG_OUTPUTS = st.sampled_from(_WRONG)
 _TOOLS = runs_api.ToolOverride(tools=[Tool(function=FunctionTool(name=FUNCTION))])
@@ -26,35 +27,49 @@ _TOOLS = runs_api.ToolOverride(tools=[Tool(function=FunctionTool(name=FUNCTION))
 class RunRules(Machine):
     """Runs and their events."""
 
-    @step(scenario=SCENARIO, thread=NUMBER, assistant=NUMBER, key=KEY, again=st.booleans(), extra=st.integers(0, 2))
-    def start_run(self, scenario: str, thread: int, assistant: int, key: int, again: bool, extra: int) -> None:
-        request = self._request(scenario, thread, assistant, extra)
-        self._start(self.stage.stubs.runs.CreateRun, request, scenario, key, again)
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self._requested = 0
 
-    @step(scenario=SCENARIO, thread=NUMBER, assistant=NUMBER, after=st.integers(0, 6))
-    def start_run_and_wait(self, scenario: str, thread: int, assistant: int, after: int) -> None:
-        request = self._request(scenario, thread, assistant, 1)
-        run = self._start(self.stage.stubs.runs.CreateRun, request, scenario, 9, False)
+    @step(scenario=NUMBER, thread=NUMBER, assistant=NUMBER, key=KEY, again=st.booleans(), extra=st.integers(0, 2))
+    def start_run(self, scenario: int, thread: int, assistant: int, key: int, again: bool, extra: int) -> None:
+        request = self._request(_ALL, scenario, thread, assistant, extra)
+        self._start(self.stage.stubs.runs.CreateRun, request, key, again)
+
+    @step(scenario=NUMBER, thread=NUMBER, assistant=NUMBER, after=st.integers(0, 6))
+    def start_run_and_wait(self, scenario: int, thread: int, assistant: int, after: int) -> None:
+        request = self._request(_ALL, scenario, thread, assistant, 1)
+        run = self._start(self.stage.stubs.runs.CreateRun, request)
         if run is not None:
             self.driver.watch(run, after)
             self.driver.settle(run)
 
-    @step(scenario=SCENARIO, assistant=NUMBER, key=KEY, again=st.booleans())
-    def start_run_on_new_thread(self, scenario: str, assistant: int, key: int, again: bool) -> None:
-        request = self._request(scenario, 0, assistant, 1)
+    @step(scenario=NUMBER, assistant=NUMBER, key=KEY, again=st.booleans())
+    def start_run_on_new_thread(self, scenario: int, assistant: int, key: int, again: bool) -> None:
+        request = self._request(_ALL, scenario, 0, assistant, 1)
         request.new_thread.CopyFrom(Thread(user_id=self.user, title=self.fresh("Title")))
-        self._start(self.stage.stubs.runs.CreateRun, request, scenario, key, again)
+        self._start(self.stage.stubs.runs.CreateRun, request, key, again)
 
-    @step(scenario=SCENARIO, thread=NUMBER, assistant=NUMBER, key=KEY, again=st.booleans())
-    def stream_run(self, scenario: str, thread: int, assistant: int, key: int, again: bool) -> None:
-        request = self._request(scenario, thread, assistant, 1)
-        self._start(self._stream, request, scenario, key, again)
+    @step(scenario=NUMBER, thread=NUMBER, assistant=NUMBER, key=KEY, again=st.booleans())
+    def stream_run(self, scenario: int, thread: int, assistant: int, key: int, again: bool) -> None:
+        self._start(self._stream, self._request(_ALL, scenario, thread, assistant, 1), key, again)
 
-    @step(scenario=WITH_TOOLS, thread=NUMBER)
-    def make_run_wait_for_outputs(self, scenario: str, thread: int) -> None:
-        run = self._start(self._stream, self._request(scenario, thread, 1, 1), scenario, 9, False)
+    @step(scenario=NUMBER, thread=NUMBER)
+    def make_run_wait_for_outputs(self, scenario: int, thread: int) -> None:
+        run = self._start(self._stream, self._request(_WITH_TOOLS, scenario, thread, 1, 1))
         if run is not None:
             self.driver.settle(run)
+
+    @step(scenario=NUMBER, thread=NUMBER, is_error=st.booleans())
+    def play_run_with_tools(self, scenario: int, thread: int, is_error: bool) -> None:
+        run = self._start(self._stream, self._request(_WITH_TOOLS, scenario, thread, 1, 1))
+        while run is not None and run.state not in FINAL:
+            self.driver.settle(run)
+            for kind in _WRONG:
+                self._submit_to(run, kind, False, True)
+            self._rate(run, RatingVerdict.RATING_VERDICT_GOOD)
+            self._submit_to(run, "right", is_error, True)
+            self._submit_to(run, "repeated", False, True)
 
     @step(which=NUMBER, is_error=st.booleans(), settles=st.booleans())
     def submit_outputs(self, which: int, is_error: bool, settles: bool) -> None:
@@ -63,17 +78,6 @@ class RunRules(Machine):
     @step(which=NUMBER, kind=WRONG_OUTPUTS)
     def submit_wrong_outputs(self, which: int, kind: str) -> None:
         self._submit(which, kind, False, True)
-
-    @step(scenario=WITH_TOOLS, thread=NUMBER, is_error=st.booleans())
-    def play_run_with_tools(self, scenario: str, thread: int, is_error: bool) -> None:
-        run = self._start(self._stream, self._request(scenario, thread, 1, 1), scenario, 9, False)
-        while run is not None and run.state not in FINAL:
-            self.driver.settle(run)
-            for kind in _WRONG:
-                self._submit_to(run, kind, False, True)
-            self._rate(run, RatingVerdict.RATING_VERDICT_GOOD)
-            self._submit_to(run, "right", is_error, True)
-            self._submit_to(run, "repeated", False, True)
 
     def _submit(self, which: int, kind: str, is_error: bool, settles: bool) -> None:
         run = self._pick_run(which, state=REQUIRES_ACTION)
@@ -218,21 +222,27 @@ class RunRules(Machine):
         response = self.driver.call(self.stage.stubs.runs.RateRun, request, answers)
         assert response is None or response.run.rating.verdict == verdict, response
 
-    def _request(self, scenario: str, thread: int, assistant: int, extra: int) -> runs_api.CreateRunRequest:
-        """A request for a run; on a thread that is given up again where the request gets a new one."""
+    def _request(
+        self, scenarios: Sequence[str], which: int, thread: int, assistant: int, extra: int
+    ) -> runs_api.CreateRunRequest:
+        """A request for a run of one of these scenarios."""
+        # Hypothesis likes to repeat what it drew before: so the scenarios take turns.
+        self._requested += 1
+        scenario = scenarios[(which + self._requested) % len(scenarios)]
+        number = next(self.stage.numbers)
         return runs_api.CreateRunRequest(
             thread_id=self.pick(self.model.threads, thread).thread.id,
             assistant_id=self.pick(self.model.assistants, assistant).newest.id if assistant % 5 else "",
             assistant_version=assistant // 64 if assistant % 3 == 0 else 0,
             additional_messages=[said(self.fresh("Added")) for _ in range(extra)],
-            additional_instructions=instructions(scenario, next(self.stage.numbers)),
+            additional_instructions=instructions(scenario, number),
             max_turns=SCENARIOS[scenario].max_turns,
             tools=_TOOLS,
-            metadata={"scenario": scenario},
+            metadata={"scenario": scenario, "number": str(number)},
         )
 
     def _start(
-        self, method: Any, request: runs_api.CreateRunRequest, scenario: str, key: int, again: bool
+        self, method: Any, request: runs_api.CreateRunRequest, key: int = NO_KEY, again: bool = False
     ) -> RunRecord | None:
         """Starts a run if the contract lets it; None if not, or if it is there already."""
         response = self.create(
@@ -259,7 +269,7 @@ class RunRules(Machine):
             # It went on by itself, and the server says that it has ended.
             self.driver.settle(before)
             assert before.state in FINAL, f"two active runs on a thread:\n{before.run}\n{run}"
-        number = int(request.additional_instructions.split()[-1].rstrip("."))
+        scenario, number = request.metadata["scenario"], int(request.metadata["number"])
         record = RunRecord(run.id, number, thread, scenario, set(), run=run, metadata=dict(request.metadata))
         self._check_started(run, request)
         self.stage.scenarios[scenario] += 1

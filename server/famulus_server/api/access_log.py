@@ -5,9 +5,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import grpc
 import structlog
 
-import grpc
 from famulus_server.api.calls import Call
 from famulus_server.api.request_ids import REQUEST_ID_HEADER, logged_id
 from famulus_server.ports import Ids

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import grpc
+
 from famulus_server.api.calls import Call
 
 

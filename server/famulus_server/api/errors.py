@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 
+import grpc
 import structlog
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-import grpc
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus_server.api.calls import Call
 from famulus_server.api.request_ids import REQUEST_ID_HEADER

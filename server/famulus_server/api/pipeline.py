@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
+import grpc
 from grpc.aio import ServicerContext
 
-import grpc
 from famulus_server.api.calls import Call, enter
 from famulus_server.api.wire import checked, checked_stream, reading
 

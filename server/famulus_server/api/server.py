@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-import grpc
 from famulus.v1 import (
     assistant_service_pb2,
     assistant_service_pb2_grpc,

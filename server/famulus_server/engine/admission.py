@@ -10,7 +10,6 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-
 from famulus_server.engine import facts, lifecycle
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.fields import copy_fields, is_set, take

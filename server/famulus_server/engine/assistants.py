@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 
 from famulus.v1.assistant_pb2 import Assistant
-
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.fields import copy_fields

@@ -1,7 +1,6 @@
 """Etags (AIP-154): a caller that names one is refused when somebody else was faster."""
 
 from famulus.v1 import error_reason_pb2 as reasons
-
 from famulus_server.errors import Aborted
 
 

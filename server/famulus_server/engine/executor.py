@@ -8,11 +8,11 @@ from enum import Enum
 from typing import Any
 
 import structlog
+
 from famulus.v1.message_pb2 import MessageIncompleteReason
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, RunState
 from famulus.v1.run_step_pb2 import RunStepState
-
 from famulus_server.engine import facts, lifecycle, prompt, turn
 from famulus_server.engine.feed import Draft, Feed, RunLog
 from famulus_server.engine.prompt import Prompt

@@ -16,7 +16,6 @@ from famulus.v1.run_event_pb2 import (
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.tool_pb2 import ToolCall
-
 from famulus_server.engine.clock import timestamp
 
 # A takeover cannot know what a dead worker published: it goes on far behind whatever that can have been.

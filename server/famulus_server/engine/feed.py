@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_step_pb2 import RunStep
-
 from famulus_server.engine import lifecycle
 from famulus_server.ports import EventLog
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from famulus.v1.message_pb2 import Message, MessageState
-
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.fields import copy_fields

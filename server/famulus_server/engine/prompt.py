@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+
 from famulus.v1.message_pb2 import AttachmentTool, ImageDetail, Message, MessagePart, MessageRole
 from famulus.v1.run_pb2 import Run
 from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolChoiceMode, ToolResources
-
 from famulus_server.ports import ModelCard, ModelRequest, Store, Transaction, Turn
 
 _PAGE = 200
@@ -69,7 +69,7 @@ async def build(store: Store, tenant: str, run: Run, card: ModelCard, turns: Seq
         instructions=run.instructions,
         items=items,
         tools=list(run.tools),
-        tool_resources=_resources(run, old),
+        tool_resources=_resources(run, [*old, *new]),
         tool_choice=_choice(run),
         parallel_tool_calls=run.parallel_tool_calls if run.HasField("parallel_tool_calls") else None,
         temperature=run.temperature if run.HasField("temperature") else None,

@@ -10,7 +10,6 @@ from famulus.v1.run_pb2 import Run, RunRating
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import ToolOutput
-
 from famulus_server.engine import admission, facts, lifecycle, tools
 from famulus_server.engine.admission import Admission
 from famulus_server.engine.clock import timestamp

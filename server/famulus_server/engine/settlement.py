@@ -9,7 +9,6 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunError, RunIncompleteReason, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import ToolCall
-
 from famulus_server.engine import facts, lifecycle, turn
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Feed

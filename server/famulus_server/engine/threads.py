@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from famulus.v1.message_pb2 import Message
 from famulus.v1.thread_pb2 import Thread
-
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.executor import Interruption

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.tool_pb2 import FunctionCallProblem, Tool, ToolCall, ToolOutput
-
 from famulus_server.engine import lifecycle
 from famulus_server.errors import FailedPrecondition, InvalidArgument
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from google.protobuf.duration_pb2 import Duration
+
 from famulus.v1.message_pb2 import (
     Annotation,
     Message,
@@ -30,8 +32,6 @@ from famulus.v1.run_event_pb2 import (
 from famulus.v1.run_pb2 import Run, Usage
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import ToolCall
-from google.protobuf.duration_pb2 import Duration
-
 from famulus_server.engine import tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Draft

@@ -9,7 +9,6 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_event_pb2 import RunEvent, Snapshot
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_step_pb2 import RunStep
-
 from famulus_server.engine import lifecycle
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Feed, RunLog

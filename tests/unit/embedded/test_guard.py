@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from famulus_server.embedded import child as child_module
 from famulus_server.embedded.child import ChildProcess
 from famulus_server.embedded.errors import EmbeddedUnavailable

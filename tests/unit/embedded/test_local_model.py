@@ -17,11 +17,12 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 import pytest_asyncio
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
+
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.weights import SMOLLM2, cache_dir, pull_weights
-from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletionMessageParam
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import openai
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
 from famulus_server.embedded.upstream import Scene, Script, ScriptedUpstream, ToolCall, Usage
 from famulus_server.embedded.upstream.script import Quirk
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 USER: Any = {"role": "user", "content": "hi"}
 WEATHER: Any = {

@@ -6,6 +6,7 @@ from typing import get_args
 
 import msgspec
 import pytest
+
 from famulus_server.embedded.upstream import Match, Scene, Script, parse_script
 from famulus_server.embedded.upstream.script import FaultKind, Quirk
 

@@ -8,6 +8,7 @@ import aiohttp
 import msgspec
 import openai
 import pytest
+
 from famulus_server.embedded.upstream import Fault, Scene, Script, ScriptedUpstream
 
 BODIES: dict[str, Any] = {

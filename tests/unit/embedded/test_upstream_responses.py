@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 import openai
 import pytest
-from famulus_server.embedded.upstream import Match, Scene, Script, ScriptedUpstream, ToolCall, Usage
-from famulus_server.embedded.upstream.script import Quirk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+
+from famulus_server.embedded.upstream import Match, Scene, Script, ScriptedUpstream, ToolCall, Usage
+from famulus_server.embedded.upstream.script import Quirk
 
 WEATHER: Any = {
     "type": "function",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from famulus_server.embedded.upstream import ScriptError, default_script, load_script, parse_script
 
 

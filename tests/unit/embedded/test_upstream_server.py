@@ -6,6 +6,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from famulus_server.embedded.upstream import Fault, Scene, Script, ScriptedUpstream
 
 STREAM: dict[str, Any] = {"model": "m", "stream": True, "input": "hi"}

@@ -15,9 +15,10 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
+from redis.asyncio import Redis
+
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.valkey import EmbeddedValkey
-from redis.asyncio import Redis
 
 SECONDS = 10.0
 

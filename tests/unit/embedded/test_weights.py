@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.weights import SMOLLM2, Pin, cache_dir, find_weights, pull_weights
 

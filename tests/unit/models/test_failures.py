@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from famulus_server.errors import (
     ModelAuthenticationError,
     ModelError,

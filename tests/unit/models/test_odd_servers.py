@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from famulus.v1.message_pb2 import Annotation, FileCitation, UrlCitation
 from famulus_server.errors import ModelProtocolError, ModelRejectedRequest, ModelUnavailable
 from famulus_server.models.chat import ChatReader

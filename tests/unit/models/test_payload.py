@@ -5,10 +5,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from famulus_server.errors import ModelProtocolError
-from famulus_server.models.payload import decode
 from hypothesis import given
 from hypothesis import strategies as st
+
+from famulus_server.errors import ModelProtocolError
+from famulus_server.models.payload import decode
 
 ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
 

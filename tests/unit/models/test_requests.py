@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from famulus.v1.assistant_pb2 import (
     JsonObjectFormat,
     JsonSchemaFormat,

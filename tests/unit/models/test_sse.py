@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
-from famulus_server.errors import ModelProtocolError
-from famulus_server.models.sse import SseDecoder
 from hypothesis import given
 from hypothesis import strategies as st
+
+from famulus_server.errors import ModelProtocolError
+from famulus_server.models.sse import SseDecoder
 
 STREAM = (
     b': ping\r\n\r\nevent: a\r\ndata: {"a":1}\r\n\r\ndata:{"b":2}\n\ndata: one\ndata: two\n\rid: 7\n\ndata: [DONE]\r\r'
