@@ -23,6 +23,8 @@ from famulus_server.ports import Claimed, Clock, Ids, Lease, ModelEvent, Models,
 
 # How often one model turn may be started: crashes of workers and broken streams together (contract 16).
 MAX_TURN_ATTEMPTS = 3
+# What a worker that stops working on a run leaves instead of its lease: anybody may claim the run at once.
+NOBODYS = Lease(owner="", seconds=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +301,7 @@ class Executor:
             run = await tx.runs.get(tenant, run_id, lock=True)
             # This stop is nobody's failure: it does not count against the turn.
             run.turn_attempt = max(0, run.turn_attempt - 1)
-            await tx.runs.replace(tenant, run, attempt=attempt, lease=replace(self._lease, seconds=0))
+            await tx.runs.replace(tenant, run, attempt=attempt, lease=NOBODYS)
 
         await self._store.write(unit)
 

@@ -74,7 +74,7 @@ async def build(store: Store, tenant: str, run: Run, card: ModelCard, turns: Seq
         parallel_tool_calls=run.parallel_tool_calls if run.HasField("parallel_tool_calls") else None,
         temperature=run.temperature if run.HasField("temperature") else None,
         top_p=run.top_p if run.HasField("top_p") else None,
-        max_output_tokens=_output_limit(run, card),
+        max_output_tokens=_output_limit(run, card, used=run.usage.completion_tokens),
         response_format=run.response_format if run.HasField("response_format") else None,
         reasoning_effort=run.reasoning_effort,
         want_reasoning=run.stream_reasoning,
@@ -161,18 +161,18 @@ async def _window(tx: Transaction, tenant: str, run: Run, start: int | None, bud
 
 
 def _budget(run: Run, card: ModelCard) -> int:
-    answer = _output_limit(run, card) or int(card.context_window * _ANSWER_SHARE)
+    # By what the run may use, not by what is left of that: the window must not change from turn to turn.
+    answer = _output_limit(run, card, used=0) or int(card.context_window * _ANSWER_SHARE)
     budget = card.context_window - min(answer, card.context_window // 2)
     if run.HasField("max_prompt_tokens"):
-        # Not what is left of it: the window must not change from turn to turn.
         budget = min(budget, run.max_prompt_tokens)
     return budget
 
 
-def _output_limit(run: Run, card: ModelCard) -> int | None:
+def _output_limit(run: Run, card: ModelCard, *, used: int) -> int | None:
     limits = [card.max_output_tokens] if card.max_output_tokens is not None else []
     if run.HasField("max_completion_tokens"):
-        limits.append(max(1, run.max_completion_tokens - run.usage.completion_tokens))
+        limits.append(max(1, run.max_completion_tokens - used))
     return min(limits, default=None)
 
 

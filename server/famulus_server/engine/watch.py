@@ -45,7 +45,7 @@ class Watch:
             async for past in self._past(tenant, run, cursor):
                 yield past
             return
-        log = log or self._feed.open(run_id, run.last_sequence)
+        log = log or await self._open(tenant, run)
         while True:
             events: Sequence[RunEvent] | None = log.after(cursor, limit=_MAX_EVENTS, max_bytes=_MAX_BYTES)
             if events is None:
@@ -60,6 +60,17 @@ class Watch:
                 return
             elif not await self._changes(log):
                 yield ()
+
+    async def _open(self, tenant: str, run: Run) -> RunLog:
+        """The log of an active run that has none here yet. Raises NotFound."""
+        log = self._feed.open(run.id, run.last_sequence)
+        try:
+            # Whoever deleted the thread before the log was there found no watcher to tell.
+            await self._store.read(lambda tx: tx.runs.get(tenant, run.id))
+        except NotFound:
+            self._feed.drop(run.id)
+            raise
+        return log
 
     async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncIterator[Sequence[RunEvent]]:
         """The events of a run that ended and is no longer in memory."""

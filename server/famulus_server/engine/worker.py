@@ -6,11 +6,12 @@ Wake-ups only save time: whatever they announce, the loop finds within a second 
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
 from famulus_server.engine import facts, lifecycle
-from famulus_server.engine.executor import Control, Executor, Interruption
+from famulus_server.engine.executor import NOBODYS, Control, Executor, Interruption
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.settlement import Settled, end_waiting, publish_settled
 from famulus_server.errors import NotFound, Unavailable
@@ -37,6 +38,8 @@ class Worker:
         self._free = slots
         self._clock = clock
         self._executions: dict[str, tuple[asyncio.Task[None], Control]] = {}
+        # Run ids, with their tenants, whose execution ended since the last renewal.
+        self._ended: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -63,7 +66,7 @@ class Worker:
         control = Control()
         task = asyncio.create_task(self._executor.execute(claimed, control), name=claimed.run.id)
         self._executions[claimed.run.id] = task, control
-        task.add_done_callback(lambda done: self._finished(claimed.run.id, done))
+        task.add_done_callback(lambda done: self._finished(claimed, done))
 
     def interrupt(self, run_id: str, why: Interruption) -> None:
         """Interrupts a run, if this worker executes it."""
@@ -95,9 +98,11 @@ class Worker:
             await asyncio.gather(*left, return_exceptions=True)
             renewing.cancel()
 
-    def _finished(self, run_id: str, task: asyncio.Task[None]) -> None:
+    def _finished(self, claimed: Claimed, task: asyncio.Task[None]) -> None:
+        run_id = claimed.run.id
         if self._executions.get(run_id, (None,))[0] is task:
             del self._executions[run_id]
+            self._ended[run_id] = claimed.tenant
         self.release()
 
     async def _claim_loop(self) -> None:
@@ -137,16 +142,27 @@ class Worker:
             await asyncio.sleep(self.lease.seconds / _RENEWALS_PER_LEASE)
             held = set(self._executions)
             if not held:
+                self._ended.clear()
                 renewed = loop.time()
                 continue
             try:
                 kept = await self._store.write(lambda tx: tx.runs.renew(self.lease))
                 renewed = loop.time()
                 lost = held - kept
+                await self._give_back(kept)
             except Unavailable:
                 lost = held if loop.time() - renewed >= self.lease.seconds * _GIVE_UP_SHARE else set()
             for run_id in lost:
                 self.interrupt(run_id, Interruption.LEASE_LOST)
+
+    async def _give_back(self, kept: set[str]) -> None:
+        """Ends leases on runs whose execution ended without an end of the run, as when the store was away: renewed
+        with the others, they would be nobody's for ever."""
+        for run_id, tenant in list(self._ended.items()):
+            if run_id in kept and run_id not in self._executions:
+                with contextlib.suppress(NotFound):
+                    await self._store.write(partial(_release, tenant=tenant, run_id=run_id))
+            self._ended.pop(run_id, None)
 
     async def _sweep_loop(self) -> None:
         while True:
@@ -179,3 +195,9 @@ class Worker:
             except Unavailable:
                 _log.warning("store unavailable, cannot forget old request ids")
             await asyncio.sleep(_FORGET_SECONDS)
+
+
+async def _release(tx: Transaction, *, tenant: str, run_id: str) -> None:
+    run = await tx.runs.get(tenant, run_id, lock=True)
+    if run.state in lifecycle.OWNED:
+        await tx.runs.replace(tenant, run, attempt=run.attempt, lease=NOBODYS)

@@ -1,32 +1,20 @@
-"""What the engine needs from the world, as Protocols. Their docstrings are the contracts; adapters implement them.
+"""The port to SQL, the only source of truth (contract 1).
 
-Store      SQL, the only source of truth (contract 1)
-EventLog   the tail of a run's events outside this process; may be lost (contract 2)
-Model      one model turn, streamed
-Clock      wall time
-Ids        new resource ids
-
-Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run everywhere.
 Every `tenant` parameter scopes the operation: another tenant's row is as good as none.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from typing import Any, Protocol, TypeVar
 
-from famulus.v1.assistant_pb2 import Assistant, ReasoningEffort, ResponseFormat
-from famulus.v1.message_pb2 import Annotation, Message
-from famulus.v1.run_event_pb2 import RunEvent
-from famulus.v1.run_pb2 import Run, RunErrorCode, RunState, Usage
+from famulus.v1.assistant_pb2 import Assistant
+from famulus.v1.message_pb2 import Message
+from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.thread_pb2 import Thread
-from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolResources
 
 T = TypeVar("T")
-
-# ---------------------------------------------------------------------------------------------- Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,170 +270,3 @@ class Store(Protocol):
 
     async def read(self, unit: Callable[[Transaction], Awaitable[T]]) -> T: ...
     async def write(self, unit: Callable[[Transaction], Awaitable[T]]) -> T: ...
-
-
-# ------------------------------------------------------------------------------------------- EventLog
-
-
-class EventLog(Protocol):
-    """The tail of run events outside this process, for watchers elsewhere and for later. It may be lost at any time."""
-
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        """Appends events, soon and in order; returns at once. Losing them is no error."""
-
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
-        """What is there behind a sequence, in order, perhaps with a gap at the start; nothing where all is lost."""
-
-    def finish(self, run_id: str) -> None:
-        """The run has ended: its tail may expire after a while."""
-
-    def drop(self, run_id: str) -> None:
-        """Removes the tail: its thread was deleted."""
-
-
-# ---------------------------------------------------------------------------------------------- Model
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRequest:
-    """One model turn. `items` is the input in the item format of the Responses API, whatever the backend."""
-
-    model: str
-    instructions: str
-    items: Sequence[Mapping[str, Any]]
-    tools: Sequence[Tool] = ()
-    tool_resources: ToolResources | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_output_tokens: int | None = None
-    response_format: ResponseFormat | None = None
-    reasoning_effort: "ReasoningEffort.ValueType" = ReasoningEffort.REASONING_EFFORT_UNSPECIFIED
-    want_reasoning: bool = False
-    cache_key: str = ""
-
-
-@dataclass(slots=True)
-class TextChunk:
-    """More text of part `part` of output item `item` (both counted from 0 within the turn)."""
-
-    item: int
-    part: int
-    text: str
-
-
-@dataclass(slots=True)
-class RefusalChunk:
-    """More text of a refusal."""
-
-    item: int
-    part: int
-    text: str
-
-
-@dataclass(slots=True)
-class ReasoningChunk:
-    """More of the reasoning or of its summary."""
-
-    text: str
-
-
-@dataclass(slots=True)
-class CallChunk:
-    """More arguments of the function call that is output item `item`. `call_id` and `name` stand in its first chunk,
-    which comes before any other of the call."""
-
-    item: int
-    call_id: str
-    name: str
-    arguments: str
-
-
-@dataclass(slots=True)
-class AnnotationChunk:
-    """A note about a place in the text of a part."""
-
-    item: int
-    part: int
-    annotation: Annotation
-
-
-@dataclass(slots=True)
-class Retrying:
-    """The turn failed before its first chunk and will be tried again after `delay` seconds."""
-
-    code: "RunErrorCode.ValueType"
-    delay: float
-
-
-class TurnOutcome(Enum):
-    """How a model turn ended, by the model's own word."""
-
-    COMPLETED = "completed"
-    MAX_TOKENS = "max_tokens"
-    CONTENT_FILTER = "content_filter"
-
-
-@dataclass(slots=True)
-class TurnEnded:
-    """The terminal event of a turn, always the last (contract 17).
-
-    `items` are the output items in the format of the Responses API, ready to be sent back as input: messages (with
-    `phase` where given), function calls (`call_id`, `name`, `arguments`), reasoning (with `encrypted_content`) and
-    kinds nobody here knows, as they came. `usage` is None where the backend told none.
-    """
-
-    outcome: TurnOutcome
-    items: Sequence[dict[str, Any]]
-    usage: Usage | None
-
-
-ModelEvent = TextChunk | RefusalChunk | ReasoningChunk | CallChunk | AnnotationChunk | Retrying | TurnEnded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """What the engine must know of a configured model before it asks it. Numbers are tokens."""
-
-    name: str
-    context_window: int
-    max_output_tokens: int | None
-    built_in_tools: bool
-
-
-class Model(Protocol):
-    """Streams one model turn."""
-
-    def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
-        """Yields what each read from the upstream brought, never an empty list; the last list ends with TurnEnded.
-
-        Raises ModelError. Closing the iterator closes the upstream call at once. Lone surrogates never come out.
-        """
-
-
-class Models(Protocol):
-    """The configured models."""
-
-    def card(self, name: str) -> ModelCard | None:
-        """None where the configuration has no such model."""
-
-    def open(self, name: str) -> Model:
-        """The model of that name; KeyError where there is none."""
-
-
-# ---------------------------------------------------------------------------------------- Clock, Ids
-
-
-class Clock(Protocol):
-    """Wall time."""
-
-    def now(self) -> datetime:
-        """Now, in UTC, with microseconds."""
-
-
-class Ids(Protocol):
-    """New ids."""
-
-    def new(self, prefix: str) -> str:
-        """`prefix_` and a random part that sorts by time."""
