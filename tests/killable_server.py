@@ -21,7 +21,9 @@ async def open_killable(folder: Path, upstream: ScriptedUpstream) -> AsyncIterat
     """A server on this folder, and its process, which is killed in the end if it still lives."""
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = (sys.executable, "-m", "killable_server", str(folder), upstream.base_url)
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environ)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environ
+    )
     assert process.stdout is not None
     try:
         # The log comes first.

@@ -257,11 +257,13 @@ async def open_stage(
     settings: Settings, upstream: ScriptedUpstream, scenes: Sequence[Scene] = ()
 ) -> AsyncIterator[Stage]:
     """Opens a server with these settings, and stubs on it."""
-    async with open_server(settings, progress=lambda _: None) as running:
-        async with stage_on(running.address, upstream) as stage:
-            if scenes:
-                stage.play(*scenes)
-            yield stage
+    async with (
+        open_server(settings, progress=lambda _: None) as running,
+        stage_on(running.address, upstream) as stage,
+    ):
+        if scenes:
+            stage.play(*scenes)
+        yield stage
 
 
 @asynccontextmanager

@@ -6,14 +6,16 @@ import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
 from famulus.v1.run_event_pb2 import RunEvent, TextDelta
 from famulus_server.coordination import event_log, streams
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.embedded.valkey import EmbeddedValkey
-from redis.asyncio import Redis
-from structlog.testing import capture_logs
 
 KEY = "famulus:{run_1}:events"
 LEFT_ALONE = "event log unreachable, left alone"
@@ -96,7 +98,8 @@ async def test_runs_do_not_see_each_other(log: RedisEventLog) -> None:
 async def test_entry_id_is_the_sequence(log: RedisEventLog, redis: Redis) -> None:
     log.publish("run_1", events(1, 2, (3 << 32) + 1))
     await log.flush()
-    assert [entry for entry, _ in await redis.xrange(KEY)] == [b"1-0", b"2-0", b"12884901889-0"]
+    entries: Any = await redis.xrange(KEY)
+    assert [entry for entry, _ in entries] == [b"1-0", b"2-0", b"12884901889-0"]
 
 
 async def test_late_writer_is_refused_and_hurts_nobody(log: RedisEventLog) -> None:

@@ -26,6 +26,7 @@ from validator import text_of, validate_final, validate_stream
 
 _OUT_OF_RANGE = Refused(grpc.StatusCode.OUT_OF_RANGE, "SEQUENCE_OUT_OF_RANGE")
 _DELETED = Refused(grpc.StatusCode.NOT_FOUND, "THREAD_DELETED")
+_MOMENT = 5_000  # microseconds
 
 
 class ContractDriver:
@@ -73,11 +74,17 @@ class ContractDriver:
         return self.page_through(self.stubs.threads.ListMessages, request, "messages", 100)
 
     def check_thread(self, thread: ThreadRecord) -> None:
-        """The thread is the model's. Times apart: messages and runs move the last activity on."""
+        """The thread is the model's, and its messages were activity."""
         request = GetThreadRequest(thread_id=thread.thread.id)
         found = self.call(self.stubs.threads.GetThread, request).thread
         for name in ("id", "etag", "user_id", "title", "default_assistant_id", "forked_from", "create_time"):
             assert getattr(found, name) == getattr(thread.thread, name), f"{name}: {found}\nexpected: {thread.thread}"
+        for message in thread.messages:
+            added = message.create_time.ToMicroseconds()
+            shared = message.sequence <= thread.thread.forked_from.message_sequence
+            if not (shared or message.run_id):
+                # A thread's first messages are a moment younger than the thread.
+                assert found.last_activity_time.ToMicroseconds() >= added - _MOMENT, f"{message} is newer than {found}"
         active = self.model.active_run(thread)
         if active is not None and active.active is None:
             assert found.active_run_id in ("", active.id), found

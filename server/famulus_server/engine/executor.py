@@ -157,7 +157,10 @@ class Executor:
                 return await tx.turns.all(tenant, run.id), len(steps) + 1, calls
 
             turns, position, call_ids = await self._store.read(load)
-        log = self._feed.open(run.id, run.last_sequence)
+        log = self._feed.open(run.id, run.last_sequence) if claimed.taken_over else self._feed.find(run.id)
+        if log is None:
+            # Whoever stored the run has published so, therefore it has been deleted since.
+            raise LeaseLost(run.id)
         progress = _Progress(tenant, run, log, log.last_sequence, turns, position, call_ids)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)

@@ -97,7 +97,7 @@ async def move(
     if state in lifecycle.FINAL:
         run.end_time.CopyFrom(timestamp(now))
         run.ClearField("required_action")
-        await tx.threads.touch(tenant, run.thread_id, now)
+    await tx.threads.touch(tenant, run.thread_id, now)
     run.last_sequence = sequence + len(events) + changed
     await tx.runs.replace(tenant, run, attempt=attempt, lease=lease)
     if changed:

@@ -1,10 +1,12 @@
 """How a run comes to be, and when it does not."""
 
 import asyncio
+from itertools import pairwise
 
 import grpc
 import msgspec
 import pytest
+
 from famulus.v1.assistant_pb2 import (
     Assistant,
     JsonObjectFormat,
@@ -182,7 +184,11 @@ async def test_deleted_or_unknown_thread_is_not_found(stage: Stage) -> None:
 async def test_overrides_of_a_request_win_over_the_assistant(stage: Stage) -> None:
     stage.play(Scene(text="fine"))
     assistant = await stage.assistant(
-        instructions="Old.", temperature=0.5, top_p=0.5, tools=TOOLS, reasoning_effort=ReasoningEffort.REASONING_EFFORT_LOW
+        instructions="Old.",
+        temperature=0.5,
+        top_p=0.5,
+        tools=TOOLS,
+        reasoning_effort=ReasoningEffort.REASONING_EFFORT_LOW,
     )
     story = await stage.play_out(
         assistant_id=assistant.id,
@@ -260,7 +266,7 @@ async def test_input_of_an_earlier_turn_never_changes(stage: Stage) -> None:
         await stage.submit(run.id, (waiting.required_action.tool_calls[0].id, "noon"))
     await stage.tell(run.id)
     inputs = [body["input"] for body in stage.asked]
-    for before, after in zip(inputs, inputs[1:], strict=False):
+    for before, after in pairwise(inputs):
         assert after[: len(before)] == before
         assert len(after) > len(before)
 

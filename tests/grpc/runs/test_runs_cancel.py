@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from famulus.v1.message_pb2 import MessageIncompleteReason, MessageState
 from famulus.v1.run_pb2 import RunState
 from famulus.v1.run_service_pb2 import StreamRunRequest, WaitRunRequest, WatchRunRequest

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
+
 from famulus.v1.message_pb2 import MessageState
 from famulus.v1.run_pb2 import RunState
+from famulus.v1.run_service_pb2 import WatchRunRequest
 from famulus.v1.thread_service_pb2 import DeleteThreadRequest
 from famulus_server.config import Settings
 from famulus_server.embedded.upstream import Scene, ScriptedUpstream, ToolCall
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.engine import feed
-from redis.asyncio import Redis
 from run_stage import TOOLS, open_stage, stage_settings, text_of
 from validator import text_of as text_shown
 from validator import validate_stream
@@ -139,10 +141,10 @@ async def test_snapshot_in_the_middle_of_a_turn_shows_the_unfinished_message(
         await kill(redis)
         run = await stage.start()
         await stage.until_text(run.id, " w450")
-        watching = asyncio.create_task(stage.watch(run.id))
-        await stage.until(run.id, "snapshot")
+        responses = aiter(stage.runs.WatchRun(WatchRunRequest(run_id=run.id)))
+        events = list((await anext(responses)).events)
         (await stage.request()).released.set()
-        events = await watching
+        events += [event async for response in responses for event in response.events]
         validate_stream(events)
         [snapshot] = [event.snapshot for event in events if event.HasField("snapshot")]
         [unfinished] = snapshot.messages
@@ -154,21 +156,19 @@ async def test_snapshot_in_the_middle_of_a_turn_shows_the_unfinished_message(
 
 
 async def test_what_memory_has_trimmed_is_read_from_valkey_without_a_gap(
-    settings: Settings, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, upstream: ScriptedUpstream, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "_MAX_BYTES", 2_000)
     async with open_stage(settings, upstream, [Scene(deltas=200)]) as stage:
-        run = await stage.start()
-        await stage.wait(run.id)
-    async with open_stage(settings, upstream) as stage:
+        run = await stage.wait((await stage.start()).id)
+        # The writer runs behind the run: this waits for the last event.
+        assert await redis.xread({f"famulus:{{{run.id}}}:events": f"{run.last_sequence - 1}-0"}, block=5_000)
         story = await stage.tell(run.id)
         assert "snapshot" not in story.kinds
         assert len(story.all("text_delta")) == 200
 
 
-async def test_no_run_fails_when_valkey_is_killed(
-    settings: Settings, upstream: ScriptedUpstream, redis: Redis
-) -> None:
+async def test_no_run_fails_when_valkey_is_killed(settings: Settings, upstream: ScriptedUpstream, redis: Redis) -> None:
     async with open_stage(settings, upstream, [Scene(deltas=20, hold_after=10)]) as stage:
         runs = [await stage.start() for _ in range(20)]
         watching = [asyncio.create_task(stage.tell(run.id)) for run in runs]
@@ -185,9 +185,7 @@ async def test_no_run_fails_when_valkey_is_killed(
         assert (await stage.play_out()).text == "fine"
 
 
-async def test_valkey_that_comes_back_is_used_again(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
+async def test_valkey_that_comes_back_is_used_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     valkey = EmbeddedValkey(data_dir=tmp_path / "v")
     url = await valkey.start()
     async with Redis.from_url(url) as redis:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from famulus.v1.run_pb2 import RatingVerdict, Run, RunRating, RunState
 from famulus.v1.run_service_pb2 import (
     GetRunStepRequest,
@@ -14,8 +17,6 @@ from famulus.v1.run_service_pb2 import (
     UpdateRunRequest,
 )
 from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, ToolCall
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.field_mask_pb2 import FieldMask
 from run_stage import TOOLS, Stage, open_stage, refused, stage_settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -142,7 +143,9 @@ async def test_metadata_changed_during_the_run_survives_its_end(stage: Stage) ->
 async def test_runs_beyond_the_slots_wait_and_all_complete(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream:
         settings = stage_settings(tmp_path, upstream.base_url, worker={"slots": 1})
-        async with open_stage(settings, upstream, [Scene(times=1, deltas=6, hold_after=3), Scene(text="fine")]) as stage:
+        async with open_stage(
+            settings, upstream, [Scene(times=1, deltas=6, hold_after=3), Scene(text="fine")]
+        ) as stage:
             first = await stage.start()
             await stage.until(first.id, "text_delta")
             others = [await stage.start() for _ in range(2)]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.json_format import MessageToDict
+
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import GetRunStepRequest, WaitRunRequest, WatchRunRequest
 from famulus.v1.run_step_pb2 import RunStepState
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.embedded.upstream import Scene, ScriptedUpstream, Usage
-from google.protobuf.json_format import MessageToDict
 from run_stage import Stage, open_stage, refused, stage_settings, text_of
 from serving import said
 from validator import validate_stream

@@ -1,10 +1,12 @@
 """Servers that stop or die in the middle of runs, and those that come after them (contract 8, 11, 16, 29)."""
 
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
+
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_service_pb2 import WatchRunRequest
@@ -14,7 +16,7 @@ from famulus_server.engine.clock import SystemClock
 from famulus_server.ports import Lease
 from famulus_server.store.sqlite import SqliteStore
 from killable_server import LEASE_SECONDS, open_killable
-from run_stage import TOOLS, open_stage, stage_settings
+from run_stage import TOOLS, Stage, open_stage, stage_settings
 
 HELD = Scene(deltas=6, hold_after=3)
 TIME_CALLED = Scene(times=1, tool_calls=(ToolCall(name="get_time"),))
@@ -26,6 +28,22 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield opened
 
 
+async def seen_until_death(stage: Stage, run_id: str, process: Process) -> list[RunEvent]:
+    """What a watcher sees of a run whose server is killed once there is text."""
+    seen: list[RunEvent] = []
+
+    async def watch() -> None:
+        async for response in stage.runs.WatchRun(WatchRunRequest(run_id=run_id)):
+            seen.extend(response.events)
+            if seen[-1].HasField("text_delta"):
+                process.kill()
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await watch()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    return seen
+
+
 async def test_runs_of_a_killed_server_go_on_and_their_text_counts_once(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
@@ -34,13 +52,7 @@ async def test_runs_of_a_killed_server_go_on_and_their_text_counts_once(
         assistant = await doomed.assistant(tools=TOOLS)
         waiting = await doomed.wait((await doomed.start(assistant_id=assistant.id)).id)
         run = await doomed.start()
-        before: list[RunEvent] = []
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for response in doomed.runs.WatchRun(WatchRunRequest(run_id=run.id)):
-                before += response.events
-                if before[-1].HasField("text_delta"):
-                    process.kill()
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        before = await seen_until_death(doomed, run.id, process)
         assert (await doomed.request_ended(2)).outcome == "disconnected"
     async with open_stage(stage_settings(tmp_path, upstream.base_url), upstream) as stage:
         story = await stage.tell(run.id)
@@ -63,9 +75,7 @@ async def test_runs_of_a_killed_server_go_on_and_their_text_counts_once(
         assert answered.all("attempt_started") == []
 
 
-async def test_run_on_which_three_servers_died_fails_as_worker_lost(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
+async def test_run_on_which_three_servers_died_fails_as_worker_lost(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     run_id = ""
     for number in (1, 2, 3):
         async with open_killable(tmp_path, upstream) as (doomed, process):

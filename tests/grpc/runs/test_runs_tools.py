@@ -8,12 +8,13 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
+from google.protobuf.duration_pb2 import Duration
+
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import WaitRunRequest
 from famulus.v1.run_step_pb2 import RunStepState
 from famulus.v1.tool_pb2 import FunctionCallProblem, ToolChoice, ToolChoiceMode, ToolOutput
 from famulus_server.embedded.upstream import Fault, Match, Scene, ToolCall
-from google.protobuf.duration_pb2 import Duration
 from run_stage import TOOLS, Stage, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from famulus.v1.message_pb2 import MessageState
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_step_pb2 import RunStepState

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from contract.samples import MovableClock
 from famulus_server.store.sqlite import SqliteStore
 

@@ -1,6 +1,7 @@
 """Numbering of run events."""
 
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.engine import facts
@@ -22,7 +23,7 @@ def test_numbering_no_events_moves_nothing() -> None:
 def test_takeover_starts_far_behind_whatever_earlier_attempts_can_have_published() -> None:
     bases = [facts.sequence_base(attempt) for attempt in range(1, 200)]
     assert bases == sorted(bases)
-    assert all(after - before > 1_000_000_000 for before, after in zip(bases, bases[1:], strict=False))
+    assert all(after - before > 1_000_000_000 for before, after in pairwise(bases))
 
 
 def test_sequences_of_very_many_attempts_fit_an_int64() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+
 from famulus.v1.run_event_pb2 import RunEvent, RunStateChanged, TextDelta
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import feed as feed_module

@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine import lifecycle
 from famulus_server.engine.lifecycle import IllegalTransition
@@ -24,7 +25,7 @@ def test_table_knows_every_state_of_the_api() -> None:
 
 
 def test_states_are_final_or_active_and_active_ones_owned_or_waiting() -> None:
-    assert lifecycle.FINAL | lifecycle.ACTIVE == set(REAL)
+    assert set(REAL) == lifecycle.FINAL | lifecycle.ACTIVE
     assert not lifecycle.FINAL & lifecycle.ACTIVE
     assert lifecycle.OWNED | lifecycle.WAITING == lifecycle.ACTIVE
     assert not lifecycle.OWNED & lifecycle.WAITING

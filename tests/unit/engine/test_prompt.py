@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from contract.samples import TENANT, add_messages, add_thread
 from famulus.v1.message_pb2 import (
     Attachment,
@@ -31,8 +32,7 @@ def card(window: int = 8_192, own_limit: int | None = None) -> ModelCard:
 
 
 def the_run(**fields: Any) -> Run:
-    state = RunState.RUN_STATE_IN_PROGRESS
-    return Run(**({"id": "run_1", "thread_id": "thread_1", "model": "m", "state": state} | fields))
+    return Run(id="run_1", thread_id="thread_1", model="m", state=RunState.RUN_STATE_IN_PROGRESS, **fields)
 
 
 async def build(store: Store, run: Run, *turns: Turn, model: ModelCard | None = None) -> Prompt:

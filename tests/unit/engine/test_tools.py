@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStep, ToolCallBatch
@@ -61,9 +62,7 @@ def output(call_id: str, text: str = "x", *, is_error: bool = False) -> ToolOutp
         ("f", "{}", 128, TOO_MANY),
     ],
 )
-def test_problem_of_a_call(
-    name: str, arguments: str, position: int, problem: "FunctionCallProblem.ValueType"
-) -> None:
+def test_problem_of_a_call(name: str, arguments: str, position: int, problem: "FunctionCallProblem.ValueType") -> None:
     assert tools.find_problem(name, arguments, position=position, functions=frozenset({"f"})) == problem
 
 

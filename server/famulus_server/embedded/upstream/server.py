@@ -130,9 +130,13 @@ class ScriptedUpstream:
         try:
             response = await self._perform(request, received, api)
             received.close("completed")
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             received.close("broken" if self._closing else "disconnected")
             raise
+        except ConnectionError:
+            # The client left while it was written to: no error of ours, and nobody is there to read the answer.
+            received.close("broken" if self._closing else "disconnected")
+            return web.Response()
         finally:
             self._playing.discard(task)
         return response

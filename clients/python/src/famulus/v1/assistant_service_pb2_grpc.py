@@ -84,8 +84,8 @@ class AssistantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EnsureAssistant(self, request, context):
-        """Creates an assistant unless one with the same configuration exists; in any case returns it.
-        Many callers at once, on all replicas, get the same one.
+        """Returns the assistant that an earlier call made from the same configuration, or creates it: many callers at
+        once, on all replicas, get the same one. Assistants made by CreateAssistant, or changed since, do not count.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

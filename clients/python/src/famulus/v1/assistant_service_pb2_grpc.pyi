@@ -38,8 +38,8 @@ class AssistantServiceStub:
     CreateAssistant: _grpc.UnaryUnaryMultiCallable[_assistant_service_pb2.CreateAssistantRequest, _assistant_service_pb2.CreateAssistantResponse]
     """Creates an assistant."""
     EnsureAssistant: _grpc.UnaryUnaryMultiCallable[_assistant_service_pb2.EnsureAssistantRequest, _assistant_service_pb2.EnsureAssistantResponse]
-    """Creates an assistant unless one with the same configuration exists; in any case returns it.
-    Many callers at once, on all replicas, get the same one.
+    """Returns the assistant that an earlier call made from the same configuration, or creates it: many callers at
+    once, on all replicas, get the same one. Assistants made by CreateAssistant, or changed since, do not count.
     """
     GetAssistant: _grpc.UnaryUnaryMultiCallable[_assistant_service_pb2.GetAssistantRequest, _assistant_service_pb2.GetAssistantResponse]
     """Returns an assistant, in its newest or any older version."""
@@ -60,8 +60,8 @@ class AssistantServiceAsyncStub(AssistantServiceStub):
     CreateAssistant: _aio.UnaryUnaryMultiCallable[_assistant_service_pb2.CreateAssistantRequest, _assistant_service_pb2.CreateAssistantResponse]  # type: ignore[assignment]
     """Creates an assistant."""
     EnsureAssistant: _aio.UnaryUnaryMultiCallable[_assistant_service_pb2.EnsureAssistantRequest, _assistant_service_pb2.EnsureAssistantResponse]  # type: ignore[assignment]
-    """Creates an assistant unless one with the same configuration exists; in any case returns it.
-    Many callers at once, on all replicas, get the same one.
+    """Returns the assistant that an earlier call made from the same configuration, or creates it: many callers at
+    once, on all replicas, get the same one. Assistants made by CreateAssistant, or changed since, do not count.
     """
     GetAssistant: _aio.UnaryUnaryMultiCallable[_assistant_service_pb2.GetAssistantRequest, _assistant_service_pb2.GetAssistantResponse]  # type: ignore[assignment]
     """Returns an assistant, in its newest or any older version."""
@@ -91,8 +91,8 @@ class AssistantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assistant_service_pb2.EnsureAssistantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assistant_service_pb2.EnsureAssistantResponse, _abc.Awaitable[_assistant_service_pb2.EnsureAssistantResponse]]:
-        """Creates an assistant unless one with the same configuration exists; in any case returns it.
-        Many callers at once, on all replicas, get the same one.
+        """Returns the assistant that an earlier call made from the same configuration, or creates it: many callers at
+        once, on all replicas, get the same one. Assistants made by CreateAssistant, or changed since, do not count.
         """
 
     @_abc_1.abstractmethod

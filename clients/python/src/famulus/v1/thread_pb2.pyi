@@ -68,7 +68,7 @@ class Thread(_message.Message):
     delete to be refused (ABORTED / ETAG_MISMATCH) if somebody else was faster.
     """
     last_message_sequence: _builtins.int
-    """Sequence of the newest message; 0 in an empty thread. Output only."""
+    """Highest sequence that was given to a message of this thread, deleted ones included; 0 before the first. Output only."""
     active_run_id: _builtins.str
     """Run that is active on the thread; empty when there is none. Output only."""
     user_id: _builtins.str
@@ -87,7 +87,7 @@ class Thread(_message.Message):
 
     @_builtins.property
     def last_activity_time(self) -> _timestamp_pb2.Timestamp:
-        """When a message was last added, or a run last started or ended. Output only."""
+        """When a message was last added, or a run last changed. Output only."""
 
     @_builtins.property
     def forked_from(self) -> Global___ThreadOrigin:

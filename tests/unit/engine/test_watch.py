@@ -1,0 +1,63 @@
+"""Watching a run while others change it at the worst moment."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from contract.samples import TENANT, MovableClock, add_run, add_thread, run
+from famulus.v1.run_event_pb2 import RunEvent
+from famulus.v1.run_pb2 import RunState
+from famulus_server.engine.feed import Feed
+from famulus_server.engine.watch import Watch
+from famulus_server.errors import NotFound
+from famulus_server.ports import Store
+
+
+class NoEventLog:
+    """Keeps nothing."""
+
+    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None: ...
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+        return []
+
+    def finish(self, run_id: str) -> None: ...
+    def drop(self, run_id: str) -> None: ...
+
+
+class InterruptedStore:
+    """A store of which the first read is followed by something before its reader goes on."""
+
+    def __init__(self, store: Store, then: Callable[[], Awaitable[None]]) -> None:
+        self._store = store
+        self._then: Callable[[], Awaitable[None]] | None = then
+
+    async def read(self, unit: Any) -> Any:
+        result = await self._store.read(unit)
+        then, self._then = self._then, None
+        if then is not None:
+            await then()
+        return result
+
+    async def write(self, unit: Any) -> Any:
+        return await self._store.write(unit)
+
+
+async def test_watcher_of_a_thread_that_is_deleted_right_after_it_looked_is_told(
+    store: Store, clock: MovableClock
+) -> None:
+    feed = Feed(event_log=NoEventLog())
+
+    async def delete() -> None:
+        await store.write(lambda tx: tx.threads.bury(TENANT, "thread_1", clock.now()))
+        feed.drop("run_1")
+
+    await add_thread(store, "thread_1")
+    await add_run(store, run(state=RunState.RUN_STATE_REQUIRES_ACTION))
+    interrupted = InterruptedStore(store, delete)
+    watch = Watch(store=interrupted, feed=feed, event_log=NoEventLog(), clock=clock, heartbeat_seconds=0.01)
+    with pytest.raises(NotFound):
+        async with asyncio.timeout(5.0):
+            await anext(watch.watch(TENANT, "run_1", 0))
+    assert feed.find("run_1") is None

@@ -1,0 +1,181 @@
+"""The worker's loops on a real store, with executions that do as they are told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from contract.samples import TENANT, add_run, add_thread, run
+from famulus.v1.run_pb2 import RunState
+from famulus_server.engine import worker as worker_module
+from famulus_server.engine.clock import SystemClock
+from famulus_server.engine.executor import Control, Interruption
+from famulus_server.engine.feed import Feed
+from famulus_server.engine.worker import Worker
+from famulus_server.ports import Claimed, Lease, Store
+from famulus_server.store.sqlite import SqliteStore
+
+LEASE = Lease(owner="me", seconds=0.15)
+
+
+@pytest.fixture
+def clock() -> SystemClock:
+    # Leases run out by the database's clock, and must be able to.
+    return SystemClock()
+
+
+class Executions:
+    """Stands for the executor: remembers what it was given, and does what the test says."""
+
+    def __init__(self, act: Callable[[Claimed, Control], Awaitable[None]]) -> None:
+        self._act = act
+        self.given: list[Claimed] = []
+
+    async def execute(self, claimed: Claimed, control: Control) -> None:
+        self.given.append(claimed)
+        await self._act(claimed, control)
+
+
+class NoEventLog:
+    """Keeps nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def open_worker(store: Store, executions: Any, *, slots: int = 8) -> Worker:
+    feed = Feed(event_log=NoEventLog())  # type: ignore[arg-type]
+    made = Worker(store=store, feed=feed, executor=executions, lease=LEASE, slots=slots, clock=SystemClock())
+    made.open()
+    return made
+
+
+async def end(store: Store, claimed: Claimed) -> None:
+    ended = await store.read(lambda tx: tx.runs.get(TENANT, claimed.run.id))
+    ended.state = RunState.RUN_STATE_COMPLETED
+    await store.write(lambda tx: tx.runs.replace(TENANT, ended, attempt=claimed.run.attempt))
+
+
+async def queue(store: Store, *run_ids: str) -> None:
+    for run_id in run_ids:
+        await add_thread(store, f"thread_{run_id}")
+        await add_run(store, run(run_id, thread_id=f"thread_{run_id}", lives=None))
+
+
+async def test_run_that_was_given_up_is_taken_up_again_while_others_go_on(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_POLL_SECONDS", 0.02)
+    done = asyncio.Event()
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        # As an execution does that could not reach the store: it ends, and the run is still this worker's.
+        if claimed.run.id == "flaky" and claimed.run.attempt == 1:
+            return
+        if claimed.run.id == "flaky":
+            await end(store, claimed)
+            done.set()
+        # The other run keeps the renewals going.
+        await done.wait()
+
+    await queue(store, "steady", "flaky")
+    executions = Executions(act)
+    made = open_worker(store, executions)
+    await asyncio.wait_for(done.wait(), 5.0)
+    given = sorted((one.run.id, one.run.attempt) for one in executions.given)
+    assert given == [("flaky", 1), ("flaky", 2), ("steady", 1)]
+    assert executions.given[-1].taken_over
+    await made.close(grace=1.0)
+
+
+async def test_run_at_work_keeps_its_lease(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_POLL_SECONDS", 0.02)
+    renewals = 0
+    renewed = asyncio.Event()
+    plain_write = store.write
+
+    async def counting(unit: Any) -> Any:
+        nonlocal renewals
+        result = await plain_write(unit)
+        renewals += isinstance(result, set)
+        if renewals == 10:
+            renewed.set()
+        return result
+
+    monkeypatch.setattr(store, "write", counting)
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        await renewed.wait()
+        await end(store, claimed)
+
+    await queue(store, "long")
+    executions = Executions(act)
+    made = open_worker(store, executions)
+    # Ten renewals are more than three leases.
+    await asyncio.wait_for(renewed.wait(), 10.0)
+    assert len(executions.given) == 1
+    await made.close(grace=1.0)
+
+
+async def test_run_whose_lease_somebody_else_has_is_interrupted(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why: list[Interruption] = []
+    interrupted, started = asyncio.Event(), asyncio.Event()
+
+    class Noting(Control):
+        def interrupt(self, reason: Interruption) -> None:
+            why.append(reason)
+            interrupted.set()
+
+    monkeypatch.setattr(worker_module, "Control", Noting)
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        started.set()
+        await interrupted.wait()
+
+    await queue(store, "lost")
+    made = open_worker(store, Executions(act))
+    await started.wait()
+    taken = await store.read(lambda tx: tx.runs.get(TENANT, "lost"))
+    other = Lease(owner="other", seconds=60)
+    await store.write(lambda tx: tx.runs.replace(TENANT, taken, attempt=taken.attempt, lease=other))
+    await asyncio.wait_for(interrupted.wait(), 5.0)
+    assert why == [Interruption.LEASE_LOST]
+    await made.close(grace=1.0)
+
+
+async def test_no_more_runs_are_executed_at_once_than_there_are_slots(store: SqliteStore) -> None:
+    go_on = asyncio.Semaphore(0)
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        begun.put_nowait(claimed.run.id)
+        await go_on.acquire()
+        await end(store, claimed)
+
+    await queue(store, *(f"r{number}" for number in range(6)))
+    made = open_worker(store, Executions(act), slots=2)
+    async with asyncio.timeout(5.0):
+        seen = [await begun.get() for _ in range(2)]
+        for _ in range(4):
+            assert made.running == 2
+            assert begun.empty()
+            go_on.release()
+            seen.append(await begun.get())
+        go_on.release()
+        go_on.release()
+    assert sorted(seen) == [f"r{number}" for number in range(6)]
+    await made.close(grace=1.0)
+
+
+async def test_slots_that_are_reserved_come_back(store: SqliteStore) -> None:
+    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=1)
+    assert made.reserve()
+    assert not made.reserve()
+    made.release()
+    assert made.reserve()
+    made.release()
+    await made.close(grace=1.0)
+    assert not made.reserve()
