@@ -66,7 +66,10 @@ class StagedModels:
 
 @pytest.fixture
 def feed() -> Feed:
-    return Feed(event_log=NoEventLog())
+    made = Feed(event_log=NoEventLog())
+    # Whoever stores a run publishes so before it is executed, and that opens its log.
+    made.open("run_1", 1)
+    return made
 
 
 async def claim(store: Store, **fields: object) -> Claimed:
