@@ -237,7 +237,7 @@ def stage_settings(
     worker: dict[str, Any] | None = None,
     redis_url: str = "",
 ) -> Settings:
-    """Settings of a server with models on one upstream: `scripted` and `chat` by their APIs, and `impatient`."""
+    """Settings of a server with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
     given: dict[str, Any] = {"listen": "127.0.0.1:0", "data_dir": str(folder), "drain_seconds": 0.1} | (server or {})
     return Settings(
@@ -248,6 +248,7 @@ def stage_settings(
             ModelSettings(name="scripted", backend="responses", reasoning=True, **model),
             ModelSettings(name="chat", backend="chat", **model),
             ModelSettings(name="impatient", backend="responses", first_event_timeout=0.1, idle_timeout=0.1, **model),
+            ModelSettings(name="roomy", backend="responses", context_window=1_000_000, **model),
         ),
     )
 

@@ -1,11 +1,12 @@
 """Who executes a run, and until when by the store's clock (contract 8), in any store."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 
-from contract.samples import OTHER, START, TENANT, MovableClock, add_run, run
+from contract.samples import OTHER, START, TENANT, MovableClock, add_run, add_thread, run
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.errors import LeaseLost
 from famulus_server.ports import Claimed, Lease, Store
@@ -24,8 +25,8 @@ async def claim(store: Store, lease: Lease = ANN, limit: int = 10) -> list[Claim
     return await store.write(lambda tx: tx.runs.claim(lease, limit=limit))
 
 
-async def renew(store: Store, lease: Lease = ANN) -> set[str]:
-    return await store.write(lambda tx: tx.runs.renew(lease))
+async def renew(store: Store, lease: Lease = ANN, run_ids: Sequence[str] = ("run_0", "run_1", "run_2")) -> set[str]:
+    return await store.write(lambda tx: tx.runs.renew(lease, run_ids))
 
 
 async def get(store: Store, run_id: str = "run_1") -> Run:
@@ -202,3 +203,36 @@ async def test_runs_that_no_worker_watches_are_due_when_their_time_is_over(store
     assert await due(5) == [(TENANT, "waiting")]
     assert await due(11) == [(TENANT, "waiting"), (TENANT, "queued"), (OTHER, "queued")]
     assert await due(11, limit=1) == [(TENANT, "waiting")]
+
+
+async def test_renewal_leaves_leases_alone_that_it_does_not_name(store: Store, clock: MovableClock) -> None:
+    for number in (0, 1):
+        await add_thread(store, f"thread_{number}")
+        await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
+    assert len(await store.write(lambda tx: tx.runs.claim(ANN, limit=2))) == 2
+    clock.advance(10)
+    assert await renew(store, ANN, ["run_1"]) == {"run_1"}
+    clock.advance(10)
+    assert [one.run.id for one in await store.write(lambda tx: tx.runs.claim(BOB, limit=2))] == ["run_0"]
+
+
+async def test_store_tells_whether_there_is_something_to_claim(store: Store, clock: MovableClock) -> None:
+    async def claimable() -> bool:
+        return await store.read(lambda tx: tx.runs.is_claimable())
+
+    assert not await claimable()
+    await add_thread(store, "thread_1")
+    await add_run(store, run())
+    assert await claimable()
+    await store.write(lambda tx: tx.runs.claim(ANN, limit=1))
+    assert not await claimable()
+    clock.advance(15)
+    assert await claimable()
+
+
+async def test_ids_of_runs_are_those_of_one_thread(store: Store) -> None:
+    for number in (0, 1):
+        await add_thread(store, f"thread_{number}")
+        await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
+    assert await store.read(lambda tx: tx.runs.ids(TENANT, "thread_1")) == ["run_1"]
+    assert await store.read(lambda tx: tx.runs.ids(OTHER, "thread_1")) == []

@@ -10,11 +10,11 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.engine import facts, lifecycle
+from famulus_server.engine import facts, lifecycle, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.fields import copy_fields, is_set, take
 from famulus_server.engine.settlement import Settled
-from famulus_server.errors import FailedPrecondition
+from famulus_server.errors import FailedPrecondition, InvalidArgument, Violation
 from famulus_server.ports import Lease, Models, RequestKey, Transaction
 
 DEFAULT_TTL = timedelta(minutes=10)
@@ -105,7 +105,8 @@ def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, r
         take(run, name, request)
     if request.additional_instructions:
         run.instructions = "\n\n".join(filter(None, (run.instructions, request.additional_instructions)))
-    run.tool_resources.CopyFrom(assistant.tool_resources)
+    if assistant.HasField("tool_resources"):
+        run.tool_resources.CopyFrom(assistant.tool_resources)
     for name in ("code_interpreter_file_ids", "file_search_vector_store_ids"):
         if is_set(thread.tool_resources, name):
             copy_fields(thread.tool_resources, run.tool_resources, [name])
@@ -113,8 +114,11 @@ def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, r
 
 
 def check_model(run: Run, models: Models) -> None:
-    """Raises FailedPrecondition where the configuration lacks the run's model, or its backend lacks a tool: now, and
-    not in the middle of the run."""
+    """Raises FailedPrecondition where the configuration lacks the run's model, or its backend lacks a tool, and
+    InvalidArgument where a function is chosen that the run lacks: now, and not in the middle of the run."""
+    choice = run.tool_choice
+    if choice.HasField("function_name") and choice.function_name not in tools.function_names(run.tools):
+        raise InvalidArgument.fields([Violation("tool_choice.function_name", "is none of the run's functions")])
     card = models.card(run.model)
     if card is None:
         raise FailedPrecondition(

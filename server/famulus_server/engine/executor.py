@@ -2,102 +2,45 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
-from famulus.v1.message_pb2 import MessageIncompleteReason
 from famulus.v1.run_event_pb2 import RunEvent
-from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, RunState
-from famulus.v1.run_step_pb2 import RunStepState
-from famulus_server.engine import facts, lifecycle, prompt, turn
+from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, RunState, Usage
+from famulus.v1.run_step_pb2 import RunStep
+from famulus_server.engine import facts, lifecycle, outcomes, prompt, turn
+from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Draft, Feed, RunLog
 from famulus_server.engine.prompt import Prompt
-from famulus_server.engine.settlement import Settled, Settlement, publish_settled, settle
-from famulus_server.engine.turn import TurnRecorder, TurnResult
+from famulus_server.engine.settlement import Settled, Settlement, hold, publish_settled, settle
+from famulus_server.engine.turn import TurnRecorder
 from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRejectedRequest, NotFound, Unavailable
-from famulus_server.ports import Claimed, Clock, Ids, Lease, ModelEvent, Models, Store, Transaction, Turn, TurnOutcome
+from famulus_server.ports import (
+    Claimed,
+    Clock,
+    Ids,
+    Lease,
+    ModelEvent,
+    Models,
+    Store,
+    Transaction,
+    Turn,
+    TurnEnded,
+    TurnOutcome,
+)
 
 # How often one model turn may be started: crashes of workers and broken streams together (contract 16).
 MAX_TURN_ATTEMPTS = 3
+_SECOND_PAUSE = 1.0
+_MAX_PAUSE = 10.0
 # What a worker that stops working on a run leaves instead of its lease: anybody may claim the run at once.
 NOBODYS = Lease(owner="", seconds=0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Break:
-    """How a turn that was broken off marks its messages, its steps and the run."""
-
-    message: "MessageIncompleteReason.ValueType"
-    step: "RunStepState.ValueType"
-    run: "RunIncompleteReason.ValueType" = RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED
-
-
-_CANCELLED = _Break(
-    MessageIncompleteReason.MESSAGE_INCOMPLETE_REASON_RUN_CANCELLED, RunStepState.RUN_STEP_STATE_CANCELLED
-)
-_EXPIRED = _Break(MessageIncompleteReason.MESSAGE_INCOMPLETE_REASON_RUN_EXPIRED, RunStepState.RUN_STEP_STATE_EXPIRED)
-_MAX_TOKENS = _Break(
-    MessageIncompleteReason.MESSAGE_INCOMPLETE_REASON_MAX_TOKENS,
-    RunStepState.RUN_STEP_STATE_INCOMPLETE,
-    RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS,
-)
-_CONTENT_FILTER = _Break(
-    MessageIncompleteReason.MESSAGE_INCOMPLETE_REASON_CONTENT_FILTER,
-    RunStepState.RUN_STEP_STATE_INCOMPLETE,
-    RunIncompleteReason.RUN_INCOMPLETE_REASON_CONTENT_FILTER,
-)
-
 _log = structlog.get_logger(__name__)
-
-
-class Interruption(Enum):
-    """Why a worker stops working on a run."""
-
-    CANCEL = "cancel"  # the caller asked; the store knows
-    LEASE_LOST = "lease lost"  # the run is somebody else's, or gone
-    DRAIN = "drain"  # this process ends; another worker goes on
-
-
-class Interrupted(Exception):
-    """Raised inside an execution when somebody interrupted it."""
-
-    def __init__(self, why: Interruption) -> None:
-        super().__init__(why.value)
-        self.why = why
-
-
-class Control:
-    """The outside's grip on one execution."""
-
-    def __init__(self) -> None:
-        self._why: Interruption | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def interrupt(self, why: Interruption) -> None:
-        """Stops the model turn under way. The first reason counts; later ones change nothing."""
-        if self._why is None:
-            self._why = why
-            if self._task is not None:
-                self._task.cancel()
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within this, an interruption raises Interrupted; elsewhere it waits for the next such place."""
-        if self._why is not None:
-            raise Interrupted(self._why)
-        self._task = asyncio.current_task()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._why is None or self._task is None or self._task.uncancel() > 0:
-                raise
-            raise Interrupted(self._why) from None
-        finally:
-            self._task = None
 
 
 @dataclass(slots=True)
@@ -108,9 +51,9 @@ class _Progress:
     run: Run
     log: RunLog
     sequence: int
-    turns: list[Turn]
-    next_position: int
-    call_ids: set[str]
+    turns: list[Turn] = field(default_factory=list)
+    next_position: int = 1
+    call_ids: set[str] = field(default_factory=set)
 
 
 class Executor:
@@ -128,7 +71,7 @@ class Executor:
         """Works on the run until it is released. Raises nothing but cancellation."""
         log = _log.bind(run_id=claimed.run.id, thread_id=claimed.run.thread_id, attempt=claimed.run.attempt)
         try:
-            progress = await self._begin(claimed)
+            progress = self._begin(claimed)
             try:
                 await self._work(progress, control)
             except (LeaseLost, Unavailable):
@@ -137,31 +80,31 @@ class Executor:
                 log.exception("run failed")
                 error = RunError(code=RunErrorCode.RUN_ERROR_CODE_SERVER_ERROR, message="the service failed")
                 await self._settle(progress, Settlement(state=lifecycle.FAILED, error=error))
+            log.info("run released", **_summary(progress.run))
         except LeaseLost:
-            log.info("lease lost")
+            log.info("run given up")
+            await self._forget_deleted(claimed)
         except Unavailable:
             # The lease runs out, and whoever finds the store again takes the run over.
             log.warning("store unavailable, run left to be taken over")
         except Exception:
             log.exception("run left to be taken over")
 
-    async def _begin(self, claimed: Claimed) -> _Progress:
-        tenant, run = claimed.tenant, claimed.run
-        turns: list[Turn] = []
-        position, call_ids = 1, set[str]()
-        if run.turns:
+    async def _forget_deleted(self, claimed: Claimed) -> None:
+        """Whatever was published of a run behind its deletion goes, too (contract 24)."""
+        with contextlib.suppress(Unavailable):
+            try:
+                await self._store.read(lambda tx: tx.runs.get(claimed.tenant, claimed.run.id))
+            except NotFound:
+                self._feed.drop(claimed.run.id)
 
-            async def load(tx: Transaction) -> tuple[list[Turn], int, set[str]]:
-                steps = await tx.steps.page(tenant, run.id)
-                calls = {call.id for step in steps for call in step.tool_calls.tool_calls}
-                return await tx.turns.all(tenant, run.id), len(steps) + 1, calls
-
-            turns, position, call_ids = await self._store.read(load)
+    def _begin(self, claimed: Claimed) -> _Progress:
+        run = claimed.run
         log = self._feed.open(run.id, run.last_sequence) if claimed.taken_over else self._feed.find(run.id)
         if log is None:
             # Whoever stored the run has published so, therefore it has been deleted since.
             raise LeaseLost(run.id)
-        progress = _Progress(tenant, run, log, log.last_sequence, turns, position, call_ids)
+        progress = _Progress(claimed.tenant, run, log, log.last_sequence)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
             self._publish(progress, [facts.attempt_started(run.attempt, run.last_sequence)])
@@ -175,17 +118,29 @@ class Executor:
             )
             await self._settle(progress, Settlement(state=lifecycle.FAILED, error=error))
             return
+        if progress.run.turns:
+            await self._load(progress)
         while progress.run.state in lifecycle.OWNED:
             if progress.run.state == lifecycle.CANCELLING:
                 # Nobody tells of a cancel that was stored before this worker, or while it started over.
                 control.interrupt(Interruption.CANCEL)
             await self._turn(progress, control)
 
+    async def _load(self, progress: _Progress) -> None:
+        """Reads what earlier turns made."""
+        tenant, run_id = progress.tenant, progress.run.id
+
+        async def read(tx: Transaction) -> tuple[list[Turn], list[RunStep]]:
+            return await tx.turns.all(tenant, run_id), await tx.steps.page(tenant, run_id)
+
+        progress.turns, steps = await self._store.read(read)
+        progress.next_position = steps[-1].position + 1 if steps else 1
+        progress.call_ids = {call.id for step in steps for call in step.tool_calls.tool_calls}
+
     async def _turn(self, progress: _Progress, control: Control) -> None:
         run = progress.run
         if run.HasField("max_prompt_tokens") and run.usage.prompt_tokens >= run.max_prompt_tokens:
-            reason = RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS
-            await self._settle(progress, Settlement(state=lifecycle.INCOMPLETE, incomplete_reason=reason))
+            await self._settle(progress, _out_of_prompt())
             return
         recorder = TurnRecorder(
             run=run,
@@ -194,66 +149,80 @@ class Executor:
             clock=self._clock,
             ids=self._ids,
         )
+        made: Prompt | None = None
+        progress.log.draft = recorder.draft
         try:
             with control.interruptible():
                 card = self._models.card(run.model)
                 if card is None:
                     raise ModelRejectedRequest("the configuration no longer has this model")
                 made = await prompt.build(self._store, progress.tenant, run, card, progress.turns)
-                await self._listen(progress, recorder, made)
+                if made.fits or not progress.turns:
+                    await self._listen(progress, recorder, made)
+            if recorder.ended is None:
+                # Outputs of tools, or messages that came in: they are sent whole or not at all.
+                await self._settle(progress, _out_of_prompt())
+            else:
+                await self._turn_ended(progress, recorder, made, recorder.ended)
         except Interrupted as interrupted:
-            await self._interrupted(progress, interrupted.why, recorder)
+            await self._interrupted(progress, interrupted.why, recorder, made)
         except _Expired:
-            await self._settle(progress, _broken_off(recorder, lifecycle.EXPIRED, _EXPIRED))
+            await self._settle(progress, outcomes.broken_off(recorder, made, lifecycle.EXPIRED, outcomes.EXPIRED))
         except ModelError as error:
-            await self._model_failed(progress, recorder, error)
-        else:
-            await self._turn_ended(progress, recorder, made)
+            await self._model_failed(progress, recorder, made, error, control)
+        finally:
+            # Not before what the turn made is stored and told: a Snapshot must find it in one place or the other.
+            if progress.log.draft == recorder.draft:
+                progress.log.draft = Draft
 
     async def _listen(self, progress: _Progress, recorder: TurnRecorder, made: Prompt) -> None:
         """Shows what the model says, as it comes, until its terminal event."""
-        remaining = (progress.run.expire_time.ToDatetime(self._clock.now().tzinfo) - self._clock.now()).total_seconds()
-        progress.log.draft = recorder.draft
         try:
-            async with asyncio.timeout(remaining) as expiry, contextlib.aclosing(self._open(made)) as stream:
+            async with (
+                asyncio.timeout(self._remaining(progress.run)) as expiry,
+                contextlib.aclosing(self._open(made)) as stream,
+            ):
                 async for events in stream:
                     self._publish(progress, recorder.take(events))
         except TimeoutError:
             if expiry.expired():
                 raise _Expired from None
             raise
-        finally:
-            progress.log.draft = Draft
         if recorder.ended is None:
             raise ModelProtocolError("the stream ended without its terminal event")
+
+    def _remaining(self, run: Run) -> float:
+        """Seconds until the run expires."""
+        now = self._clock.now()
+        return (run.expire_time.ToDatetime(now.tzinfo) - now).total_seconds()
 
     def _open(self, made: Prompt) -> AsyncGenerator[list[ModelEvent], None]:
         return self._models.open(made.request.model).stream(made.request)
 
-    async def _turn_ended(self, progress: _Progress, recorder: TurnRecorder, made: Prompt) -> None:
-        run, ended = progress.run, recorder.ended
-        assert ended is not None  # noqa: S101 - _listen saw to it
-        if ended.usage is None:
-            ended.usage = turn.estimated_usage(made.estimated_tokens, prompt.estimate_length(recorder.characters))
+    async def _turn_ended(self, progress: _Progress, recorder: TurnRecorder, made: Prompt, ended: TurnEnded) -> None:
+        run = progress.run
+        usage = ended.usage or outcomes.estimate_usage(recorder, made) or Usage()
         items: Sequence[Mapping[str, Any]] = ()
         if ended.outcome is TurnOutcome.MAX_TOKENS:
-            wanted = _broken_off(recorder, lifecycle.INCOMPLETE, _MAX_TOKENS)
+            wanted = outcomes.broken_off(recorder, made, lifecycle.INCOMPLETE, outcomes.MAX_TOKENS)
         elif ended.outcome is TurnOutcome.CONTENT_FILTER:
-            wanted = _broken_off(recorder, lifecycle.INCOMPLETE, _CONTENT_FILTER)
+            wanted = outcomes.broken_off(recorder, made, lifecycle.INCOMPLETE, outcomes.CONTENT_FILTER)
         else:
             result = recorder.finish()
-            wanted, items = _whole(run, result), result.items
+            wanted, items = outcomes.whole(run, result), result.items
         limit = run.max_completion_tokens if run.HasField("max_completion_tokens") else None
-        used = run.usage.completion_tokens + ended.usage.completion_tokens
+        used = run.usage.completion_tokens + usage.completion_tokens
         if limit is not None and used >= limit and wanted.state not in lifecycle.FINAL:
-            wanted = _out_of(RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS, wanted)
+            wanted = outcomes.out_of(RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS, wanted)
         record = Turn(number=run.turns + 1, seen_sequence=made.seen_sequence, items=items)
-        await self._settle(progress, replace(wanted, turn=record, usage=ended.usage))
+        await self._settle(progress, replace(wanted, turn=record, usage=usage))
         progress.turns.append(record)
         progress.next_position += len(wanted.steps)
         progress.call_ids.update(call.id for step in wanted.steps for call in step.tool_calls.tool_calls)
 
-    async def _model_failed(self, progress: _Progress, recorder: TurnRecorder, error: ModelError) -> None:
+    async def _model_failed(
+        self, progress: _Progress, recorder: TurnRecorder, made: Prompt | None, error: ModelError, control: Control
+    ) -> None:
         run = progress.run
         _log.warning(
             "model turn failed",
@@ -261,35 +230,45 @@ class Executor:
             model=run.model,
             error=type(error).__name__,
             detail=str(error),
-            shown=recorder.has_shown,
+            heard=recorder.heard,
         )
-        if recorder.has_shown and error.may_retry and run.turn_attempt < MAX_TURN_ATTEMPTS:
-            await self._start_over(progress)
+        usage = outcomes.estimate_usage(recorder, made)
+        if recorder.heard and error.may_retry and run.turn_attempt < MAX_TURN_ATTEMPTS:
+            await self._start_over(progress, usage, error, control)
             return
         public = RunError(code=error.code, message=error.public)
-        await self._settle(progress, Settlement(state=lifecycle.FAILED, error=public))
+        await self._settle(progress, Settlement(state=lifecycle.FAILED, error=public, usage=usage))
 
-    async def _start_over(self, progress: _Progress) -> None:
-        """A retry after the first delta is a new attempt, counted in SQL (contract 18)."""
+    async def _start_over(self, progress: _Progress, usage: Usage | None, error: ModelError, control: Control) -> None:
+        """A retry after the first chunk is a new attempt, counted in SQL (contract 18); what the broken one cost is
+        counted, too."""
         tenant, run_id, attempt = progress.tenant, progress.run.id, progress.run.attempt
 
         async def unit(tx: Transaction) -> Run:
-            try:
-                run = await tx.runs.get(tenant, run_id, lock=True)
-            except NotFound as error:
-                raise LeaseLost(run_id) from error
+            run = await hold(tx, tenant, run_id, attempt=attempt)
             run.attempt, run.turn_attempt = attempt + 1, run.turn_attempt + 1
+            if usage is not None:
+                turn.add_usage(run.usage, usage)
             await tx.runs.replace(tenant, run, attempt=attempt, lease=self._lease)
             return run
 
-        stored = progress.run.last_sequence
+        stored, pause = progress.run.last_sequence, _pause(error, progress.run.turn_attempt)
         progress.run = await self._store.write(unit)
         self._publish(progress, [facts.attempt_started(progress.run.attempt, stored)])
+        if pause:
+            self._publish(progress, [facts.retry_scheduled(error.code, pause)])
+            # An interruption, or the end of the run's time, is dealt with by the turn that follows.
+            with contextlib.suppress(Interrupted), control.interruptible():
+                await asyncio.sleep(min(pause, max(0.0, self._remaining(progress.run))))
 
-    async def _interrupted(self, progress: _Progress, why: Interruption, recorder: TurnRecorder) -> None:
+    async def _interrupted(
+        self, progress: _Progress, why: Interruption, recorder: TurnRecorder, made: Prompt | None
+    ) -> None:
         match why:
             case Interruption.CANCEL:
-                await self._settle(progress, _broken_off(recorder, lifecycle.CANCELLED, _CANCELLED))
+                await self._settle(
+                    progress, outcomes.broken_off(recorder, made, lifecycle.CANCELLED, outcomes.CANCELLED)
+                )
             case Interruption.DRAIN:
                 await self._release(progress)
                 raise LeaseLost(progress.run.id)
@@ -301,7 +280,7 @@ class Executor:
         tenant, run_id, attempt = progress.tenant, progress.run.id, progress.run.attempt
 
         async def unit(tx: Transaction) -> None:
-            run = await tx.runs.get(tenant, run_id, lock=True)
+            run = await hold(tx, tenant, run_id, attempt=attempt)
             # This stop is nobody's failure: it does not count against the turn.
             run.turn_attempt = max(0, run.turn_attempt - 1)
             await tx.runs.replace(tenant, run, attempt=attempt, lease=NOBODYS)
@@ -324,7 +303,6 @@ class Executor:
 
         settled = await publish_settled(self._store, self._feed, run.id, unit)
         progress.run, progress.sequence = settled.run, settled.run.last_sequence
-        progress.log.stored_sequence = progress.sequence
 
     def _publish(self, progress: _Progress, events: Sequence[RunEvent]) -> None:
         if progress.log.deleted:
@@ -338,31 +316,24 @@ class _Expired(Exception):
     """The run's expire_time came during a turn."""
 
 
-def _whole(run: Run, result: TurnResult) -> Settlement:
-    """What follows from a turn that the model completed."""
-    wanted = Settlement(
-        state=lifecycle.COMPLETED,
-        messages=result.messages,
-        steps=result.steps,
-    )
-    if not result.has_calls:
-        return wanted
-    if run.turns + 1 >= run.max_turns:
-        return _out_of(RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_TURNS, wanted)
-    if result.open_calls:
-        return replace(wanted, state=lifecycle.REQUIRES_ACTION, open_calls=result.open_calls)
-    return replace(wanted, state=lifecycle.IN_PROGRESS)
+def _out_of_prompt() -> Settlement:
+    reason = RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS
+    return Settlement(state=lifecycle.INCOMPLETE, incomplete_reason=reason)
 
 
-def _out_of(reason: "RunIncompleteReason.ValueType", wanted: Settlement) -> Settlement:
-    """The same work, but no further turn: calls that nobody will answer are closed, and not asked for."""
-    for step in wanted.steps:
-        if step.state == RunStepState.RUN_STEP_STATE_IN_PROGRESS:
-            step.state = RunStepState.RUN_STEP_STATE_INCOMPLETE
-    return replace(wanted, state=lifecycle.INCOMPLETE, open_calls=(), incomplete_reason=reason)
+def _pause(error: ModelError, turn_attempt: int) -> float:
+    """Seconds before a broken turn is started over: a first break may be chance."""
+    if error.retry_after is not None:
+        return min(error.retry_after, _MAX_PAUSE)
+    return 0.0 if turn_attempt == 1 else _SECOND_PAUSE
 
 
-def _broken_off(recorder: TurnRecorder, state: "RunState.ValueType", how: _Break) -> Settlement:
-    """A turn that ends early and keeps what was written (contract 19)."""
-    result = recorder.abandon(how.message, how.step)
-    return Settlement(state=state, messages=result.messages, steps=result.steps, incomplete_reason=how.run)
+def _summary(run: Run) -> dict[str, str | int]:
+    """What the log tells of a run that a worker lets go of."""
+    return {
+        "state": RunState.Name(run.state).removeprefix("RUN_STATE_"),
+        "model": run.model,
+        "turns": run.turns,
+        "prompt_tokens": run.usage.prompt_tokens,
+        "completion_tokens": run.usage.completion_tokens,
+    }

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from google.protobuf.duration_pb2 import Duration
+
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_event_pb2 import (
     AttemptStarted,
     MessageCompleted,
+    RetryScheduled,
     RunEvent,
     RunStateChanged,
     StepCompleted,
     ToolCallsRequested,
     ToolOutputReceived,
 )
-from famulus.v1.run_pb2 import Run
+from famulus.v1.run_pb2 import Run, RunErrorCode
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.tool_pb2 import ToolCall
 from famulus_server.engine.clock import timestamp
@@ -60,6 +63,13 @@ def calls_requested(calls: Sequence[ToolCall]) -> RunEvent:
 def outputs_received(calls: Sequence[ToolCall]) -> RunEvent:
     """The fact that outputs came in."""
     return RunEvent(tool_output_received=ToolOutputReceived(tool_calls=calls))
+
+
+def retry_scheduled(reason: "RunErrorCode.ValueType", seconds: float) -> RunEvent:
+    """The fact that a model will be asked again after a while."""
+    delay = Duration()
+    delay.FromMilliseconds(round(seconds * 1_000))
+    return RunEvent(retry_scheduled=RetryScheduled(reason=reason, delay=delay))
 
 
 def attempt_started(attempt: int, discards_after_sequence: int) -> RunEvent:

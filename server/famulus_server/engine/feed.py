@@ -19,8 +19,11 @@ from famulus_server.ports import EventLog
 
 # Per run, kept in memory for watchers that are close behind; older events are in the EventLog.
 _MAX_BYTES = 4 * 1024 * 1024
-# How many logs of runs that have ended stay in memory for late watchers.
+# What an event takes in memory on top of its serialized size, roughly.
+_EVENT_BYTES = 1024
+# How many logs of runs that have ended stay in memory for late watchers, and how large they may be together.
 _MAX_ENDED = 256
+_MAX_ENDED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -32,19 +35,19 @@ class Draft:
 
 
 class RunLog:
-    """The newest events of one run, in order of sequence."""
+    """The newest events of one run, in order of sequence. `bytes` is what they take in memory, roughly."""
 
     def __init__(self, *, last_sequence: int) -> None:
         self.last_sequence = last_sequence
         self.stored_sequence = last_sequence
         self.ended = False
         self.deleted = False
+        self.bytes = 0
         self.draft: Callable[[], Draft] = Draft
         self._floor = last_sequence
         self._events: list[RunEvent] = []
         self._sequences: list[int] = []
         self._sizes: list[int] = []
-        self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
 
     def append(self, events: Sequence[RunEvent]) -> None:
@@ -54,9 +57,9 @@ class RunLog:
             self._events.append(event)
             self._sequences.append(event.sequence)
             self._sizes.append(size)
-            self._bytes += size
+            self.bytes += size + _EVENT_BYTES
         self.last_sequence = events[-1].sequence
-        if self._bytes > _MAX_BYTES:
+        if self.bytes > _MAX_BYTES:
             self._trim()
         self._wake()
 
@@ -95,8 +98,8 @@ class RunLog:
     def _trim(self) -> None:
         # Down to half, so that trimming is rare and its cost per event constant.
         count = 0
-        while self._bytes > _MAX_BYTES // 2 and count < len(self._events) - 1:
-            self._bytes -= self._sizes[count]
+        while self.bytes > _MAX_BYTES // 2 and count < len(self._events) - 1:
+            self.bytes -= self._sizes[count] + _EVENT_BYTES
             count += 1
         self._floor = self._sequences[count - 1]
         del self._events[:count], self._sequences[:count], self._sizes[:count]
@@ -109,6 +112,7 @@ class Feed:
         self._event_log = event_log
         self._active: dict[str, RunLog] = {}
         self._ended: OrderedDict[str, RunLog] = OrderedDict()
+        self._ended_bytes = 0
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def order(self, run_id: str) -> asyncio.Lock:
@@ -148,7 +152,8 @@ class Feed:
         log = self.find(run_id)
         if log is not None:
             self._active.pop(run_id, None)
-            self._ended.pop(run_id, None)
+            if self._ended.pop(run_id, None) is not None:
+                self._ended_bytes -= log.bytes
             log.end(deleted=True)
         self._event_log.drop(run_id)
 
@@ -156,5 +161,7 @@ class Feed:
         log.end()
         self._active.pop(run_id, None)
         self._ended[run_id] = log
-        if len(self._ended) > _MAX_ENDED:
-            self._ended.popitem(last=False)
+        self._ended_bytes += log.bytes
+        while len(self._ended) > _MAX_ENDED or self._ended_bytes > _MAX_ENDED_BYTES:
+            _, oldest = self._ended.popitem(last=False)
+            self._ended_bytes -= oldest.bytes

@@ -5,6 +5,7 @@ calls) and the messages that came in meanwhile. What an earlier turn saw never c
 cache keeps working; items are in the format of the Responses API.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,6 @@ from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolChoiceMode, ToolResources
 from famulus_server.ports import ModelCard, ModelRequest, Store, Transaction, Turn
 
 _PAGE = 200
-# Messages that may come in while a run is at work.
-_MAX_NEW = 1_000
 # Without a tokenizer: on the safe side for English, near the truth for most others.
 _CHARACTERS_PER_TOKEN = 3
 _TOKENS_PER_MESSAGE = 8
@@ -36,33 +35,33 @@ Item = Mapping[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """A model turn ready to be asked for. `seen_sequence` is that of the newest message in it; `estimated_tokens` is
-    what its input costs, roughly."""
+    what its input costs, roughly; `fits` says whether the model's context has room for that. The first turn's window is
+    made to fit, what follows (outputs of tools, new messages) is sent whole or not at all."""
 
     request: ModelRequest
     seen_sequence: int
     estimated_tokens: int
+    fits: bool
 
 
 async def build(store: Store, tenant: str, run: Run, card: ModelCard, turns: Sequence[Turn]) -> Prompt:
     """The input of the run's next turn, after the committed ones."""
-    budget = _budget(run, card) - estimate_text(run.instructions) - sum(_estimate_tool(tool) for tool in run.tools)
+    fixed = estimate_text(run.instructions) + sum(map(_estimate_tool, run.tools))
 
     async def read(tx: Transaction) -> tuple[list[Message], list[Message]]:
         start = turns[0].seen_sequence if turns else None
-        old = await _window(tx, tenant, run, start, budget)
-        new: list[Message] = []
-        if start is not None:
-            new = await tx.messages.page(tenant, run.thread_id, after_sequence=start, limit=_MAX_NEW)
-        return old, new
+        old = await _window(tx, tenant, run, start, _budget(run, card) - fixed)
+        return old, [] if start is None else await _newer(tx, tenant, run, start)
 
     old, new = await store.read(read)
+    others = [message for message in new if message.run_id != run.id]
     items: list[Item] = [item for message in old for item in message_items(message)]
-    pending = [message for message in new if message.run_id != run.id]
+    pending = deque(others)
     for number, turn in enumerate(turns):
         items.extend(turn.items)
         seen = turns[number + 1].seen_sequence if number + 1 < len(turns) else None
         while pending and (seen is None or pending[0].sequence <= seen):
-            items.extend(message_items(pending.pop(0)))
+            items.extend(message_items(pending.popleft()))
     newest = max((message.sequence for message in (*old, *new)), default=0)
     request = ModelRequest(
         model=run.model,
@@ -80,11 +79,10 @@ async def build(store: Store, tenant: str, run: Run, card: ModelCard, turns: Seq
         want_reasoning=run.stream_reasoning,
         cache_key=run.thread_id,
     )
-    return Prompt(
-        request=request,
-        seen_sequence=newest,
-        estimated_tokens=estimate_text(run.instructions) + sum(_estimate_item(item) for item in items),
-    )
+    # Messages are counted as for the window, which could not be kept to otherwise.
+    tokens = fixed + sum(map(_estimate, (*old, *others)))
+    tokens += sum(_estimate_item(item) for turn in turns for item in turn.items)
+    return Prompt(request=request, seen_sequence=newest, estimated_tokens=tokens, fits=tokens <= card.context_window)
 
 
 def message_items(message: Message) -> list[Item]:
@@ -158,6 +156,17 @@ async def _window(tx: Transaction, tenant: str, run: Run, start: int | None, bud
         if len(page) < _PAGE:
             return first + kept[::-1]
         before = page[-1].sequence
+
+
+async def _newer(tx: Transaction, tenant: str, run: Run, start: int) -> list[Message]:
+    """The messages behind those that the first turn saw, oldest first."""
+    newer: list[Message] = []
+    while True:
+        page = await tx.messages.page(tenant, run.thread_id, after_sequence=start, limit=_PAGE)
+        newer += page
+        if len(page) < _PAGE:
+            return newer
+        start = page[-1].sequence
 
 
 def _budget(run: Run, card: ModelCard) -> int:

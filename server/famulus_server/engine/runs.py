@@ -13,11 +13,11 @@ from famulus.v1.tool_pb2 import ToolOutput
 from famulus_server.engine import admission, facts, lifecycle, tools
 from famulus_server.engine.admission import Admission
 from famulus_server.engine.clock import timestamp
+from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
-from famulus_server.engine.executor import Interruption
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.messages import prepare
-from famulus_server.engine.settlement import Settled, end_waiting, move, publish_settled
+from famulus_server.engine.settlement import Settled, announce, end_waiting, move, publish_settled
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
@@ -82,7 +82,7 @@ class RunDesk:
         try:
             settled, created = await self._store.write(lambda tx: admission.admit(tx, self._models, wanted))
             if created:
-                self._feed.publish(run_id, settled.facts)
+                announce(self._feed, settled)
                 started = self._start(tenant, settled.run, reserved)
         finally:
             if reserved and not started:
@@ -207,21 +207,27 @@ class RunDesk:
 
     async def wait(self, tenant: str, run_id: str) -> tuple[Run, list[Message]]:
         """Returns once the run has ended or needs action, with the messages it wrote."""
-        run = await self.get(tenant, run_id)
-        if run.state not in _STOPPED:
-            async with contextlib.aclosing(self._watch.watch(tenant, run_id, run.last_sequence)) as batches:
-                async for events in batches:
-                    runs = [event.run_state_changed.run for event in events if event.HasField("run_state_changed")]
-                    runs += [event.snapshot.run for event in events if event.HasField("snapshot")]
-                    if any(seen.state in _STOPPED for seen in runs):
-                        break
 
         async def unit(tx: Transaction) -> tuple[Run, list[Message]]:
             stored = await tx.runs.get(tenant, run_id)
-            messages = await tx.messages.page(tenant, stored.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
-            return stored, messages
+            if stored.state not in _STOPPED:
+                return stored, []
+            return stored, await tx.messages.page(tenant, stored.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
 
-        return await self._store.read(unit)
+        run, messages = await self._store.read(unit)
+        # It may go on before it is read again: whoever else watched it was quick to submit outputs.
+        while run.state not in _STOPPED:
+            await self._until_stopped(tenant, run)
+            run, messages = await self._store.read(unit)
+        return run, messages
+
+    async def _until_stopped(self, tenant: str, run: Run) -> None:
+        async with contextlib.aclosing(self._watch.watch(tenant, run.id, run.last_sequence)) as batches:
+            async for events in batches:
+                runs = [event.run_state_changed.run for event in events if event.HasField("run_state_changed")]
+                runs += [event.snapshot.run for event in events if event.HasField("snapshot")]
+                if any(seen.state in _STOPPED for seen in runs):
+                    return
 
     def _start(self, tenant: str, run: Run, reserved: bool) -> bool:
         """Executes a run that was stored with this worker's lease; otherwise somebody finds it in the queue."""

@@ -38,17 +38,23 @@ class Settled:
     facts: list[RunEvent] = field(default_factory=list)
 
 
-async def settle(
-    tx: Transaction, tenant: str, run_id: str, *, attempt: int, sequence: int, wanted: Settlement, now: datetime
-) -> Settled:
-    """Stores a settlement; `sequence` is that of the last event published. A run that was asked to stop meanwhile is
-    cancelled, whatever was wanted (contract 22). Raises LeaseLost if the run is no longer this attempt's."""
+async def hold(tx: Transaction, tenant: str, run_id: str, *, attempt: int) -> Run:
+    """The run, locked, as long as it is this attempt's. Raises LeaseLost."""
     try:
         run = await tx.runs.get(tenant, run_id, lock=True)
     except NotFound as error:
         raise LeaseLost(run_id) from error
     if run.attempt != attempt or run.state not in lifecycle.OWNED:
         raise LeaseLost(run_id)
+    return run
+
+
+async def settle(
+    tx: Transaction, tenant: str, run_id: str, *, attempt: int, sequence: int, wanted: Settlement, now: datetime
+) -> Settled:
+    """Stores a settlement; `sequence` is that of the last event published. A run that was asked to stop meanwhile is
+    cancelled, whatever was wanted (contract 22). Raises LeaseLost if the run is no longer this attempt's."""
+    run = await hold(tx, tenant, run_id, attempt=attempt)
     events: list[RunEvent] = []
     if run.state == lifecycle.CANCELLING:
         # Told here, and not by whoever asked for it: so it is told once, and nothing of the turn comes after it.
@@ -59,6 +65,8 @@ async def settle(
         await tx.messages.append(tenant, run.thread_id, messages)
         events += map(facts.message_completed, messages)
     for step in wanted.steps:
+        if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS and not step.HasField("end_time"):
+            step.end_time.CopyFrom(timestamp(now))
         await tx.steps.put(tenant, step)
         if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS:
             events.append(facts.step_completed(step))
@@ -112,8 +120,16 @@ async def publish_settled(
     """Commits, then publishes: in the order of the commits, also where several writers meet on one run."""
     async with feed.order(run_id):
         settled = await store.write(unit)
-        feed.publish(run_id, settled.facts)
+        announce(feed, settled)
     return settled
+
+
+def announce(feed: Feed, settled: Settled) -> None:
+    """Publishes the facts of what is stored now."""
+    feed.publish(settled.run.id, settled.facts)
+    log = feed.find(settled.run.id)
+    if log is not None:
+        log.stored_sequence = settled.run.last_sequence
 
 
 async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.ValueType", *, now: datetime) -> Settled:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from famulus.v1.message_pb2 import Message
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine.clock import timestamp
+from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
-from famulus_server.engine.executor import Interruption
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.fields import copy_fields, is_set
 from famulus_server.engine.messages import prepare
@@ -16,7 +16,6 @@ from famulus_server.ports import (
     Cursor,
     Ids,
     RequestKey,
-    RunFilter,
     Store,
     ThreadFilter,
     Transaction,
@@ -25,7 +24,6 @@ from famulus_server.ports import (
 # What a caller can set, and later change.
 _MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata")
 _SETTABLE = ("user_id", *_MUTABLE)
-_RUNS_PER_PAGE = 500
 
 
 class ThreadDesk:
@@ -95,7 +93,7 @@ class ThreadDesk:
         async def unit(tx: Transaction) -> list[str]:
             thread = await tx.threads.get(tenant, thread_id, lock=True)
             check_etag(etag, thread.etag)
-            runs = await _run_ids(tx, tenant, thread_id)
+            runs = await tx.runs.ids(tenant, thread_id)
             await tx.threads.bury(tenant, thread_id, now)
             return runs
 
@@ -131,14 +129,3 @@ class ThreadDesk:
             return await tx.threads.get(tenant, made.id)
 
         return await self._store.write(unit)
-
-
-async def _run_ids(tx: Transaction, tenant: str, thread_id: str) -> list[str]:
-    ids: list[str] = []
-    after: Cursor | None = None
-    while True:
-        page = await tx.runs.page(tenant, RunFilter(thread_id=thread_id), after=after, limit=_RUNS_PER_PAGE)
-        ids += [run.id for run in page]
-        if len(page) < _RUNS_PER_PAGE:
-            return ids
-        after = Cursor(page[-1].create_time.ToMicroseconds(), page[-1].id)

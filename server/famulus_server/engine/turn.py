@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from google.protobuf.duration_pb2 import Duration
 
 from famulus.v1.message_pb2 import (
     Annotation,
@@ -23,7 +22,6 @@ from famulus.v1.run_event_pb2 import (
     MessageStarted,
     ReasoningDelta,
     RefusalDelta,
-    RetryScheduled,
     RunEvent,
     StepStarted,
     TextDelta,
@@ -32,7 +30,7 @@ from famulus.v1.run_event_pb2 import (
 from famulus.v1.run_pb2 import Run, Usage
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import ToolCall
-from famulus_server.engine import tools
+from famulus_server.engine import facts, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Draft
 from famulus_server.errors import ModelProtocolError
@@ -125,16 +123,14 @@ class TurnRecorder:
         self._functions = tools.function_names(run.tools)
         self.characters = 0
         self.ended: TurnEnded | None = None
-
-    @property
-    def has_shown(self) -> bool:
-        """Whether watchers saw something of this turn, so that a retry is a new attempt (contract 18)."""
-        return bool(self._writing or self._calling or self.characters)
+        # Whether the model has said anything, shown or not: from then on a retry is a new attempt (contract 18).
+        self.heard = False
 
     def take(self, events: Sequence[ModelEvent]) -> list[RunEvent]:
         """The run events that these model events mean. Raises ModelProtocolError where a bound is passed."""
         result: list[RunEvent] = []
         for event in events:
+            self.heard = self.heard or not isinstance(event, Retrying)
             match event:
                 case TextChunk():
                     writing = self._message(event.item, result)
@@ -165,9 +161,7 @@ class TurnRecorder:
                     )
                     result.append(RunEvent(annotation_added=added))
                 case Retrying():
-                    delay = Duration()
-                    delay.FromMilliseconds(round(event.delay * 1_000))
-                    result.append(RunEvent(retry_scheduled=RetryScheduled(reason=event.code, delay=delay)))
+                    result.append(facts.retry_scheduled(event.code, event.delay))
                 case TurnEnded():
                     self.ended = event
                     if any(map(_is_built_in_call, event.items)):

@@ -19,6 +19,9 @@ from famulus_server.ports import Clock, EventLog, Store, Transaction
 _MAX_EVENTS = 256
 _MAX_BYTES = 1024 * 1024
 _MAX_MESSAGES = 1_000
+# How often a Snapshot looks whether log and store fit together; after that it shows what is stored.
+_FIT_TRIES = 100
+_FIT_SECONDS = 0.005
 
 
 class Watch:
@@ -100,17 +103,20 @@ class Watch:
             messages = await tx.messages.page(tenant, run.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
             return run, steps, messages
 
-        while True:
-            run, steps, messages = await self._store.read(read)
-            sequence = run.last_sequence
-            if log is None:
+        run, steps, messages = await self._store.read(read)
+        sequence = run.last_sequence
+        for _ in range(_FIT_TRIES):
+            if log is None or log.ended:
                 break
-            if log.stored_sequence <= run.last_sequence:
+            if log.stored_sequence == run.last_sequence:
                 # Nothing is awaited between here and the end: draft and sequence belong together.
                 draft = log.draft()
-                steps, messages = steps + draft.steps, messages + draft.messages
-                sequence = max(sequence, log.last_sequence)
+                steps, messages, sequence = steps + draft.steps, messages + draft.messages, log.last_sequence
                 break
+            # Between a commit and its facts the log and the store do not fit: the facts are about to come.
+            await asyncio.sleep(_FIT_SECONDS)
+            run, steps, messages = await self._store.read(read)
+            sequence = run.last_sequence
         event = RunEvent(sequence=sequence, snapshot=Snapshot(run=run, steps=steps, messages=messages))
         event.event_time.CopyFrom(timestamp(self._clock.now()))
         return event

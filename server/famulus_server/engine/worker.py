@@ -5,15 +5,15 @@ Wake-ups only save time: whatever they announce, the loop finds within a second 
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from famulus_server.engine import facts, lifecycle
-from famulus_server.engine.executor import NOBODYS, Control, Executor, Interruption
+from famulus_server.engine.control import Control, Interruption
+from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
-from famulus_server.engine.settlement import Settled, end_waiting, publish_settled
+from famulus_server.engine.settlement import Settled, announce, end_waiting, publish_settled
 from famulus_server.errors import NotFound, Unavailable
 from famulus_server.ports import Claimed, Clock, Lease, Store, Transaction
 
@@ -38,10 +38,12 @@ class Worker:
         self._free = slots
         self._clock = clock
         self._executions: dict[str, tuple[asyncio.Task[None], Control]] = {}
-        # Run ids, with their tenants, whose execution ended since the last renewal.
-        self._ended: dict[str, str] = {}
         self._wake = asyncio.Event()
-        self._loops: list[asyncio.Task[None]] = []
+        # Whether runs may be queued that somebody waits for; otherwise a freed slot is no reason to look.
+        self._backlog = True
+        self._renewed = 0.0
+        self._claiming: asyncio.Task[None] | None = None
+        self._others: list[asyncio.Task[None]] = []
         self._stopping = False
 
     @property
@@ -59,14 +61,17 @@ class Worker:
     def release(self) -> None:
         """Gives a reserved slot back; somebody may be waiting for it."""
         self._free += 1
-        self._wake.set()
+        if self._backlog:
+            self._wake.set()
 
     def start(self, claimed: Claimed) -> None:
         """Executes a claimed run in a reserved slot."""
+        # A process that was frozen for longer than a lease may claim its own run again: one of the two must go.
+        self.interrupt(claimed.run.id, Interruption.LEASE_LOST)
         control = Control()
         task = asyncio.create_task(self._executor.execute(claimed, control), name=claimed.run.id)
         self._executions[claimed.run.id] = task, control
-        task.add_done_callback(lambda done: self._finished(claimed, done))
+        task.add_done_callback(lambda done: self._finished(claimed.run.id, done))
 
     def interrupt(self, run_id: str, why: Interruption) -> None:
         """Interrupts a run, if this worker executes it."""
@@ -74,105 +79,107 @@ class Worker:
             self._executions[run_id][1].interrupt(why)
 
     def wake(self) -> None:
-        """Something may be waiting in the queue."""
+        """A run was queued, because there was no slot for it."""
+        self._backlog = True
         self._wake.set()
 
     def open(self) -> None:
         """Starts the loops."""
-        loops = (self._claim_loop, self._renew_loop, self._sweep_loop, self._forget_loop)
-        self._loops = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
+        self._claiming = asyncio.create_task(self._claim_loop(), name="claim")
+        self._others = [
+            asyncio.create_task(self._repeat(step, pause), name=step.__name__)
+            for step, pause in (
+                (self._renew, self.lease.seconds / _RENEWALS_PER_LEASE),
+                (self._sweep, _POLL_SECONDS),
+                (self._forget, _FORGET_SECONDS),
+            )
+        ]
 
     async def close(self, *, grace: float) -> None:
         """Takes no more runs, lets those at work end within `grace` seconds, and gives the others back."""
         self._stopping = True
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._wake.set()
+        if self._claiming is not None:
+            # Not cancelled: what it is about to claim would be nobody's.
+            await self._claiming
         tasks = [task for task, _ in self._executions.values()]
         if tasks:
-            # Leases must not run out while the last runs end.
-            renewing = asyncio.create_task(self._renew_loop())
             _, left = await asyncio.wait(tasks, timeout=grace)
             for _, control in list(self._executions.values()):
                 control.interrupt(Interruption.DRAIN)
             await asyncio.gather(*left, return_exceptions=True)
-            renewing.cancel()
+        # Last, so that leases do not run out while the last runs end.
+        for loop in self._others:
+            loop.cancel()
+        await asyncio.gather(*self._others, return_exceptions=True)
 
-    def _finished(self, claimed: Claimed, task: asyncio.Task[None]) -> None:
-        run_id = claimed.run.id
+    def _finished(self, run_id: str, task: asyncio.Task[None]) -> None:
         if self._executions.get(run_id, (None,))[0] is task:
             del self._executions[run_id]
-            self._ended[run_id] = claimed.tenant
         self.release()
 
     async def _claim_loop(self) -> None:
-        while True:
+        while not self._stopping:
             self._wake.clear()
-            try:
-                await self._claim()
-            except Unavailable:
-                _log.warning("store unavailable, cannot claim")
-            try:
+            await self._attempt(self._claim)
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], pause: float) -> None:
+        while True:
+            await self._attempt(step)
+            await asyncio.sleep(pause)
+
+    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
+        """One round of a loop: a loop that died would be missed by nobody until runs hang."""
+        try:
+            await step()
+        except Unavailable:
+            _log.warning("store unavailable", step=step.__name__)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("worker step failed", step=step.__name__)
 
     async def _claim(self) -> None:
-        slots = self._free
-        if slots == 0:
+        # Looked for before slots are taken: a run that comes in meanwhile shall find one (contract 10).
+        if self._free <= 0 or not await self._store.read(lambda tx: tx.runs.is_claimable()):
+            self._backlog = self._backlog and self._free <= 0
             return
-        self._free = 0
+        slots, self._free = self._free, 0
         claimed: Sequence[Claimed] = ()
         try:
             claimed = await self._store.write(lambda tx: tx.runs.claim(self.lease, limit=slots))
         finally:
             self._free += slots - len(claimed)
+        self._backlog = len(claimed) == slots
         for one in claimed:
             if not one.taken_over:
                 events = [facts.state_changed(one.run)]
                 facts.number(events, one.run.last_sequence - 1, self._clock.now())
-                self._feed.publish(one.run.id, events)
+                announce(self._feed, Settled(one.run, events))
             self.start(one)
 
-    async def _renew_loop(self) -> None:
+    async def _renew(self) -> None:
         loop = asyncio.get_running_loop()
-        renewed = loop.time()
-        while True:
-            await asyncio.sleep(self.lease.seconds / _RENEWALS_PER_LEASE)
-            held = set(self._executions)
-            if not held:
-                self._ended.clear()
-                renewed = loop.time()
-                continue
-            try:
-                kept = await self._store.write(lambda tx: tx.runs.renew(self.lease))
-                renewed = loop.time()
-                lost = held - kept
-                await self._give_back(kept)
-            except Unavailable:
-                lost = held if loop.time() - renewed >= self.lease.seconds * _GIVE_UP_SHARE else set()
-            for run_id in lost:
-                self.interrupt(run_id, Interruption.LEASE_LOST)
+        held = set(self._executions)
+        if not held:
+            self._renewed = loop.time()
+            return
+        try:
+            kept = await self._store.write(lambda tx: tx.runs.renew(self.lease, held))
+        except Unavailable:
+            if loop.time() - self._renewed < self.lease.seconds * _GIVE_UP_SHARE:
+                raise
+            kept = set()
+        else:
+            self._renewed = loop.time()
+        for run_id in held - kept:
+            self.interrupt(run_id, Interruption.LEASE_LOST)
 
-    async def _give_back(self, kept: set[str]) -> None:
-        """Ends leases on runs whose execution ended without an end of the run, as when the store was away: renewed
-        with the others, they would be nobody's for ever."""
-        for run_id, tenant in list(self._ended.items()):
-            if run_id in kept and run_id not in self._executions:
-                with contextlib.suppress(NotFound):
-                    await self._store.write(partial(_release, tenant=tenant, run_id=run_id))
-            self._ended.pop(run_id, None)
-
-    async def _sweep_loop(self) -> None:
-        while True:
-            await asyncio.sleep(_POLL_SECONDS)
-            try:
-                due = await self._store.read(lambda tx: tx.runs.due(self._clock.now(), limit=_SWEEP_BATCH))
-                for tenant, run_id in due:
-                    await self._expire(tenant, run_id)
-            except Unavailable:
-                _log.warning("store unavailable, cannot sweep")
+    async def _sweep(self) -> None:
+        due = await self._store.read(lambda tx: tx.runs.due(self._clock.now(), limit=_SWEEP_BATCH))
+        for tenant, run_id in due:
+            await self._expire(tenant, run_id)
 
     async def _expire(self, tenant: str, run_id: str) -> None:
         now = self._clock.now()
@@ -187,17 +194,6 @@ class Worker:
         with contextlib.suppress(NotFound):
             await publish_settled(self._store, self._feed, run_id, unit)
 
-    async def _forget_loop(self) -> None:
-        while True:
-            try:
-                while await self._store.write(lambda tx: tx.requests.forget_old(_SWEEP_BATCH)) == _SWEEP_BATCH:
-                    pass
-            except Unavailable:
-                _log.warning("store unavailable, cannot forget old request ids")
-            await asyncio.sleep(_FORGET_SECONDS)
-
-
-async def _release(tx: Transaction, *, tenant: str, run_id: str) -> None:
-    run = await tx.runs.get(tenant, run_id, lock=True)
-    if run.state in lifecycle.OWNED:
-        await tx.runs.replace(tenant, run, attempt=run.attempt, lease=NOBODYS)
+    async def _forget(self) -> None:
+        while await self._store.write(lambda tx: tx.requests.forget_old(_SWEEP_BATCH)) == _SWEEP_BATCH:
+            pass

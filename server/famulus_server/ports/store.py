@@ -3,7 +3,7 @@
 Every `tenant` parameter scopes the operation: another tenant's row is as good as none.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -191,6 +191,9 @@ class Runs(Protocol):
     async def page(self, tenant: str, which: RunFilter, *, after: Cursor | None, limit: int) -> list[Run]:
         """Newest first, by (create_time in microseconds, id)."""
 
+    async def ids(self, tenant: str, thread_id: str) -> list[str]:
+        """The ids of all runs on a thread."""
+
     async def replace(self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None) -> None:
         """Stores a run whose stored attempt is `attempt`; raises LeaseLost where it is not (zero rows changed) or the
         run is gone. The lease stays while the new state is IN_PROGRESS or CANCELLING, and ends otherwise;
@@ -201,8 +204,11 @@ class Runs(Protocol):
         lease has run out. Adds one to `attempt` and `turn_attempt`. A QUEUED run becomes IN_PROGRESS, which is a fact
         and takes the next sequence."""
 
-    async def renew(self, lease: Lease) -> set[str]:
-        """Renews all leases of this owner in one statement; returns the ids of the runs it still holds."""
+    async def is_claimable(self) -> bool:
+        """Whether `claim` would find something."""
+
+    async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
+        """Renews this owner's leases on these runs in one statement; returns the ids of those it still holds."""
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         """(tenant, run id) of QUEUED and REQUIRES_ACTION runs past their expire_time: those no worker watches."""
@@ -212,12 +218,12 @@ class Steps(Protocol):
     """Steps of runs, kept by position."""
 
     async def put(self, tenant: str, step: RunStep) -> None:
-        """Stores a step, new or changed."""
+        """Stores a step, new or changed. Raises LeaseLost where the run is gone."""
 
     async def get(self, tenant: str, run_id: str, step_id: str) -> RunStep:
         """Raises NotFound."""
 
-    async def page(self, tenant: str, run_id: str, *, after_position: int = 0, limit: int = 1_000) -> list[RunStep]:
+    async def page(self, tenant: str, run_id: str, *, after_position: int = 0, limit: int = 100_000) -> list[RunStep]:
         """In order of position."""
 
 
@@ -225,7 +231,7 @@ class Turns(Protocol):
     """Committed model turns of runs."""
 
     async def put(self, tenant: str, run_id: str, turn: Turn) -> None:
-        """Stores a turn, new or changed."""
+        """Stores a turn, new or changed. Raises LeaseLost where the run is gone."""
 
     async def all(self, tenant: str, run_id: str) -> list[Turn]:
         """All turns of a run, in order."""

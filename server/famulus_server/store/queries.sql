@@ -332,13 +332,18 @@ SELECT tenant, body, state FROM (
 ) AS claimable
 ORDER BY create_time, id LIMIT $2;
 
--- name: runs_renew
--- Renews all leases of one owner.
-UPDATE runs SET lease_expire_time = $2 WHERE lease_owner = $1 RETURNING id;
+-- name: runs_renew [sqlite]
+-- Renews the leases of one owner on the runs in a JSON array of ids.
+UPDATE runs SET lease_expire_time = $2
+WHERE lease_owner = $1 AND id IN (SELECT value FROM json_each($3)) RETURNING id;
+
+-- name: runs_ids_of_thread
+-- The ids of all runs on a thread.
+SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2;
 
 -- name: runs_release_all [sqlite]
 -- Ends all leases: whoever opens the file alone knows that their owners are dead.
-UPDATE runs SET lease_expire_time = 0 WHERE state IN (2, 4);
+UPDATE runs SET lease_expire_time = 0 WHERE lease_expire_time > 0;
 
 -- name: runs_due
 -- Runs that no worker watches and whose time is over.

@@ -1,7 +1,9 @@
 """Runs in SQL: the row is also the queue entry, and carries the lease."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
+
+import msgspec
 
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState
@@ -62,6 +64,9 @@ class SqlRuns:
             rows = await self._session.all("runs_page", tenant, *bounds)
         return [_run(row) for row in rows]
 
+    async def ids(self, tenant: str, thread_id: str) -> list[str]:
+        return [run_id for (run_id,) in await self._session.all("runs_ids_of_thread", tenant, thread_id)]
+
     async def replace(self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None) -> None:
         row = await self._session.one(
             "runs_replace",
@@ -96,8 +101,12 @@ class SqlRuns:
             claimed.append(Claimed(tenant, run, taken_over=state != lifecycle.QUEUED))
         return claimed
 
-    async def renew(self, lease: Lease) -> set[str]:
-        return {run_id for (run_id,) in await self._session.all("runs_renew", *self._lease(lease))}
+    async def is_claimable(self) -> bool:
+        return bool(await self._session.all("runs_claimable", micros(self._session.now()), 1))
+
+    async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
+        named = msgspec.json.encode(list(run_ids)).decode()
+        return {run_id for (run_id,) in await self._session.all("runs_renew", *self._lease(lease), named)}
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         return [(tenant, run_id) for tenant, run_id in await self._session.all("runs_due", micros(now), limit)]

@@ -11,7 +11,8 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunErrorCode, RunState
 from famulus_server.engine import lifecycle
 from famulus_server.engine.clock import TimeOrderedIds
-from famulus_server.engine.executor import Control, Executor, Interruption
+from famulus_server.engine.control import Control, Interruption
+from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
@@ -20,6 +21,7 @@ from famulus_server.ports import (
     ModelCard,
     ModelEvent,
     ModelRequest,
+    ReasoningChunk,
     Store,
     TextChunk,
     TurnEnded,
@@ -195,3 +197,62 @@ async def test_execution_tells_a_valid_story(store: Store, feed: Feed, clock: Mo
     await executor(store, feed, StagedModels(), clock).execute(claimed, Control())
     events = told(feed)
     validate_stream(events, events[0].sequence - 1)
+
+
+async def test_turn_that_breaks_after_hidden_reasoning_is_started_over(
+    store: Store, feed: Feed, clock: MovableClock
+) -> None:
+    class Thinking(StagedModels):
+        async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
+            if not self.turns:
+                self.turns += 1
+                yield [ReasoningChunk("hm")]
+                raise ModelProtocolError("cut")
+            async for events in super().stream(request):
+                yield events
+
+    claimed = await claim(store)
+    await executor(store, feed, Thinking(), clock).execute(claimed, Control())
+    done = await stored(store)
+    assert (done.state, done.attempt) == (RunState.RUN_STATE_COMPLETED, 2)
+    assert [event.WhichOneof("event") for event in told(feed)].count("attempt_started") == 1
+
+
+async def test_cost_of_turns_that_were_broken_off_is_estimated(store: Store, feed: Feed, clock: MovableClock) -> None:
+    control = Control()
+
+    async def broken() -> None:
+        raise ModelProtocolError("cut")
+
+    async def interrupted() -> None:
+        await ask_to_cancel(store)
+        control.interrupt(Interruption.CANCEL)
+        await asyncio.sleep(10)
+
+    claimed = await claim(store)
+    await executor(store, feed, StagedModels(broken, interrupted), clock).execute(claimed, control)
+    usage = (await stored(store)).usage
+    assert usage.estimated
+    # "word", twice.
+    assert usage.completion_tokens == 4
+    assert usage.prompt_tokens > 0
+
+
+async def test_what_comes_behind_a_deletion_leaves_no_log(store: Store, feed: Feed, clock: MovableClock) -> None:
+    claimed = await claim(store)
+    await store.write(lambda tx: tx.threads.bury(TENANT, "thread_1", clock.now()))
+    feed.drop("run_1")
+    taken_over = Claimed(claimed.tenant, claimed.run, taken_over=True)
+    await executor(store, feed, StagedModels(), clock).execute(taken_over, Control())
+    assert feed.find("run_1") is None
+
+
+async def test_run_on_which_too_many_workers_died_ends_before_anything_of_it_is_read(
+    store: Store, feed: Feed, clock: MovableClock
+) -> None:
+    claimed = await claim(store)
+    claimed.run.turns, claimed.run.turn_attempt = 1, 4
+    models = StagedModels()
+    await executor(store, feed, models, clock).execute(claimed, Control())
+    assert (await stored(store)).error.code == RunErrorCode.RUN_ERROR_CODE_WORKER_LOST
+    assert models.turns == 0

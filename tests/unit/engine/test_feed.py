@@ -83,7 +83,7 @@ def test_batches_are_bounded_by_number_and_by_bytes_but_never_empty() -> None:
 
 
 def test_long_log_is_trimmed_at_its_old_end_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_MAX_BYTES", 10_000)
+    monkeypatch.setattr(feed_module, "_MAX_BYTES", 100_000)
     log = RunLog(last_sequence=0)
     for sequence in range(1, 1_001):
         log.append(deltas(sequence, text="y" * 100))
@@ -101,6 +101,14 @@ def test_newest_event_is_kept_however_large_it_is(monkeypatch: pytest.MonkeyPatc
     log.append(deltas(1, text="y" * 5_000))
     log.append(deltas(2, text="y" * 5_000))
     assert sequences(log.after(1, **ALL)) == [2]
+
+
+def test_small_events_count_with_what_they_take_in_memory() -> None:
+    log = RunLog(last_sequence=0)
+    for sequence in range(1, 10_001):
+        log.append(deltas(sequence))
+    assert log.after(5_000, **ALL) is None
+    assert 2_000 * 1_024 < log.bytes <= 4_096 * 1_024
 
 
 async def test_one_watcher_that_goes_away_does_not_wake_or_hurt_the_others() -> None:
@@ -162,6 +170,21 @@ def test_logs_of_ended_runs_are_bounded_in_number(feed: Feed, monkeypatch: pytes
     for number in range(5):
         feed.publish(f"run_{number}", [changed(1, RunState.RUN_STATE_COMPLETED)])
     assert [feed.find(f"run_{number}") is None for number in range(5)] == [True, True, False, False, False]
+
+
+def test_logs_of_ended_runs_are_bounded_by_their_bytes(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_MAX_ENDED_BYTES", 32_000)
+
+    def end(number: int) -> None:
+        feed.publish(f"run_{number}", [*deltas(1, text="y" * 8_000), changed(2, RunState.RUN_STATE_COMPLETED)])
+
+    for number in range(5):
+        end(number)
+    assert [feed.find(f"run_{number}") is None for number in range(5)] == [True, True, False, False, False]
+    # What a dropped run took is free again.
+    feed.drop("run_3")
+    end(5)
+    assert [feed.find(f"run_{number}") is None for number in (2, 4, 5)] == [False, False, False]
 
 
 def test_dropped_run_is_gone_and_its_watchers_are_told(feed: Feed, event_log: RecordingEventLog) -> None:

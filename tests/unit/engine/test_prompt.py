@@ -18,7 +18,7 @@ from famulus.v1.message_pb2 import (
     TextPart,
 )
 from famulus.v1.run_pb2 import Run, RunState, TruncationStrategy
-from famulus.v1.tool_pb2 import ToolChoice, ToolChoiceMode, ToolResources
+from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolChoice, ToolChoiceMode, ToolResources
 from famulus_server.engine import prompt
 from famulus_server.engine.prompt import Prompt
 from famulus_server.ports import ModelCard, Store, Turn
@@ -143,6 +143,48 @@ async def test_window_stays_while_the_completion_tokens_are_used_up(store: Store
     turn = Turn(number=1, seen_sequence=first.seen_sequence, items=[CALL, OUTPUT])
     second = await build(store, run, turn, model=card(2_048))
     assert words(second)[:-2] == words(first)
+
+
+async def test_all_messages_that_came_in_meanwhile_are_sent(store: Store) -> None:
+    await add_thread(store, "thread_1", "old")
+    late = [f"m{number}" for number in range(1_250)]
+    await add_messages(store, "thread_1", *late)
+    made = await build(store, the_run(turns=1), Turn(number=1, seen_sequence=1, items=[CALL, OUTPUT]))
+    assert words(made) == ["old", "function_call", "function_call_output", *late]
+    assert made.seen_sequence == 1_251
+
+
+async def test_window_that_was_cut_to_size_fits(store: Store) -> None:
+    await add_thread(store, "thread_1", *(f"m{number}" for number in range(1_000)))
+    made = await build(store, the_run(), model=card(4_096, 100))
+    assert made.fits
+    assert 3_900 < made.estimated_tokens < 4_096
+
+
+@pytest.mark.parametrize(("characters", "fits"), [(10_000, True), (300_000, False)])
+async def test_outputs_of_tools_may_be_more_than_the_context_holds(store: Store, characters: int, fits: bool) -> None:
+    await add_thread(store, "thread_1", "one")
+    turn = Turn(number=1, seen_sequence=1, items=[CALL, OUTPUT | {"output": "o" * characters}])
+    made = await build(store, the_run(turns=1), turn)
+    assert made.fits == fits
+    assert characters / 4 < made.estimated_tokens < characters / 2
+
+
+@pytest.mark.parametrize(("characters", "fits"), [(10_000, True), (30_000, False)])
+async def test_messages_that_come_in_meanwhile_may_be_more_than_the_context_holds(
+    store: Store, characters: int, fits: bool
+) -> None:
+    await add_thread(store, "thread_1", "one")
+    await add_messages(store, "thread_1", "n" * characters)
+    made = await build(store, the_run(turns=1), Turn(number=1, seen_sequence=1, items=[CALL, OUTPUT]))
+    assert made.fits == fits
+
+
+async def test_instructions_and_tools_take_room_too(store: Store) -> None:
+    await add_thread(store, "thread_1", "one")
+    tool = Tool(function=FunctionTool(name="f", description="d" * 15_000))
+    assert (await build(store, the_run(tools=[tool]))).fits
+    assert not (await build(store, the_run(tools=[tool], instructions="i" * 15_000))).fits
 
 
 async def test_newest_message_is_sent_whatever_it_costs(store: Store) -> None:

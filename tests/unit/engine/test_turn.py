@@ -101,7 +101,7 @@ def test_reasoning_is_shown_only_where_it_is_wanted_and_never_stored() -> None:
     assert recorder().take([ReasoningChunk("hm")]) == []
     wanted = recorder(stream_reasoning=True)
     assert kinds(wanted.take([ReasoningChunk("hm"), ended()])) == ["reasoning_delta"]
-    assert wanted.has_shown
+    assert wanted.heard
     assert wanted.finish().messages == []
 
 
@@ -109,7 +109,7 @@ def test_retry_tells_why_and_how_long_and_shows_nothing_of_the_turn() -> None:
     made = recorder()
     [event] = made.take([Retrying(RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED, 1.25)])
     assert event.retry_scheduled.delay.ToMilliseconds() == 1_250
-    assert not made.has_shown
+    assert not made.heard
 
 
 def test_call_is_streamed_and_becomes_an_open_call() -> None:

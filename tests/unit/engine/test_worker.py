@@ -10,7 +10,7 @@ from contract.samples import TENANT, add_run, add_thread, run
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine import worker as worker_module
 from famulus_server.engine.clock import SystemClock
-from famulus_server.engine.executor import Control, Interruption
+from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Claimed, Lease, Store
@@ -170,6 +170,30 @@ async def test_no_more_runs_are_executed_at_once_than_there_are_slots(store: Sql
     await made.close(grace=1.0)
 
 
+async def test_run_that_comes_in_while_the_queue_is_looked_through_finds_a_slot(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, go_on = asyncio.Event(), asyncio.Event()
+    plain_read = store.read
+
+    async def slow(unit: Any) -> Any:
+        result = await plain_read(unit)
+        if result is False:
+            looking.set()
+            await go_on.wait()
+        return result
+
+    monkeypatch.setattr(store, "read", slow)
+    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=2)
+    await looking.wait()
+    assert made.reserve()
+    assert made.reserve()
+    assert not made.reserve()
+    go_on.set()
+    made.release()
+    await made.close(grace=1.0)
+
+
 async def test_slots_that_are_reserved_come_back(store: SqliteStore) -> None:
     made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=1)
     assert made.reserve()
@@ -179,3 +203,56 @@ async def test_slots_that_are_reserved_come_back(store: SqliteStore) -> None:
     made.release()
     await made.close(grace=1.0)
     assert not made.reserve()
+
+
+async def test_run_that_is_claimed_again_by_its_own_worker_is_executed_once(store: SqliteStore) -> None:
+    why: list[Interruption] = []
+    second = asyncio.Event()
+
+    class Noting(Control):
+        def interrupt(self, reason: Interruption) -> None:
+            why.append(reason)
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        if claimed.run.attempt == 2:
+            second.set()
+        await second.wait()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_module, "Control", Noting)
+        await queue(store, "frozen")
+        [claimed] = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+        made = open_worker(store, Executions(act))
+        assert made.reserve()
+        made.start(claimed)
+        # Its lease runs out, as if the process had been frozen, and its own loop finds it.
+        for loop in made._others:
+            loop.cancel()
+        await asyncio.wait_for(second.wait(), 5.0)
+        assert why[0] is Interruption.LEASE_LOST
+        await made.close(grace=1.0)
+
+
+async def test_loop_survives_what_nobody_foresaw(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_POLL_SECONDS", 0.02)
+    plain_read, faults = store.read, 3
+
+    async def faulty(unit: Any) -> Any:
+        nonlocal faults
+        if faults:
+            faults -= 1
+            raise ZeroDivisionError
+        return await plain_read(unit)
+
+    monkeypatch.setattr(store, "read", faulty)
+    done = asyncio.Event()
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        await end(store, claimed)
+        done.set()
+
+    await queue(store, "patient")
+    made = open_worker(store, Executions(act))
+    await asyncio.wait_for(done.wait(), 5.0)
+    assert not faults
+    await made.close(grace=1.0)
