@@ -237,7 +237,7 @@ def stage_settings(
     worker: dict[str, Any] | None = None,
     redis_url: str = "",
 ) -> Settings:
-    """Settings of a server with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
+    """Settings with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
     given: dict[str, Any] = {"listen": "127.0.0.1:0", "data_dir": str(folder), "drain_seconds": 0.1} | (server or {})
     return Settings(

@@ -29,7 +29,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     listen: str = "127.0.0.1:7461"
     data_dir: str = ".famulus"  # the database, Valkey's files and logs of child processes
-    drain_seconds: Seconds = 25.0  # how long runs at work may take to end after SIGTERM
+    drain_seconds: Seconds = 20.0  # how long runs at work may take to end after SIGTERM
     heartbeat_seconds: Seconds = 15.0  # of silence, after which a stream gets an empty response
 
 
@@ -42,7 +42,8 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class RedisSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[redis]`: Redis or Valkey."""
 
-    url: str = ""  # empty: an embedded Valkey server, as a child process
+    # Empty: an embedded Valkey server, as a child process.
+    url: Annotated[str, msgspec.Meta(pattern="^$|^(redis|rediss|unix)://")] = ""
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

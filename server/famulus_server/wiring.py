@@ -15,6 +15,7 @@ from famulus_server.config import ConfigError, Settings
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
+from famulus_server.embedded.supervisor import Child, keep_running
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
 from famulus_server.engine.assistants import AssistantDesk
@@ -149,6 +150,7 @@ async def _redis(settings: Settings, stack: contextlib.AsyncExitStack) -> str:
     valkey = EmbeddedValkey(data_dir=settings.data_dir)
     url = await valkey.start()
     stack.push_async_callback(valkey.close)
+    _supervise(valkey, "valkey", stack)
     return url
 
 
@@ -167,6 +169,7 @@ async def _embedded_models(
                 )
             )
             stack.push_async_callback(local.close)
+            _supervise(local, "local model", stack)
         except EmbeddedUnavailable as error:
             if settings.embedded.local_model == "on":
                 raise
@@ -181,6 +184,11 @@ async def _embedded_models(
         models.append(ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=await upstream.start()))
         stack.push_async_callback(upstream.close)
     return models
+
+
+def _supervise(child: Child, name: str, stack: contextlib.AsyncExitStack) -> None:
+    """Call it once the stack will close the child: supervision ends before that."""
+    stack.push_async_callback(_end, asyncio.create_task(keep_running(child, name=name), name=f"supervise {name}"))
 
 
 def _all_models(embedded: list[ModelSettings], settings: Settings) -> tuple[ModelSettings, ...]:

@@ -254,6 +254,55 @@ async def test_events_that_nobody_takes_are_dropped_oldest_first(
     await log.close()
 
 
+async def test_what_waits_is_bounded_in_bytes(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_log, "_MAX_PENDING_BYTES", 10_000)
+    log = RedisEventLog(url=url)
+    for number in range(1, 26):
+        log.publish("run_1", events(number, text="x" * 1_000))
+    assert log.lost == 16
+    log.open()
+    assert await read(log) == list(range(17, 26))
+    await log.close()
+
+
+async def test_overflow_does_not_keep_the_stream_of_a_deleted_thread(
+    url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis.xadd(KEY, {"e": b""}, id="1-0")
+    monkeypatch.setattr(event_log, "_MAX_PENDING", 10)
+    log = RedisEventLog(url=url)
+    log.publish("run_1", events(2))
+    log.drop("run_1")
+    for number in range(1, 26):
+        log.publish("run_2", events(number))
+    log.open()
+    await log.flush()
+    assert await redis.keys("*") == [b"famulus:{run_2}:events"]
+    assert sequences(await log.read("run_2", after_sequence=0, limit=100)) == list(range(16, 26))
+    await log.close()
+
+
+async def test_thousand_reads_at_once_all_find_what_is_there(log: RedisEventLog) -> None:
+    log.publish("run_1", events(1, 2))
+    await log.flush()
+    with capture_logs() as told:
+        found = await asyncio.gather(*(log.read("run_1", after_sequence=0, limit=10) for _ in range(1_000)))
+    assert [sequences(one) for one in found] == [[1, 2]] * 1_000
+    assert told == []
+
+
+async def test_thousand_reads_at_once_wait_for_a_frozen_valkey_only_until_it_is_left_alone(
+    log: RedisEventLog, redis: Redis
+) -> None:
+    log.publish("run_1", events(1))
+    await log.flush()
+    with capture_logs() as told, frozen(await process_of(redis)):
+        async with asyncio.timeout(2.0):
+            found = await asyncio.gather(*(log.read("run_1", after_sequence=0, limit=10) for _ in range(1_000)))
+    assert found == [[]] * 1_000
+    assert [entry["event"] for entry in told] == [LEFT_ALONE]
+
+
 @pytest.mark.parametrize("setting", [("maxmemory", "1"), ("min-replicas-to-write", "1")])
 async def test_valkey_that_refuses_writes_costs_events_and_nothing_else(
     log: RedisEventLog, redis: Redis, setting: tuple[str, str]
@@ -281,3 +330,31 @@ async def test_url_on_which_nothing_listens_is_no_error(tmp_path: Path) -> None:
     assert await log.read("run_1", after_sequence=0, limit=10) == []
     assert log.lost == 1
     await log.close()
+
+
+async def test_url_that_nobody_understands_is_told_and_costs_events_and_nothing_else() -> None:
+    log = RedisEventLog(url="nonsense://nowhere")
+    log.publish("run_1", events(1))
+    with capture_logs() as told:
+        log.open()
+        assert await read(log) == []
+        log.publish("run_1", events(2, 3))
+        assert await read(log) == []
+        assert log.lost == 3
+        await log.close()
+    assert told[0]["event"] == "event log cannot be used"
+
+
+async def test_writer_outlives_what_nobody_foresaw(
+    log: RedisEventLog, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write(*_: object) -> int:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(streams.RedisStreams, "write", write)
+        log.publish("run_1", events(1, 2))
+        await log.flush()
+    assert log.lost == 2
+    log.publish("run_1", events(3))
+    assert await read(log) == [3]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from contract.model_stage import HELLO, TOOLS, Open, ask, open_stage, text_of
 from famulus_server.embedded.upstream.script import Fault, Scene, ToolCall
@@ -151,10 +152,13 @@ async def test_compatible_servers_leave_out_and_reorder(stage_on: Open, quirks: 
         assert "".join(chunk.arguments for chunk in chunks) == item["arguments"]
 
 
-async def test_events_of_unknown_kinds_are_ignored_and_counted(stage_on: Open) -> None:
+async def test_events_of_unknown_kinds_are_ignored_and_told_once(stage_on: Open) -> None:
     async with stage_on(Scene(text="fine", quirks=("unknown_event",))) as stage:
-        assert text_of(await stage.play()) == "fine"
-        assert stage.registry.ignored_events() == {"m": 1}
+        with capture_logs() as told:
+            for _ in range(3):
+                assert text_of(await stage.play()) == "fine"
+    assert [entry["log_level"] for entry in told] == ["warning", "debug", "debug"]
+    assert all(entry["model"] == "m" and "hologram.projected" in entry["kind"] for entry in told)
 
 
 async def test_duplicate_call_ids_are_left_as_they_are(stage_on: Open) -> None:

@@ -42,7 +42,7 @@ async def test_error_in_the_stream_is_a_failure(stage_on: Open, kind: Any) -> No
     async with stage_on(Scene(deltas=5, fault=Fault(kind=kind, message="secret words"))) as stage:
         with pytest.raises(ModelUnavailable) as caught:
             await stage.play()
-    assert "secret" not in caught.value.public
+    assert "secret" not in caught.value.public + str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["bad_json", "bad_utf8"])
@@ -215,3 +215,12 @@ async def test_retries_of_many_turns_stay_within_the_budget(stage_on: Open) -> N
             with pytest.raises(ModelUnavailable):
                 await stage.play()
         assert 10 < len(stage.upstream.requests) <= 13
+
+
+async def test_without_a_reserve_the_share_still_adds_up_to_retries(stage_on: Open) -> None:
+    retry = RetrySettings(base_delay=0.001, budget=0.5, reserve=0)
+    async with stage_on(Scene(fault=Fault(kind="status", status=500)), retry=retry) as stage:
+        for _ in range(4):
+            with pytest.raises(ModelUnavailable):
+                await stage.play()
+        assert len(stage.upstream.requests) == 6

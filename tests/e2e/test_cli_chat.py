@@ -3,15 +3,17 @@
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from command import PROGRAM, Running, environment, run, server_environment
+from command import PROGRAM, SECONDS, Running, environment, run, server_environment
 
 SCRIPT = """
 [[scene]]
@@ -92,18 +94,18 @@ def test_ctrl_c_cancels_the_answer_and_at_the_prompt_leaves(address: str) -> Non
     )
     os.close(theirs)
     try:
-        _expect(terminal, "> ")
+        _expect_prompt(terminal, chat.pid)
         os.write(terminal, b"wait for ever\n")
         _expect(terminal, "once upon")
         os.write(terminal, b"\x03")
         _expect(terminal, "(cancelled)")
-        _expect(terminal, "> ")
+        _expect_prompt(terminal, chat.pid)
         os.write(terminal, b"and again\n")
         _expect(terminal, "You said: and again")
-        _expect(terminal, "> ")
+        _expect_prompt(terminal, chat.pid)
         os.write(terminal, b"\x03")
         _expect(terminal, "To go on: ")
-        assert chat.wait(10) == 0
+        assert chat.wait(SECONDS) == 0
     finally:
         chat.kill()
         chat.wait()
@@ -119,7 +121,17 @@ def _own(terminal: int) -> None:
 
 def _expect(terminal: int, text: str) -> None:
     """Read on until the text comes."""
-    seen = ""
+    seen, deadline = "", time.monotonic() + SECONDS
     while text not in seen:
+        readable, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
+        assert readable, f"no {text!r} in {seen!r}"
         seen += os.read(terminal, 1).decode(errors="replace")
-    sys.stderr.write(seen)
+
+
+def _expect_prompt(terminal: int, pid: int) -> None:
+    """Read on until the program waits for what is typed: between a prompt and that, readline forgets a Ctrl-C."""
+    _expect(terminal, "> ")
+    deadline = time.monotonic() + SECONDS
+    while psutil.Process(pid).status() != psutil.STATUS_SLEEPING:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -226,9 +226,10 @@ class RunRules(Machine):
         self, scenarios: Sequence[str], which: int, thread: int, assistant: int, extra: int
     ) -> runs_api.CreateRunRequest:
         """A request for a run of one of these scenarios."""
-        # Hypothesis likes to repeat what it drew before: so the scenarios take turns.
+        # Hypothesis likes to repeat what it drew before: so the scenarios take turns, and all that was drawn has a say.
+        # Seven has no divisor in common with the numbers of scenarios.
         self._requested += 1
-        scenario = scenarios[(which + self._requested) % len(scenarios)]
+        scenario = scenarios[(which + thread + assistant + extra + 7 * self._requested) % len(scenarios)]
         number = next(self.stage.numbers)
         return runs_api.CreateRunRequest(
             thread_id=self.pick(self.model.threads, thread).thread.id,

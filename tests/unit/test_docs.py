@@ -116,6 +116,14 @@ def test_example_of_the_configuration_loads(tmp_path: Path) -> None:
     assert settings.models[-1].retry.attempts == 5
 
 
+def test_example_of_the_settings_in_the_readme_loads(tmp_path: Path) -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", read(ROOT / "README.md"), re.DOTALL)
+    path = tmp_path / "famulus.toml"
+    path.write_text(example, encoding="utf-8")
+    settings = config.load(path, {"OPENAI_API_KEY": "a key"})
+    assert [(model.backend, model.api_key) for model in settings.models] == [("responses", "a key"), ("chat", "")]
+
+
 def test_example_of_the_environment_is_obeyed() -> None:
     [example] = re.findall(r"```sh\n(.*?)```", read(DOCS / "configuration.md"), re.DOTALL)
     environ = dict(line.split("=", 1) for line in example.splitlines())

@@ -15,10 +15,11 @@ from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.errors import InvalidArgument, Violation
 from famulus_server.ports import Cursor
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 
 _DEFAULT_SIZE = 20
 _MAX_SIZE = 100
+_MAX_BYTES = 2 * 1024 * 1024  # half of what gRPC's clients accept unless told otherwise
 _MAC_BYTES = 16
 _NUMBER = struct.Struct(">q")
 
@@ -55,7 +56,8 @@ class PageTokens:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The page that a list request asks for: the items behind `after`, at most `size` of them."""
+    """The page that a list request asks for: the items behind `after`, at most `size` of them, and no more than fit
+    into 2 MiB."""
 
     size: int
     after: Cursor | None
@@ -69,9 +71,9 @@ class Page:
 
     def close(self, items: Sequence[T], cursor: Callable[[T], Cursor]) -> tuple[Sequence[T], str]:
         """The items of the page and the token of the next one, empty at the end of the list."""
-        if len(items) <= self.size:
+        shown = fitting(items[: self.size], _MAX_BYTES)
+        if len(shown) == len(items):
             return items, ""
-        shown = items[: self.size]
         return shown, self._tokens.seal(self._scope, cursor(shown[-1]))
 
 
@@ -87,6 +89,16 @@ class Pages:
         scope = _scope(tenant, request)
         after = self._tokens.open(scope, request.page_token) if request.page_token else None
         return Page(min(request.page_size or _DEFAULT_SIZE, _MAX_SIZE), after, scope, self._tokens)
+
+
+def fitting(items: Sequence[T], max_bytes: int) -> Sequence[T]:
+    """The first items, as many as fit into so many bytes; one at least, where there is one."""
+    size = 0
+    for count, item in enumerate(items):
+        size += item.ByteSize()
+        if size > max_bytes and count:
+            return items[:count]
+    return items
 
 
 def _scope(tenant: str, request: Message) -> bytes:

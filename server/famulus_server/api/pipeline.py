@@ -4,6 +4,7 @@ A layer is an async context manager around a call: it may refuse the call when e
 left. One list in `server.py` names all of them, outermost first.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Protocol, TypeAlias
@@ -60,7 +61,11 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 responses: AsyncGenerator[Any, None] = behaviour(check(request), context)
                 async with aclosing(responses):
                     async for response in responses:
-                        await context.write(response)
+                        try:
+                            await context.write(response)
+                        except grpc.aio.InternalError as gone:
+                            # The caller went away in the middle of it, which is no failure of ours.
+                            raise asyncio.CancelledError from gone
 
         shapes: dict[tuple[bool, bool], Callable[..., _Handler]] = {
             (False, False): grpc.unary_unary_rpc_method_handler,

@@ -1,7 +1,8 @@
 """RunService."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 
 from famulus.v1.run_event_pb2 import RunEvent
@@ -37,12 +38,14 @@ from famulus.v1.run_step_pb2 import RunStep
 from famulus_server.api.calls import current_call, current_tenant
 from famulus_server.api.draining import Drain
 from famulus_server.api.errands import Errands
-from famulus_server.api.pages import Pages
+from famulus_server.api.pages import Pages, fitting
 from famulus_server.api.request_ids import repeat_key
 from famulus_server.api.validation import runs as validation
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.ports import Cursor, RunFilter
+
+_MAX_MESSAGE_BYTES = 3 * 1024 * 1024  # of a WaitRunResponse: with the run they stay below gRPC's 4 MiB
 
 
 class RunServicer(RunServiceServicer):
@@ -63,19 +66,23 @@ class RunServicer(RunServiceServicer):
         validation.check_stream(request)
         tenant = current_tenant()
         run = await self._create(tenant, request.create, kept=not request.cancel_on_disconnect)
-        async for events in self._events(tenant, run.id, request):
-            yield StreamRunResponse(events=events)
+        # Closed here: a caller who goes away must not be noticed by garbage collection only.
+        async with aclosing(self._events(tenant, run.id, request)) as batches:
+            async for events in batches:
+                yield StreamRunResponse(events=events)
 
     async def WatchRun(self, request: WatchRunRequest, _: object) -> AsyncIterator[WatchRunResponse]:
         validation.check_watch(request)
-        async for events in self._events(current_tenant(), request.run_id, request):
-            yield WatchRunResponse(events=events)
+        async with aclosing(self._events(current_tenant(), request.run_id, request)) as batches:
+            async for events in batches:
+                yield WatchRunResponse(events=events)
 
     async def WaitRun(self, request: WaitRunRequest, _: object) -> WaitRunResponse:
         validation.check_one(request)
         async with self._drain.interrupting():
             run, messages = await self._runs.wait(current_tenant(), request.run_id)
-        return WaitRunResponse(run=run, messages=messages)
+        newest = fitting(messages[::-1], _MAX_MESSAGE_BYTES)
+        return WaitRunResponse(run=run, messages=newest[::-1])
 
     async def GetRun(self, request: GetRunRequest, _: object) -> GetRunResponse:
         validation.check_one(request)
@@ -132,7 +139,7 @@ class RunServicer(RunServiceServicer):
 
     async def _events(
         self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest
-    ) -> AsyncIterator[Sequence[RunEvent]]:
+    ) -> AsyncGenerator[Sequence[RunEvent], None]:
         """Batches of events. Whatever error ends them tells the sequence after which to resume (contract 13)."""
         facts = current_call().error_facts
         facts["last_sequence"] = str(request.after_sequence)

@@ -41,7 +41,9 @@ def healthcheck(configuration: Configuration, address: str | None, service: str,
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    with grpc.insecure_channel(target) as channel:
+    from famulus.channels import channel_options
+
+    with grpc.insecure_channel(target, channel_options(target)) as channel:
         try:
             answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=timeout)
         except grpc.RpcError as error:

@@ -1,6 +1,6 @@
 """Redis Streams as the event log uses them: one stream per run, the entry id is the event's sequence (contract 11)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from redis.asyncio import Redis
@@ -41,7 +41,7 @@ class RedisStreams:
             raise StreamsUnavailable(type(error).__name__) from error
         return [RunEvent.FromString(fields[_FIELD]) for _, fields in entries]
 
-    async def write(self, batch: Sequence[Entry]) -> int:
+    async def write(self, batch: Iterable[Entry]) -> int:
         """Writes all in one pipeline; returns how many entries Redis refused, as those of a late writer, whose ids are
         not higher than the last. Raises StreamsUnavailable, and then nobody knows what was written."""
         pipeline: Pipeline
@@ -49,18 +49,12 @@ class RedisStreams:
             expiries: dict[bytes, int] = {}
             for entry in batch:
                 key = _key(entry.run_id)
-                if entry.events is None:
+                if entry.payloads is None:
                     pipeline.delete(key)
                     expiries.pop(key, None)
                     continue
-                for event in entry.events:
-                    pipeline.xadd(
-                        key,
-                        {_FIELD: event.SerializeToString()},
-                        id=f"{event.sequence}-0",
-                        maxlen=_MAX_EVENTS,
-                        approximate=True,
-                    )
+                for sequence, payload in entry.payloads:
+                    pipeline.xadd(key, {_FIELD: payload}, id=f"{sequence}-0", maxlen=_MAX_EVENTS, approximate=True)
                 expiries[key] = entry.seconds
             for key, seconds in expiries.items():
                 pipeline.expire(key, seconds)

@@ -27,10 +27,12 @@ class LocalModel:
         self._data_dir = data_dir
         self._slots = slots
         self._start_timeout = start_timeout
+        self._port = 0
         self._child: ChildProcess | None = None
 
     async def start(self) -> str:
-        """Load the model and wait until it is healthy: the base URL, with `/v1`, on a free port.
+        """Load the model and wait until it is healthy: the base URL, with `/v1`, on a free port, which later starts
+        use again.
 
         May be called again after the server has ended by itself. Raises EmbeddedUnavailable.
         """
@@ -46,12 +48,13 @@ class LocalModel:
         self._child = await ChildProcess.start(
             [
                 *(sys.executable, "-P", "-m", "famulus_server.embedded.local_model_server"),
-                *(str(self._weights), MODEL_NAME, str(self._slots)),
+                *(str(self._weights), MODEL_NAME, str(self._slots), str(self._port)),
             ],
             log=self._data_dir / "local_model.log",
             reports=True,
         )
         address = await self._child.until(_healthy(self._child), within=self._start_timeout)
+        self._port = urlsplit(address).port or 0
         return f"{address}/v1"
 
     async def exited(self) -> int:

@@ -1,4 +1,5 @@
-"""The process that serves the local model; its arguments are the weights' path, the model's name, the slots.
+"""The process that serves the local model; its arguments are the weights' path, the model's name, the slots,
+the port (0: any that is free).
 
 It is a process of its own because loading holds the GIL for half a second. Once the model is loaded it writes
 the address it listens on to standard output, one line; everything else goes to standard error.
@@ -15,7 +16,7 @@ _CACHE_MIB = 64  # of prompts seen; llama.cpp's own default is 8 GiB
 _WARNINGS = 2
 
 
-def serve(weights: str, name: str, slots: int) -> None:
+def serve(weights: str, name: str, slots: int, port: int) -> None:
     """Serve until a signal ends the process; raises RuntimeError for weights that cannot be loaded."""
     report = os.dup(1)
     os.dup2(2, 1)  # whatever native code prints must not be taken for the address
@@ -27,7 +28,7 @@ def serve(weights: str, name: str, slots: int) -> None:
     params.model_alias = {name}
     params.offline = True
     params.hostnames = ["127.0.0.1"]
-    params.port = 0
+    params.port = port
     params.n_parallel = slots
     params.n_ctx = slots * _TOKENS_PER_SLOT
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
@@ -53,4 +54,4 @@ def _threads() -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

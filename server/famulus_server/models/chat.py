@@ -14,6 +14,7 @@ from famulus_server.models.output import Json, OutputItem
 from famulus_server.models.payload import decode
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import HEADERS
+from famulus_server.models.words import UnknownKinds
 from famulus_server.ports import ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Json | str | None = None
+    kind: Any = msgspec.field(default=None, name="object")
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -90,6 +92,7 @@ class ChatFormat:
 
     def __init__(self, *, settings: ModelSettings) -> None:
         self._settings = settings
+        self._unknown = UnknownKinds(model=settings.name)
 
     def start(
         self, client: "AsyncOpenAI", request: ModelRequest
@@ -104,7 +107,11 @@ class ChatFormat:
         )
 
     def reader(self, request: ModelRequest) -> "ChatReader":
-        return ChatReader(max_output_tokens=request.max_output_tokens, done_marker=self._settings.done_marker)
+        return ChatReader(
+            max_output_tokens=request.max_output_tokens,
+            done_marker=self._settings.done_marker,
+            unknown=self._unknown,
+        )
 
 
 class ChatReader:
@@ -113,14 +120,14 @@ class ChatReader:
     Tolerates calls without index or id, and arguments that come before the call's name.
     """
 
-    def __init__(self, *, max_output_tokens: int | None, done_marker: bool) -> None:
+    def __init__(self, *, max_output_tokens: int | None, done_marker: bool, unknown: UnknownKinds) -> None:
         """`max_output_tokens` is what was asked for: there are servers that call an answer cut there finished.
         Without `done_marker` a clean end of the stream is as good as `[DONE]`."""
         self.ended = False
         self.progress = 0
-        self.ignored = 0
         self._max_output_tokens = max_output_tokens
         self._done_marker = done_marker
+        self._unknown = unknown
         self._items: list[OutputItem] = []
         self._message: OutputItem | None = None
         self._parts: dict[str, int] = {}
@@ -141,7 +148,7 @@ class ChatReader:
             if chunk.choices or chunk.usage:
                 self.progress += 1
             else:
-                self.ignored += 1
+                self._unknown.note(chunk.kind)
             if chunk.choices:
                 choice = chunk.choices[0]  # never more than one is asked for
                 if choice.delta is not None:

@@ -1,6 +1,7 @@
 """The SDK's client of one upstream, with its pool of connections."""
 
 import asyncio
+import ipaddress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
     import httpx2
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+    host = httpx2.URL(settings.base_url).host
     client = AsyncOpenAI(
         base_url=settings.base_url,
         api_key=settings.api_key or _NO_KEY,
@@ -59,8 +61,22 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
             # Worker slots bound the turns; a second bound here would make them wait for each other unseen.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
             follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
+            # A proxy that the environment names would look for this machine's servers on its own machine.
+            trust_env=not _is_loopback(host),
         ),
     )
+    # The SDK fills these from the environment, and would tell every upstream what is meant for one.
+    client.organization = client.project = client.admin_api_key = client.webhook_secret = None
+    client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS, for which there is no other way out
     # The SDK imports the resources at their first use, which would be on the event loop.
     _ = client.responses, client.chat.completions
     return client
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,6 +1,8 @@
-"""What a provider's refusals and error events mean, as ModelErrors. Their texts are for the log and hold no key."""
+"""What a provider's refusals and error events mean, as ModelErrors.
 
-import re
+Their texts are for the log: a status and names. A provider's sentences stay out, since they quote keys and users.
+"""
+
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -14,8 +16,8 @@ from famulus_server.errors import (
     ModelRejectedRequest,
     ModelUnavailable,
 )
+from famulus_server.models.words import read_name
 
-_WORDS = 200  # characters of a provider's message that are kept for the log
 _TRANSIENT = {408, 409, 425}
 
 # Words that providers use as `code` or `type` of an error. What is not here is taken for a passing failure.
@@ -43,19 +45,17 @@ def from_status(status: int, headers: Mapping[str, str], body: object) -> ModelE
     retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     if code == "insufficient_quota":
         retry = False  # a 429 that no waiting helps against
-    detail = f"HTTP {status} {_describe(error, silent=status in {401, 403})}"
-    return _of_status(status)(detail, retry_after=read_retry_after(headers), retry=retry)
+    return _of_status(status)(_describe(f"HTTP {status}", error), retry_after=read_retry_after(headers), retry=retry)
 
 
 def from_error_object(error: Mapping[str, Any]) -> ModelError:
     """The error for an error in the middle of a stream: an object with `code`, `type` and `message`, all optional."""
     code, kind = error.get("code"), error.get("type")
     if isinstance(code, int):  # gateways put the HTTP status of their own upstream there
-        return _of_status(code)(f"error event {_describe(error, silent=code in {401, 403})}")
+        return _of_status(code)(_describe("error event", error))
     found = _of_word(code) or _of_word(kind) or ModelUnavailable
-    silent = found is ModelAuthenticationError
     retry = False if code == "insufficient_quota" else None
-    return found(f"error event {_describe(error, silent=silent)}", retry=retry)
+    return found(_describe("error event", error), retry=retry)
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
@@ -86,13 +86,9 @@ def _of_word(word: object) -> type[ModelError] | None:
     return _KINDS.get(word) or (ModelRejectedRequest if word.startswith(_REJECTED_PREFIXES) else None)
 
 
-def _describe(error: Mapping[str, Any], *, silent: bool) -> str:
-    """Code, type and message. `silent` leaves the message out: refused keys are quoted in it."""
-    words = [str(error[key]) for key in ("code", "type") if error.get(key)]
-    if not silent and error.get("message"):
-        words.append(str(error["message"]))
-    text = re.sub(r"\bsk-[\w*-]+", "sk-***", " ".join(words))
-    return re.sub(r"\s+", " ", text)[:_WORDS]
+def _describe(what: str, error: Mapping[str, Any]) -> str:
+    names = {key: read_name(error.get(key)) for key in ("code", "type", "param")}
+    return " ".join([what, *(f"{key}={name}" for key, name in names.items() if name)])
 
 
 def _number(value: str | None) -> float | None:

@@ -16,7 +16,6 @@ from famulus_server.ports import Model, ModelCard
 class _Entry:
     card: ModelCard
     connection: Connection
-    streamed: StreamedModel
     model: Model
 
 
@@ -35,10 +34,6 @@ class ModelRegistry:
 
     def open(self, name: str) -> Model:
         return self._entries[name].model
-
-    def ignored_events(self) -> dict[str, int]:
-        """Events of unknown kinds that each model has sent since the start."""
-        return {name: entry.streamed.ignored_events for name, entry in self._entries.items()}
 
     async def warm_up(self) -> None:
         """Makes the clients, so that the first turn need not wait for it. Takes 1-2 s of a thread; best in a task of
@@ -63,4 +58,4 @@ def _make_entry(settings: ModelSettings) -> _Entry:
         max_output_tokens=settings.max_output_tokens,
         built_in_tools=settings.backend == "responses" and settings.built_in_tools,
     )
-    return _Entry(card, connection, streamed, RetryingModel(model=streamed, settings=settings.retry))
+    return _Entry(card, connection, RetryingModel(model=streamed, settings=settings.retry))

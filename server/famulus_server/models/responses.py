@@ -14,6 +14,7 @@ from famulus_server.models.responses_events import EVENT, KIND, RESPONSE, Event,
 from famulus_server.models.responses_request import build_responses_request
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import HEADERS
+from famulus_server.models.words import UnknownKinds
 from famulus_server.ports import AnnotationChunk, ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class ResponsesFormat:
 
     def __init__(self, *, settings: ModelSettings) -> None:
         self._settings = settings
+        self._unknown = UnknownKinds(model=settings.name)
 
     def start(
         self, client: "AsyncOpenAI", request: ModelRequest
@@ -60,18 +62,18 @@ class ResponsesFormat:
         return client.responses.with_streaming_response.create(stream=True, extra_body=body, extra_headers=HEADERS)
 
     def reader(self, request: ModelRequest) -> "ResponsesReader":
-        return ResponsesReader(max_output_tokens=request.max_output_tokens)
+        return ResponsesReader(max_output_tokens=request.max_output_tokens, unknown=self._unknown)
 
 
 class ResponsesReader:
     """Reads one answer. Tolerates missing indexes, ids and usage, and items that open late or never."""
 
-    def __init__(self, *, max_output_tokens: int | None) -> None:
+    def __init__(self, *, max_output_tokens: int | None, unknown: UnknownKinds) -> None:
         """`max_output_tokens` is what was asked for: there are servers that call an answer cut there completed."""
         self.ended = False
         self.progress = 0
-        self.ignored = 0
         self._max_output_tokens = max_output_tokens
+        self._unknown = unknown
         self._items: list[OutputItem] = []
         self._by_index: dict[int | None, OutputItem] = {}
         self._by_id: dict[str | None, OutputItem] = {}
@@ -135,13 +137,15 @@ class ResponsesReader:
             case kind:
                 if kind == "error" or event.error:
                     raise from_error_object(event.error or {"code": event.code, "message": event.message})
-                self.ignored += not kind.startswith(_UNREAD)
+                if not kind.startswith(_UNREAD):
+                    self._unknown.note(kind)
         return ()
 
     def _annotate(self, event: Event) -> Sequence[ModelEvent]:
-        annotation = read_annotation(event.annotation or {})
+        note = event.annotation or {}
+        annotation = read_annotation(note)
         if annotation is None:
-            self.ignored += 1
+            self._unknown.note(note.get("type"))
             return ()
         item = self._find(event, "message")
         return [AnnotationChunk(item.position, _part(item, event), annotation)]

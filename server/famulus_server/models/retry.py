@@ -30,7 +30,8 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A turn began."""
-        self._left = min(self._left + self._share, self._reserve)
+        # Without a reserve the share must still add up to a retry.
+        self._left = min(self._left + self._share, max(self._reserve, 1))
 
     def spend(self) -> bool:
         """Takes one retry, if there is one left."""

@@ -25,7 +25,6 @@ class TurnReader(Protocol):
 
     ended: bool  # TurnEnded has been returned
     progress: int  # events that show the model at work; pings do not
-    ignored: int  # events of kinds nobody here knows
 
     def read(self, payloads: Sequence[bytes]) -> list[ModelEvent]:
         """What these events bring; nothing after TurnEnded. Raises ModelError."""
@@ -56,7 +55,6 @@ class StreamedModel:
         self._connection = connection
         self._wire = wire
         self._settings = settings
-        self.ignored_events = 0
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
         client = await self._connection.client()
@@ -85,7 +83,6 @@ class StreamedModel:
         except _failures() as error:
             raise _translate(error, opened=opened) from error
         finally:
-            self.ignored_events += reader.ignored
             if opened:
                 await call.__aexit__(None, None, None)
 

@@ -249,7 +249,7 @@ async def test_a_token_goes_with_every_call_over_an_encrypted_channel(tmp_path: 
 
 
 def test_own_channel_options_win() -> None:
-    options = channel_options([("grpc.keepalive_time_ms", 1), ("grpc.primary_user_agent", "me")])
+    options = channel_options("famulus:443", [("grpc.keepalive_time_ms", 1), ("grpc.primary_user_agent", "me")])
     assert len(dict(options)) == len(options)
     assert dict(options)["grpc.keepalive_time_ms"] == 1
     assert dict(options)["grpc.primary_user_agent"] == "me"

@@ -1,12 +1,12 @@
 import base64
-from collections.abc import Sequence
 
 import pytest
 
 from famulus.v1 import error_reason_pb2 as reasons
+from famulus.v1.message_pb2 import Message
 from famulus.v1.run_service_pb2 import ListRunsRequest
 from famulus.v1.thread_service_pb2 import ListThreadsRequest
-from famulus_server.api.pages import Pages
+from famulus_server.api.pages import Pages, fitting
 from famulus_server.errors import InvalidArgument
 from famulus_server.ports import Cursor
 
@@ -14,12 +14,16 @@ PAGES = Pages(key=b"k" * 32)
 REQUEST = ListThreadsRequest(page_size=2, user_id="u", metadata={"a": "1", "b": "2"})
 
 
-def number(item: int) -> Cursor:
-    return Cursor(item, f"id{item}")
+def numbered(*numbers: int) -> list[Message]:
+    return [Message(sequence=number) for number in numbers]
 
 
-def second_page(request: ListThreadsRequest = REQUEST, items: Sequence[int] = (1, 2, 3)) -> str:
-    _, token = PAGES.of("t", request).close(items, number)
+def number(item: Message) -> Cursor:
+    return Cursor(item.sequence, f"id{item.sequence}")
+
+
+def second_page() -> str:
+    _, token = PAGES.of("t", REQUEST).close(numbered(1, 2, 3), number)
     return token
 
 
@@ -37,8 +41,25 @@ def test_token_continues_behind_the_last_item_shown() -> None:
 
 
 def test_last_page_has_no_token() -> None:
-    shown, token = PAGES.of("t", REQUEST).close([1, 2], number)
-    assert (shown, token) == ([1, 2], "")
+    shown, token = PAGES.of("t", REQUEST).close(numbered(1, 2), number)
+    assert (shown, token) == (numbered(1, 2), "")
+
+
+def test_page_ends_where_its_items_grow_too_large() -> None:
+    large = [Message(sequence=sequence, id="x" * 900_000) for sequence in range(1, 6)]
+    request = ListThreadsRequest(page_size=4)
+    shown, token = PAGES.of("t", request).close(large, number)
+    assert shown == large[:2]
+    assert PAGES.of("t", ListThreadsRequest(page_token=token)).after == number(large[1])
+    assert PAGES.of("t", request).close(large[2:4], number) == (large[2:4], "")
+
+
+@pytest.mark.parametrize(("max_bytes", "fit"), [(0, 1), (11, 1), (12, 2), (18, 2), (19, 4)])
+def test_first_items_fit_but_one_is_always_shown(max_bytes: int, fit: int) -> None:
+    items = [Message(id="id_1"), Message(id="id_2"), Message(id="id_34"), Message()]
+    assert [item.ByteSize() for item in items] == [6, 6, 7, 0]
+    assert len(fitting(items, max_bytes)) == fit
+    assert fitting([], max_bytes) == []
 
 
 @pytest.mark.parametrize(("asked", "size"), [(0, 20), (1, 1), (100, 100), (101, 100), (2**31 - 1, 100)])

@@ -32,6 +32,7 @@ def test_help_of_each_command_shows_how_to_call_it(command: str) -> None:
     ("text", "named"),
     [
         ("[server]\nlisten = '0.0.0.0:7461'\n", "server.listen: refusing to listen on '0.0.0.0:7461'"),
+        ("[redis]\nurl = 'localhost:6379'\n", "redis.url: Expected `str` matching regex '^$|^(redis|rediss|unix)://'"),
         ("[worker]\nslots = 0\n", "worker.slots: Expected `int` >= 1"),
         ("[sever]\n", "sever: unknown section"),
         ("[server\n", "is not TOML"),

@@ -1,5 +1,6 @@
 """What refusals and error events mean."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -67,10 +68,16 @@ def test_redirects_are_refusals() -> None:
     assert type(from_status(302, {"location": "http://elsewhere"}, None)) is ModelRejectedRequest
 
 
-def test_no_key_and_no_flood_of_words_gets_into_the_log() -> None:
-    quoted = {"message": "Incorrect API key provided: abc. " + "x" * 1_000, "code": "invalid_api_key"}
-    assert "abc" not in str(from_status(401, {}, quoted))
-    assert "abc" not in str(from_error_object(quoted))
-    long = {"message": "the key sk-abc-123 and " + "x" * 1_000}
-    assert "abc" not in str(from_status(400, {}, long))
-    assert len(str(from_status(400, {}, long))) < 250
+@pytest.mark.parametrize("read", [from_error_object, lambda error: from_status(400, {}, error)])
+def test_providers_names_get_into_the_log_but_none_of_its_sentences(
+    read: Callable[[dict[str, Any]], ModelError],
+) -> None:
+    message = "Incorrect API key provided: abc; the prompt was 'my name is Ada'"
+    names = {"code": "invalid_image_url", "type": "invalid_request_error", "param": "input[3].content[0].image_url"}
+    told = str(read({"message": message} | names))
+    assert all(f"{key}={name}" in told for key, name in names.items())
+    assert "abc" not in told
+    assert "Ada" not in told
+    for sentence in (message, "line\nbreak", "x" * 65, {"quoted": message}, [message], "Ünicode"):
+        told = str(read(dict.fromkeys(names, sentence)))
+        assert told in {"error event", "HTTP 400"}

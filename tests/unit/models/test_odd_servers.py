@@ -9,6 +9,7 @@ from famulus.v1.message_pb2 import Annotation, FileCitation, UrlCitation
 from famulus_server.errors import ModelProtocolError, ModelRejectedRequest, ModelUnavailable
 from famulus_server.models.chat import ChatReader
 from famulus_server.models.responses import ResponsesReader
+from famulus_server.models.words import UnknownKinds
 from famulus_server.ports import (
     AnnotationChunk,
     CallChunk,
@@ -20,16 +21,19 @@ from famulus_server.ports import (
 )
 
 Json = dict[str, Any]
+UNKNOWN = UnknownKinds(model="m")
 CALL = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "f", "arguments": '{"a":1}'}
 MESSAGE = {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}
 
 
 def responses(*events: Json) -> list[ModelEvent]:
-    return ResponsesReader(max_output_tokens=None).read([msgspec.json.encode(event) for event in events])
+    return ResponsesReader(max_output_tokens=None, unknown=UNKNOWN).read(
+        [msgspec.json.encode(event) for event in events]
+    )
 
 
 def chat(*deltas: Json, finish: str | None = "stop", **settings: Any) -> list[ModelEvent]:
-    reader = ChatReader(**{"max_output_tokens": None, "done_marker": True} | settings)
+    reader = ChatReader(**{"max_output_tokens": None, "done_marker": True, "unknown": UNKNOWN} | settings)
     chunks = [{"choices": [{"delta": delta}]} for delta in deltas]
     payloads = [
         msgspec.json.encode(chunk) for chunk in [*chunks, {"choices": [{"delta": {}, "finish_reason": finish}]}]
@@ -152,7 +156,7 @@ def test_known_events_of_another_shape_are_a_failure(broken: Json) -> None:
 
 
 def test_pings_as_events_are_no_progress() -> None:
-    reader = ResponsesReader(max_output_tokens=None)
+    reader = ResponsesReader(max_output_tokens=None, unknown=UNKNOWN)
     reader.read([b'{"type":"ping"}', b'{"type":"keepalive","sequence_number":3}'])
     assert reader.progress == 0
 
@@ -207,19 +211,19 @@ def test_chat_ends_only_with_a_known_finish_reason(finish: str | None) -> None:
 
 def test_chat_server_without_done_marker_must_be_configured_so() -> None:
     payload = b'{"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}'
-    strict = ChatReader(max_output_tokens=None, done_marker=True)
+    strict = ChatReader(max_output_tokens=None, done_marker=True, unknown=UNKNOWN)
     strict.read([payload])
     with pytest.raises(ModelProtocolError):
         strict.finish()
-    lenient = ChatReader(max_output_tokens=None, done_marker=False)
+    lenient = ChatReader(max_output_tokens=None, done_marker=False, unknown=UNKNOWN)
     lenient.read([payload])
     assert isinstance(lenient.finish()[-1], TurnEnded)
     with pytest.raises(ModelProtocolError):
-        ChatReader(max_output_tokens=None, done_marker=False).finish()
+        ChatReader(max_output_tokens=None, done_marker=False, unknown=UNKNOWN).finish()
 
 
 def test_chat_error_chunk_is_understood() -> None:
-    reader = ChatReader(max_output_tokens=None, done_marker=True)
+    reader = ChatReader(max_output_tokens=None, done_marker=True, unknown=UNKNOWN)
     with pytest.raises(ModelUnavailable):
         reader.read([b'{"error":{"code":502,"message":"x"}}'])
     with pytest.raises(ModelUnavailable):

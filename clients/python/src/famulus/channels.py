@@ -1,5 +1,7 @@
 """How channels to famulus are set up."""
 
+import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +24,30 @@ DEFAULTS: dict[str, Any] = {
     "grpc.service_config": '{"loadBalancingConfig": [{"round_robin": {}}]}',
 }
 
+# A proxy that the environment names would look for this machine's servers on its own machine.
+NO_PROXY: dict[str, Any] = {"grpc.enable_http_proxy": 0}
 
-def channel_options(own: Options) -> list[tuple[str, Any]]:
-    """The options of a channel; the caller's own ones win."""
-    return list({**DEFAULTS, **dict(own)}.items())
+# `host:port`, `[v6]:port`, or one of these behind a scheme of gRPC's, such as `dns:///`.
+_TARGET = re.compile(r"(?:(?:dns|ipv4|ipv6):(?://[^/]*/)?)?(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:/]+))(?::\w+)?")
+
+
+def channel_options(target: str, own: Options = ()) -> list[tuple[str, Any]]:
+    """The options of a channel to `target`; the caller's own ones win."""
+    return list({**DEFAULTS, **(NO_PROXY if is_loopback(target) else {}), **dict(own)}.items())
+
+
+def is_loopback(target: str) -> bool:
+    """Whether a target of gRPC's names this machine, as far as can be told without resolving names."""
+    match = _TARGET.fullmatch(target)
+    if match is None:
+        return False
+    host = match["v6"] or match["host"]
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def channel_credentials(

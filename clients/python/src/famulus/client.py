@@ -45,7 +45,7 @@ class FamulusClient:
     ) -> None:
         """`target` is `host:port`, or any gRPC name such as `dns:///famulus:8443`. Without `credentials` the channel is
         not encrypted. `token` goes with every call as a bearer token; it needs `credentials`. `options` are gRPC's."""
-        arguments = channel_options(options)
+        arguments = channel_options(target, options)
         secured = channel_credentials(credentials, token)
         if secured is None:
             self._channel = grpc.aio.insecure_channel(target, arguments)

@@ -135,7 +135,7 @@ class _RunIncompleteReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_R
     RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS: _RunIncompleteReason.ValueType  # 1
     """`max_completion_tokens`, or the model's own output limit."""
     RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS: _RunIncompleteReason.ValueType  # 2
-    """`max_prompt_tokens`."""
+    """`max_prompt_tokens`, or outputs of tools and new messages that the model's context has no room for."""
     RUN_INCOMPLETE_REASON_CONTENT_FILTER: _RunIncompleteReason.ValueType  # 3
     """The provider's content filter."""
     RUN_INCOMPLETE_REASON_MAX_TURNS: _RunIncompleteReason.ValueType  # 4
@@ -149,7 +149,7 @@ RUN_INCOMPLETE_REASON_UNSPECIFIED: RunIncompleteReason.ValueType  # 0
 RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS: RunIncompleteReason.ValueType  # 1
 """`max_completion_tokens`, or the model's own output limit."""
 RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS: RunIncompleteReason.ValueType  # 2
-"""`max_prompt_tokens`."""
+"""`max_prompt_tokens`, or outputs of tools and new messages that the model's context has no room for."""
 RUN_INCOMPLETE_REASON_CONTENT_FILTER: RunIncompleteReason.ValueType  # 3
 """The provider's content filter."""
 RUN_INCOMPLETE_REASON_MAX_TURNS: RunIncompleteReason.ValueType  # 4

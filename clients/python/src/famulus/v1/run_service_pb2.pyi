@@ -396,7 +396,7 @@ class WaitRunResponse(_message.Message):
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The messages that it wrote so far."""
+        """The messages that it wrote so far: all, or where they are more than 3 MiB the newest; ListMessages has all."""
 
     def __init__(
         self,

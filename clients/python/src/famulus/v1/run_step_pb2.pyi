@@ -36,14 +36,12 @@ class _RunStepStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunStepS
     """It goes on; tool calls wait for outputs."""
     RUN_STEP_STATE_COMPLETED: _RunStepState.ValueType  # 2
     """It is done."""
-    RUN_STEP_STATE_FAILED: _RunStepState.ValueType  # 3
-    """The run failed during it."""
-    RUN_STEP_STATE_CANCELLED: _RunStepState.ValueType  # 4
+    RUN_STEP_STATE_CANCELLED: _RunStepState.ValueType  # 3
     """The run was cancelled during it."""
-    RUN_STEP_STATE_EXPIRED: _RunStepState.ValueType  # 5
+    RUN_STEP_STATE_EXPIRED: _RunStepState.ValueType  # 4
     """The run expired during it."""
-    RUN_STEP_STATE_INCOMPLETE: _RunStepState.ValueType  # 6
-    """The message it writes ended early, at a limit."""
+    RUN_STEP_STATE_INCOMPLETE: _RunStepState.ValueType  # 5
+    """It ended early, at a limit."""
 
 class RunStepState(_RunStepState, metaclass=_RunStepStateEnumTypeWrapper):
     """How far a step is."""
@@ -54,14 +52,12 @@ RUN_STEP_STATE_IN_PROGRESS: RunStepState.ValueType  # 1
 """It goes on; tool calls wait for outputs."""
 RUN_STEP_STATE_COMPLETED: RunStepState.ValueType  # 2
 """It is done."""
-RUN_STEP_STATE_FAILED: RunStepState.ValueType  # 3
-"""The run failed during it."""
-RUN_STEP_STATE_CANCELLED: RunStepState.ValueType  # 4
+RUN_STEP_STATE_CANCELLED: RunStepState.ValueType  # 3
 """The run was cancelled during it."""
-RUN_STEP_STATE_EXPIRED: RunStepState.ValueType  # 5
+RUN_STEP_STATE_EXPIRED: RunStepState.ValueType  # 4
 """The run expired during it."""
-RUN_STEP_STATE_INCOMPLETE: RunStepState.ValueType  # 6
-"""The message it writes ended early, at a limit."""
+RUN_STEP_STATE_INCOMPLETE: RunStepState.ValueType  # 5
+"""It ended early, at a limit."""
 Global___RunStepState: _TypeAlias = RunStepState  # noqa: Y015
 
 @_typing.final
