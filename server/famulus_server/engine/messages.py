@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from famulus.v1.message_pb2 import Message, MessageState
+from famulus.v1.run_pb2 import Run
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.fields import copy_fields
 from famulus_server.ports import Clock, Ids, RequestKey, Store, Transaction
 
+# Messages of one run that are shown together.
+_MAX_OF_RUN = 1_000
 # What a caller can set.
 _SETTABLE = ("role", "content", "attachments", "metadata")
 
@@ -16,6 +19,12 @@ _SETTABLE = ("role", "content", "attachments", "metadata")
 def prepare(messages: Sequence[Message], *, ids: Ids, now: datetime) -> list[Message]:
     """Messages of a caller, ready to be stored."""
     return [_prepare(message, ids=ids, now=now) for message in messages]
+
+
+async def messages_of(tx: Transaction, tenant: str, run: Run) -> list[Message]:
+    """The messages that a run wrote, in order; of very many the newest."""
+    newest = await tx.messages.page(tenant, run.thread_id, run_id=run.id, limit=_MAX_OF_RUN, descending=True)
+    return newest[::-1]
 
 
 def _prepare(message: Message, *, ids: Ids, now: datetime) -> Message:

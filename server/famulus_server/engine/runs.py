@@ -16,7 +16,7 @@ from famulus_server.engine.clock import timestamp
 from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
-from famulus_server.engine.messages import prepare
+from famulus_server.engine.messages import messages_of, prepare
 from famulus_server.engine.settlement import Settled, announce, end_waiting, move, publish_settled
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -35,7 +35,6 @@ from famulus_server.ports import (
 )
 
 _STOPPED = lifecycle.FINAL | {lifecycle.REQUIRES_ACTION}
-_MAX_MESSAGES = 1_000
 
 
 class RunDesk:
@@ -212,7 +211,7 @@ class RunDesk:
             stored = await tx.runs.get(tenant, run_id)
             if stored.state not in _STOPPED:
                 return stored, []
-            return stored, await tx.messages.page(tenant, stored.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
+            return stored, await messages_of(tx, tenant, stored)
 
         run, messages = await self._store.read(unit)
         # It may go on before it is read again: whoever else watched it was quick to submit outputs.

@@ -12,13 +12,13 @@ from famulus.v1.run_step_pb2 import RunStep
 from famulus_server.engine import lifecycle
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Feed, RunLog
+from famulus_server.engine.messages import messages_of
 from famulus_server.errors import NotFound, OutOfRange
 from famulus_server.ports import Clock, EventLog, Store, Transaction
 
 # One response: small enough to stay under gRPC's 4 MiB, large enough to make an event cheap.
 _MAX_EVENTS = 256
 _MAX_BYTES = 1024 * 1024
-_MAX_MESSAGES = 1_000
 # How often a Snapshot looks whether log and store fit together; after that it shows what is stored.
 _FIT_TRIES = 100
 _FIT_SECONDS = 0.005
@@ -100,8 +100,7 @@ class Watch:
         async def read(tx: Transaction) -> tuple[Run, list[RunStep], list[Message]]:
             run = await tx.runs.get(tenant, run_id)
             steps = await tx.steps.page(tenant, run_id)
-            messages = await tx.messages.page(tenant, run.thread_id, run_id=run_id, limit=_MAX_MESSAGES)
-            return run, steps, messages
+            return run, steps, await messages_of(tx, tenant, run)
 
         run, steps, messages = await self._store.read(read)
         sequence = run.last_sequence
