@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from command import Running, environment, has_local_model, run, server_environment
+from command import Running, environment, run, server_environment
 
 STATES = ["IN_PROGRESS", "COMPLETED", "REQUIRES_ACTION"]
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m-instruct", "scripted"])
-def test_demo_shows_three_runs_and_its_last_line_is_json(model: str) -> None:
+def test_demo_shows_three_runs_and_its_last_line_is_json(model: str, request: pytest.FixtureRequest) -> None:
     local = model != "scripted"
-    if local and not has_local_model():
-        pytest.skip("the demo with the local model was NOT tested: its weights are not there")
+    if local:
+        request.getfixturevalue("weights")
     shown = run("demo", env=environment({"FAMULUS_EMBEDDED_LOCAL_MODEL": "on" if local else "off"}))
     assert shown.returncode == 0, shown.stderr
     *lines, last = shown.stdout.splitlines()

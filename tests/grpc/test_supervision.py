@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from command import has_local_model
 from famulus.v1.run_pb2 import RunState
 from famulus_server.config import EmbeddedSettings
 from famulus_server.embedded.local_model import MODEL_NAME
@@ -62,7 +61,7 @@ async def test_killed_valkey_comes_back_and_has_the_events_of_later_runs(tmp_pat
     assert not second.is_running()
 
 
-@pytest.mark.skipif(not has_local_model(), reason="the local model's weights are not there")
+@pytest.mark.usefixtures("weights")
 async def test_killed_local_model_comes_back_and_answers(tmp_path: Path) -> None:
     others = model_servers()
     async with ScriptedUpstream() as upstream:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from famulus.v1.run_pb2 import Run, RunIncompleteReason, RunState
+from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import WaitRunRequest
 from famulus.v1.run_step_pb2 import RunStepState
 from famulus.v1.tool_pb2 import FunctionCallProblem, ToolChoice, ToolChoiceMode, ToolOutput
@@ -378,44 +378,3 @@ async def test_built_in_calls_are_kept_and_not_waited_for(stage: Stage) -> None:
     calls = [call for step in await stage.steps(story.run.id) for call in step.tool_calls.tool_calls]
     assert [call.built_in.type for call in calls] == ["web_search_call"]
     assert json.loads(calls[0].built_in.details_json)["action"] == {"query": "q"}
-
-
-async def test_wait_answers_only_with_a_run_that_has_stopped(stage: Stage) -> None:
-    """However quick somebody else is with the outputs."""
-    assistant = await stage.assistant(tools=TOOLS)
-    for _ in range(40):
-        stage.play(calling(WEATHER), ANSWER)
-        run = await stage.start(assistant_id=assistant.id)
-        waiting = [asyncio.create_task(stage.wait(run.id)) for _ in range(3)]
-        first = await stage.wait(run.id)
-        if first.state == RunState.RUN_STATE_REQUIRES_ACTION:
-            await stage.submit(run.id, (open_ids(first)[0], "sunny"))
-        stopped = (RunState.RUN_STATE_REQUIRES_ACTION, RunState.RUN_STATE_COMPLETED)
-        assert all(other.state in stopped for other in await asyncio.gather(*waiting))
-        await stage.tell(run.id)
-
-
-async def test_chosen_function_must_be_one_of_the_run(stage: Stage) -> None:
-    stage.play(Scene(text="fine"))
-    assistant = await stage.assistant(tools=TOOLS)
-    refusal = await refused(stage.start(assistant_id=assistant.id, tool_choice=ToolChoice(function_name="missing")))
-    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert not stage.asked
-
-
-async def test_steps_that_nobody_will_finish_tell_when_they_ended(stage: Stage) -> None:
-    stage.play(calling(WEATHER))
-    assistant = await stage.assistant(tools=TOOLS)
-    story = await stage.play_out(assistant_id=assistant.id, max_turns=1)
-    assert story.run.state == RunState.RUN_STATE_INCOMPLETE
-    [step] = await stage.steps(story.run.id)
-    assert step.HasField("end_time")
-
-
-async def test_run_whose_tool_outputs_do_not_fit_the_model_ends_incomplete(stage: Stage) -> None:
-    waiting = await start_waiting(stage, WEATHER)
-    await stage.submit(waiting.id, (open_ids(waiting)[0], "x" * 500_000))
-    story = await stage.tell(waiting.id)
-    assert story.run.state == RunState.RUN_STATE_INCOMPLETE
-    assert story.run.incomplete_reason == RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS
-    assert len(stage.asked) == 1

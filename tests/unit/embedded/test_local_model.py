@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -22,24 +21,13 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
-from famulus_server.embedded.weights import SMOLLM2, cache_dir, pull_weights
+from famulus_server.embedded.weights import SMOLLM2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECONDS = 30.0
 SLOTS = 2
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a long story of the sea."}]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def weights() -> Path:
-    def say(done: int, total: int) -> None:
-        sys.stderr.write(f"\rweights: {done * 100 // total} %")
-
-    try:
-        return await pull_weights(cache_dir(os.environ), environ=os.environ, progress=say)
-    except EmbeddedUnavailable as unavailable:
-        pytest.skip(f"the local model was NOT tested: {unavailable}")
 
 
 @dataclass(frozen=True)
