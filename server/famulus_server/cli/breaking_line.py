@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Self
 
 _CHUNK = 512
+_PATIENCE = 10.0  # seconds
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class BreakingLine:
-    """Relays TCP connections to `target` (`host:port`) until it has carried `after_bytes` from there; then it breaks.
+    """Relays TCP connections to `target` (`host:port`) until it has carried `after_bytes` from there; then it breaks,
+    as soon as `note_arrival` was called.
 
     Enter it, then connect to `address`. `broken` tells whether it happened.
     """
@@ -26,12 +28,17 @@ class BreakingLine:
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
         self._relays: set[asyncio.Task[None]] = set()
+        self._arrived = asyncio.Event()
         self.address = ""
 
     @property
     def broken(self) -> bool:
         """Whether it has carried all it carries."""
         return self._bytes_left <= 0
+
+    def note_arrival(self) -> None:
+        """Tell that something of what was carried has been read: a line that breaks before takes that with it."""
+        self._arrived.set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -67,6 +74,9 @@ class BreakingLine:
             self._bytes_left -= len(chunk)
             sink.write(chunk)
             await sink.drain()
+        if self.broken:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), _PATIENCE)
         self._break()
 
     def _break(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -72,7 +72,7 @@ class Demonstration:
         ):
             try:
                 async with client.stream_run(create) as stream:
-                    await self._show(stream, seen)
+                    await self._show(stream, seen, arrived=line.note_arrival)
             except FamulusError as error:
                 self._transcript.remark(f"the connection broke after event {len(seen)}: {error.code.name}")
         cut_after = seen[-1].sequence if seen else 0
@@ -122,10 +122,13 @@ class Demonstration:
             thread_id=self.thread_id, additional_messages=[message], max_completion_tokens=_MOST_TOKENS
         )
 
-    async def _show(self, stream: RunStream, seen: list[RunEvent]) -> None:
+    async def _show(
+        self, stream: RunStream, seen: list[RunEvent], *, arrived: Callable[[], None] = lambda: None
+    ) -> None:
         """Show the events to the end of the stream; `seen` keeps those that came, should it break."""
         async for event in stream:
             seen.append(event)
+            arrived()
             self._findings.see(event)
             self._transcript.show(event)
 

@@ -34,9 +34,21 @@ async def answering(*, through_bytes: int) -> AsyncIterator[tuple[BreakingLine, 
 
 async def test_line_breaks_with_a_reset_after_so_many_bytes() -> None:
     async with answering(through_bytes=1_000) as (line, reader):
+        line.note_arrival()
         with pytest.raises(ConnectionResetError):
             await reader.readexactly(len(ANSWER))
         assert line.broken
+
+
+async def test_line_does_not_break_before_something_was_read() -> None:
+    async with answering(through_bytes=1_000) as (line, reader):
+        assert await reader.readexactly(1_000) == ANSWER[:1_000]
+        rest = asyncio.create_task(reader.read())
+        done, _ = await asyncio.wait({rest}, timeout=0.05)
+        assert not done
+        line.note_arrival()
+        with pytest.raises(ConnectionResetError):
+            await rest
 
 
 async def test_line_that_carries_less_does_not_break() -> None:
