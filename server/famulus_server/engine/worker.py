@@ -46,11 +46,6 @@ class Worker:
         self._others: list[asyncio.Task[None]] = []
         self._stopping = False
 
-    @property
-    def running(self) -> int:
-        """How many runs this worker executes now."""
-        return len(self._executions)
-
     def reserve(self) -> bool:
         """Takes a free slot, for a run that is about to be stored. Follow with `start` or `release`."""
         if self._free == 0 or self._stopping:
@@ -102,12 +97,12 @@ class Worker:
         if self._claiming is not None:
             # Not cancelled: what it is about to claim would be nobody's.
             await self._claiming
-        tasks = [task for task, _ in self._executions.values()]
-        if tasks:
-            _, left = await asyncio.wait(tasks, timeout=grace)
-            for _, control in list(self._executions.values()):
-                control.interrupt(Interruption.DRAIN)
-            await asyncio.gather(*left, return_exceptions=True)
+        if self._executions:
+            await asyncio.wait([task for task, _ in self._executions.values()], timeout=grace)
+        # Those too that a call in progress has started meanwhile.
+        for _, control in self._executions.values():
+            control.interrupt(Interruption.DRAIN)
+        await asyncio.gather(*(task for task, _ in self._executions.values()), return_exceptions=True)
         # Last, so that leases do not run out while the last runs end.
         for loop in self._others:
             loop.cancel()
