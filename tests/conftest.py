@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from famulus_server.coordination import streams
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.weights import cache_dir, pull_weights
 
@@ -22,3 +23,10 @@ def weights() -> Path:
         return asyncio.run(pull_weights(cache_dir(os.environ), environ=os.environ, progress=say))
     except EmbeddedUnavailable as unavailable:
         pytest.skip(f"the local model was NOT tested: {unavailable}")
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads from the event log wait longer than for a caller: for tests of what is read, on machines that stand still
+    now and then."""
+    monkeypatch.setattr(streams, "_READ_TIMEOUT", 10.0)

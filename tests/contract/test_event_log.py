@@ -282,6 +282,7 @@ async def test_overflow_does_not_keep_the_stream_of_a_deleted_thread(
     await log.close()
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_thousand_reads_at_once_all_find_what_is_there(log: RedisEventLog) -> None:
     log.publish("run_1", events(1, 2))
     await log.flush()

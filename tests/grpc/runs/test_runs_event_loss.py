@@ -60,6 +60,7 @@ async def kill(redis: Redis, valkey: EmbeddedValkey) -> None:
     await valkey.exited()
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_events_outlive_the_server(settings: Settings, upstream: ScriptedUpstream) -> None:
     async with open_stage(settings, upstream, [Scene(deltas=5)]) as stage:
         story = await stage.play_out()
@@ -86,6 +87,7 @@ async def test_ended_run_whose_events_are_gone_is_told_by_a_snapshot_alone(
         assert await stage.wait(run.id) == run
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_ended_run_whose_oldest_events_are_gone_is_told_without_a_gap(
     settings: Settings, upstream: ScriptedUpstream, redis: Redis
 ) -> None:
@@ -100,6 +102,7 @@ async def test_ended_run_whose_oldest_events_are_gone_is_told_without_a_gap(
         assert await stage.watch(story.run.id, 5) == story.events[5:]
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_waiting_run_whose_events_are_gone_is_told_from_a_snapshot_on(
     settings: Settings, upstream: ScriptedUpstream, redis: Redis
 ) -> None:
@@ -120,6 +123,7 @@ async def test_waiting_run_whose_events_are_gone_is_told_from_a_snapshot_on(
         assert text_shown(events) == "fine"
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_takeover_hides_no_facts_that_are_gone(
     settings: Settings, upstream: ScriptedUpstream, redis: Redis
 ) -> None:
@@ -171,6 +175,7 @@ async def test_snapshot_in_the_middle_of_a_turn_shows_the_unfinished_message(
         assert text_of(unfinished).split() == text_of(message).split()[:450]
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_what_memory_has_trimmed_is_read_from_valkey_without_a_gap(
     settings: Settings, upstream: ScriptedUpstream, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +208,7 @@ async def test_no_run_fails_when_valkey_is_killed(
         assert (await stage.play_out()).text == "fine"
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_valkey_that_comes_back_is_used_again(
     settings: Settings, upstream: ScriptedUpstream, redis: Redis, valkey: EmbeddedValkey
 ) -> None:
