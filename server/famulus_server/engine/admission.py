@@ -12,7 +12,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine import facts, lifecycle, tools
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.fields import copy_fields, is_set, take
+from famulus_server.engine.fields import copy_fields, copy_of, is_set, take
 from famulus_server.engine.settlement import Settled
 from famulus_server.errors import FailedPrecondition, InvalidArgument, Violation
 from famulus_server.ports import Lease, Models, RequestKey, Transaction
@@ -71,7 +71,7 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> tuple[
     run.last_sequence = 1
     await tx.runs.insert(tenant, run, lease=admission.lease)
     if admission.messages:
-        messages = [Message.FromString(message.SerializeToString()) for message in admission.messages]
+        messages = [copy_of(message) for message in admission.messages]
         await tx.messages.append(tenant, thread.id, messages)
     await tx.threads.touch(tenant, thread.id, admission.now)
     if admission.key is not None:

@@ -13,10 +13,16 @@ def is_set(message: Message, name: str) -> bool:
     return any(field.name == name for field, _ in message.ListFields())
 
 
+def copy_of(message: M) -> M:
+    """A message of one's own: units of work may be run again, so what they change must not be anybody else's."""
+    result = type(message)()
+    result.CopyFrom(message)
+    return result
+
+
 def copy_fields(source: M, target: M, names: Iterable[str]) -> None:
     """Replaces the named fields of the target by the source's; what is not set there is cleared."""
-    picked = type(source)()
-    picked.CopyFrom(source)
+    picked = copy_of(source)
     wanted = set(names)
     for field in source.DESCRIPTOR.fields:
         if field.name in wanted:

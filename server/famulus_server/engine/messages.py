@@ -7,7 +7,7 @@ from famulus.v1.message_pb2 import Message, MessageState
 from famulus.v1.run_pb2 import Run
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
-from famulus_server.engine.fields import copy_fields
+from famulus_server.engine.fields import copy_fields, copy_of
 from famulus_server.ports import Clock, Ids, RequestKey, Store, Transaction
 
 # Messages of one run that are shown together.
@@ -57,8 +57,7 @@ class MessageDesk:
                 known = await tx.requests.find(tenant, key)
                 if known is not None:
                     return await tx.messages.get(tenant, thread_id, known)
-            stored = Message()
-            stored.CopyFrom(made)
+            stored = copy_of(made)
             await tx.messages.append(tenant, thread_id, [stored])
             await tx.threads.touch(tenant, thread_id, now)
             if key is not None:

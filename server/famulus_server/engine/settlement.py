@@ -12,6 +12,7 @@ from famulus.v1.tool_pb2 import ToolCall
 from famulus_server.engine import facts, lifecycle, turn
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.fields import copy_of
 from famulus_server.errors import LeaseLost, NotFound
 from famulus_server.ports import Lease, Store, Transaction, Turn
 
@@ -60,7 +61,7 @@ async def settle(
         # Told here, and not by whoever asked for it: so it is told once, and nothing of the turn comes after it.
         events.append(facts.state_changed(run))
         wanted = cancelled(wanted)
-    messages = [_copy(message) for message in wanted.messages]
+    messages = [copy_of(message) for message in wanted.messages]
     if messages:
         await tx.messages.append(tenant, run.thread_id, messages)
         events += map(facts.message_completed, messages)
@@ -153,12 +154,11 @@ def cancelled(wanted: Settlement) -> Settlement:
     reason = MessageIncompleteReason.MESSAGE_INCOMPLETE_REASON_RUN_CANCELLED
     messages, steps = [], []
     for original in wanted.messages:
-        message = _copy(original)
+        message = copy_of(original)
         message.state, message.incomplete_reason = MessageState.MESSAGE_STATE_INCOMPLETE, reason
         messages.append(message)
     for old in wanted.steps:
-        step = RunStep()
-        step.CopyFrom(old)
+        step = copy_of(old)
         step.state = RunStepState.RUN_STEP_STATE_CANCELLED
         steps.append(step)
     return replace(
@@ -170,10 +170,3 @@ def cancelled(wanted: Settlement) -> Settlement:
         error=None,
         incomplete_reason=RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED,
     )
-
-
-def _copy(message: Message) -> Message:
-    # A unit of work may be run again, so what it changes must be its own.
-    result = Message()
-    result.CopyFrom(message)
-    return result

@@ -8,7 +8,7 @@ from famulus_server.engine.clock import timestamp
 from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
-from famulus_server.engine.fields import copy_fields, is_set
+from famulus_server.engine.fields import copy_fields, copy_of, is_set
 from famulus_server.engine.messages import prepare
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import (
@@ -117,8 +117,7 @@ class ThreadDesk:
             upto = origin.last_message_sequence
             if message_id:
                 upto = (await tx.messages.get(tenant, thread_id, message_id)).sequence
-            made = Thread()
-            made.CopyFrom(wanted)
+            made = copy_of(wanted)
             # What the caller did not set is taken from the origin.
             copy_fields(origin, made, [name for name in _SETTABLE if not is_set(wanted, name)])
             made.forked_from.thread_id = thread_id

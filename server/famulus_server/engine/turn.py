@@ -104,7 +104,6 @@ class TurnResult:
     items: list[Mapping[str, Any]]
     open_calls: list[ToolCall]
     has_calls: bool
-    characters: int
 
 
 class TurnRecorder:
@@ -204,7 +203,7 @@ class TurnRecorder:
             steps.append(step)
         self._add_usage(steps)
         has_calls = any(call.HasField("function") for call in made)
-        return TurnResult(messages, steps, items, open_calls, has_calls, self.characters)
+        return TurnResult(messages, steps, items, open_calls, has_calls)
 
     def abandon(self, reason: "MessageIncompleteReason.ValueType", state: "RunStepState.ValueType") -> TurnResult:
         """The turn where it was broken off: partial messages stay, marked (contract 19); calls do not."""
@@ -215,7 +214,7 @@ class TurnRecorder:
             self._call_step.end_time.CopyFrom(timestamp(now))
             steps.append(self._call_step)
         self._add_usage(steps)
-        return TurnResult(messages, steps, [], [], False, self.characters)
+        return TurnResult(messages, steps, [], [], False)
 
     def _message(self, item: int, result: list[RunEvent]) -> _Writing:
         writing = self._writing.get(item)
