@@ -1,5 +1,6 @@
 """`chat` against a server."""
 
+import contextlib
 import os
 import pty
 import re
@@ -33,13 +34,17 @@ echo = true
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder: Path = tmp_path_factory.mktemp("chat")
-    (folder / "script.toml").write_text(SCRIPT)
-    env = server_environment(folder / "data", script=folder / "script.toml")
-    with Running("serve", env=env) as server:
+    with _serving(tmp_path_factory.mktemp("chat")) as server:
         yield server.address()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
+
+
+@pytest.fixture(scope="module")
+def freezing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that a test may stop for a while."""
+    with _serving(tmp_path_factory.mktemp("freezing")) as server:
+        yield server
 
 
 def test_message_is_answered_and_the_thread_can_be_resumed(address: str) -> None:
@@ -82,18 +87,7 @@ def test_server_that_is_not_there_is_told_clearly() -> None:
 
 
 def test_ctrl_c_cancels_the_answer_and_at_the_prompt_leaves(address: str) -> None:
-    terminal, theirs = pty.openpty()
-    chat = subprocess.Popen(
-        [PROGRAM, "chat", "--address", address],
-        env=environment({"TERM": "dumb"}),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=lambda: _own(theirs),  # noqa: PLW1509 - no threads here
-    )
-    os.close(theirs)
-    try:
+    with _chatting(address) as (terminal, chat):
         _expect_prompt(terminal, chat.pid)
         os.write(terminal, b"wait for ever\n")
         _expect(terminal, "once upon")
@@ -106,6 +100,72 @@ def test_ctrl_c_cancels_the_answer_and_at_the_prompt_leaves(address: str) -> Non
         os.write(terminal, b"\x03")
         _expect(terminal, "To go on: ")
         assert chat.wait(SECONDS) == 0
+
+
+def test_ctrl_c_before_anything_has_come_cancels_the_answer(freezing: Running) -> None:
+    with _chatting(freezing.address()) as (terminal, chat):
+        _expect_prompt(terminal, chat.pid)
+        os.write(terminal, b"hello\n")
+        _expect(terminal, "You said: hello")
+        _expect_prompt(terminal, chat.pid)
+        with _frozen(freezing):
+            os.write(terminal, b"wait for ever\n")
+            _expect_idle(terminal, "wait for ever\r\n", chat.pid)
+            os.write(terminal, b"\x03")
+            _expect_idle(terminal, "^C", chat.pid)
+        _expect(terminal, "(cancelled)")
+        _expect_prompt(terminal, chat.pid)
+        os.write(terminal, b"and again\n")
+        _expect(terminal, "You said: and again")
+
+
+def test_second_ctrl_c_leaves_a_run_that_does_not_end(freezing: Running) -> None:
+    with _chatting(freezing.address()) as (terminal, chat):
+        _expect_prompt(terminal, chat.pid)
+        os.write(terminal, b"wait for ever\n")
+        _expect(terminal, "once upon")
+        with _frozen(freezing):
+            os.write(terminal, b"\x03")
+            _expect_idle(terminal, "^C", chat.pid)
+            os.write(terminal, b"\x03")
+            said = _expect(terminal, "Aborted!")
+            assert chat.wait(SECONDS) == 1
+    assert re.search(r"To go on: .* --thread thread_\w+\s+Aborted!", said)
+    assert "Traceback" not in said
+
+
+@contextlib.contextmanager
+def _serving(folder: Path) -> Iterator[Running]:
+    (folder / "script.toml").write_text(SCRIPT)
+    with Running("serve", env=server_environment(folder / "data", script=folder / "script.toml")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _frozen(server: Running) -> Iterator[None]:
+    server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _chatting(address: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A terminal, and the program that runs in it."""
+    terminal, theirs = pty.openpty()
+    chat = subprocess.Popen(
+        [PROGRAM, "chat", "--address", address],
+        env=environment({"TERM": "dumb"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: _own(theirs),  # noqa: PLW1509 - no threads here
+    )
+    os.close(theirs)
+    try:
+        yield terminal, chat
     finally:
         chat.kill()
         chat.wait()
@@ -119,18 +179,24 @@ def _own(terminal: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
 
-def _expect(terminal: int, text: str) -> None:
-    """Read on until the text comes."""
+def _expect(terminal: int, text: str) -> str:
+    """Read on until the text comes; all that was read."""
     seen, deadline = "", time.monotonic() + SECONDS
     while text not in seen:
         readable, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
         assert readable, f"no {text!r} in {seen!r}"
         seen += os.read(terminal, 1).decode(errors="replace")
+    return seen
 
 
 def _expect_prompt(terminal: int, pid: int) -> None:
     """Read on until the program waits for what is typed: between a prompt and that, readline forgets a Ctrl-C."""
-    _expect(terminal, "> ")
+    _expect_idle(terminal, "> ", pid)
+
+
+def _expect_idle(terminal: int, text: str, pid: int) -> None:
+    """Read on until the text comes and the program has nothing to do but wait."""
+    _expect(terminal, text)
     deadline = time.monotonic() + SECONDS
     while psutil.Process(pid).status() != psutil.STATUS_SLEEPING:
         assert time.monotonic() < deadline

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shlex
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,7 +17,10 @@ from famulus_server.cli.console import note
 from famulus_server.cli.options import address_option
 
 if TYPE_CHECKING:
+    from famulus import FamulusClient
     from famulus_server.cli.conversation import Conversation
+
+_Result = TypeVar("_Result")
 
 
 @click.command(short_help="Talk to an assistant.")
@@ -48,17 +53,16 @@ def chat(
         raise click.UsageError("--assistant brings its own model: give one of the two")
     settings = configuration.load()
     # Here, because grpc takes a while to import.
-    from famulus import FamulusSyncClient, RetryPolicy
     from famulus_server.cli.conversation import Conversation
 
     models = (model,) if model else _models_to_try(tuple(each.name for each in settings.models))
-    # A server that restarts is waited for, one that is not there is not waited for long.
-    with FamulusSyncClient(address or settings.server.listen, retry=RetryPolicy(give_up_after=15)) as client:
+    with asyncio.Runner() as runner, _connected(runner, address or settings.server.listen) as client:
         conversation = Conversation(client=client, models=models, assistant_id=assistant or "")
-        if thread:
-            conversation.resume(thread, with_own_assistant=not (assistant or model), recall=message is None)
         try:
-            succeeded = conversation.say(message) if message is not None else _converse(conversation)
+            if thread:
+                own = not (assistant or model)
+                _run(runner, conversation.resume(thread, with_own_assistant=own, recall=message is None))
+            succeeded = _converse(runner, conversation) if message is None else _run(runner, conversation.say(message))
         finally:
             if conversation.thread_id:
                 elsewhere = ["--address", address] if address else []
@@ -75,10 +79,42 @@ def _models_to_try(configured: Sequence[str]) -> tuple[str, ...]:
     return (*configured, MODEL_NAME, "scripted")
 
 
-def _converse(conversation: Conversation) -> bool:
+@contextlib.contextmanager
+def _connected(runner: asyncio.Runner, address: str) -> Iterator[FamulusClient]:
+    from famulus import FamulusClient, RetryPolicy
+
+    async def connect() -> FamulusClient:
+        # A server that restarts is waited for, one that is not there is not waited for long.
+        return FamulusClient(address, retry=RetryPolicy(give_up_after=15))
+
+    client = _run(runner, connect())
+    try:
+        yield client
+    finally:
+        _run(runner, client.close())
+
+
+def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What `work` returns. Each Ctrl-C cancels it; raises Abort if it then ends as cancelled.
+
+    The runner's own way is to cancel at the first Ctrl-C only. A second would be a KeyboardInterrupt in the middle of
+    grpc, which may then never finish its calls.
+    """
+    loop = runner.get_loop()
+    task = loop.create_task(work)
+    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel))
+    try:
+        return loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        raise click.Abort from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _converse(runner: asyncio.Runner, conversation: Conversation) -> bool:
     note("Ctrl-C cancels an answer; at the prompt it leaves.")
     for text in _prompted():
-        conversation.say(text)
+        _run(runner, conversation.say(text))
     return True
 
 

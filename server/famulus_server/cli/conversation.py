@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import click
 import grpc
 
-from famulus import FamulusError, FamulusSyncClient, SyncRunStream
+from famulus import FamulusClient, FamulusError, RunStream
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
 from famulus.v1.error_reason_pb2 import ERROR_REASON_UNKNOWN_MODEL
@@ -30,10 +31,11 @@ _MOST_TOKENS_OF_THE_SMALL_MODEL = 300
 class Conversation:
     """Says things on one thread, which the first of them creates unless `resume` named one.
 
-    The first of `models` that the server has answers, unless `assistant_id` says who does.
+    The first of `models` that the server has answers, unless `assistant_id` says who does. To cancel a task that
+    follows an answer cancels the run and waits for its end; to cancel it again ends the waiting.
     """
 
-    def __init__(self, *, client: FamulusSyncClient, models: Sequence[str], assistant_id: str) -> None:
+    def __init__(self, *, client: FamulusClient, models: Sequence[str], assistant_id: str) -> None:
         self._client = client
         self._models = list(models)
         self._assistant_id = assistant_id
@@ -41,29 +43,29 @@ class Conversation:
         self.thread_id = ""
         """Id of the thread; empty until the first run has created it."""
 
-    def resume(self, thread_id: str, *, with_own_assistant: bool, recall: bool) -> None:
+    async def resume(self, thread_id: str, *, with_own_assistant: bool, recall: bool) -> None:
         """Go on with a thread; `recall` shows its last messages. Waits for the run that is at work on it.
 
         Raises grpc.RpcError where there is no such thread.
         """
-        thread = self._client.threads.GetThread(GetThreadRequest(thread_id=thread_id)).thread
+        thread = (await self._client.threads.GetThread(GetThreadRequest(thread_id=thread_id))).thread
         self.thread_id = thread.id
         if with_own_assistant:
             self._assistant_id = thread.default_assistant_id
         if recall:
-            self._recall()
+            await self._recall()
         if thread.active_run_id:
             note("A run is at work on this thread; Ctrl-C cancels it.")
-            self._follow(self._client.watch_run(thread.active_run_id, cancel_on_exit=True))
+            await self._follow(self._client.watch_run(thread.active_run_id, cancel_on_exit=True))
 
-    def say(self, text: str) -> bool:
+    async def say(self, text: str) -> bool:
         """Say something and show the answer; whether there was one. Refusals are shown, too.
 
         Raises FamulusError where the server cannot be reached any more.
         """
         while True:
             try:
-                return self._follow(self._client.stream_run(self._run(text), cancel_on_exit=True))
+                return await self._follow(self._client.stream_run(await self._run(text), cancel_on_exit=True))
             except FamulusError as error:
                 if error.reason == ERROR_REASON_UNKNOWN_MODEL and len(self._models) > 1:
                     self._models.pop(0)
@@ -74,9 +76,9 @@ class Conversation:
                 note(f"error: {in_words(error)}")
                 return False
 
-    def _run(self, text: str) -> CreateRunRequest:
+    async def _run(self, text: str) -> CreateRunRequest:
         if not self._assistant_id:
-            self._assistant_id = self._ensure_assistant()
+            self._assistant_id = await self._ensure_assistant()
         request = CreateRunRequest(
             assistant_id=self._assistant_id,
             additional_messages=[Message(role=MESSAGE_ROLE_USER, content=[MessagePart(text=TextPart(text=text))])],
@@ -90,29 +92,32 @@ class Conversation:
             request.new_thread.CopyFrom(thread)
         return request
 
-    def _ensure_assistant(self) -> str:
+    async def _ensure_assistant(self) -> str:
         assistant = Assistant(name="chat", model=self._models[0], instructions="You are a helpful assistant.")
         if assistant.model == MODEL_NAME:
             # So small a model wanders off into other languages, and goes on for minutes.
             assistant.temperature, self._most_tokens = 0.0, _MOST_TOKENS_OF_THE_SMALL_MODEL
         try:
-            answer = self._client.assistants.EnsureAssistant(EnsureAssistantRequest(assistant=assistant))
+            answer = await self._client.assistants.EnsureAssistant(EnsureAssistantRequest(assistant=assistant))
         except grpc.RpcError as error:
             raise FamulusError.from_rpc(error) from error
         return answer.assistant.id
 
-    def _follow(self, stream: SyncRunStream) -> bool:
-        """Show a run to its end; whether it gave an answer. Ctrl-C cancels it."""
+    async def _follow(self, stream: RunStream) -> bool:
+        """Show a run to its end; whether it gave an answer. The task may be cancelled once, which cancels the run."""
         transcript = Transcript(details=False)
         try:
-            with stream:
-                for event in stream:
+            async with stream:
+                async for event in stream:
                     self.thread_id = self.thread_id or event.run_state_changed.run.thread_id
                     transcript.show(event)
-                    self._refuse_tools(stream, transcript)
-        except KeyboardInterrupt:
+                    await self._refuse_tools(stream, transcript)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.uncancel():
+                raise  # cancelled once more: nobody waits for the run
             # Until the run has ended its thread takes no other one.
-            run = self._client.wait_run(stream.view.run_id).run if stream.view.run_id else None
+            run = (await self._client.wait_run(stream.view.run_id)).run if stream.view.run_id else None
             transcript.remark(describe_end(run) if run else "cancelled")
             return False
         transcript.end_line()
@@ -121,15 +126,15 @@ class Conversation:
             transcript.remark(describe_end(run))
         return run.state in {RUN_STATE_COMPLETED, RUN_STATE_INCOMPLETE}
 
-    def _refuse_tools(self, stream: SyncRunStream, transcript: Transcript) -> None:
+    async def _refuse_tools(self, stream: RunStream, transcript: Transcript) -> None:
         run = stream.view.run
         if run is not None and run.state == RUN_STATE_REQUIRES_ACTION:
             calls = ", ".join(map(describe_call, run.required_action.tool_calls))
             transcript.remark(f"the assistant wants {calls}, and chat has no functions: cancelling the run")
-            self._client.runs.CancelRun(CancelRunRequest(run_id=run.id))
+            await self._client.runs.CancelRun(CancelRunRequest(run_id=run.id))
 
-    def _recall(self) -> None:
+    async def _recall(self) -> None:
         request = ListMessagesRequest(thread_id=self.thread_id, page_size=_RECALLED_MESSAGES)
-        for message in reversed(self._client.threads.ListMessages(request).messages):
+        for message in reversed((await self._client.threads.ListMessages(request)).messages):
             mark = "> " if message.role == MESSAGE_ROLE_USER else ""
             click.secho(f"{mark}{text_of(message)}", dim=True)

@@ -26,7 +26,8 @@ class FamulusSyncClient:
     """A channel to famulus, the typed stubs on it, and helpers that follow runs through broken connections.
 
     Any number of threads may share it. Close it (`with`, or `close`). Calls on the stubs raise `grpc.RpcError`, the
-    methods FamulusError.
+    methods FamulusError. Where Ctrl-C is to be survived, use it outside of the main thread, or leave the process after
+    a KeyboardInterrupt: one that comes while grpc takes the channel's lock leaves it taken, and the next call hangs.
     """
 
     def __init__(
