@@ -1,9 +1,10 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
-.PHONY: help run demo test lint generate generate-check bench clean
+.PHONY: help run demo test lint generate generate-check chaos bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
+RUNS ?= 1000
 BIN := .venv/bin
 STUBS := clients/python/src/famulus/v1
 STUBS_PLUGIN := clients/plugins/python_stubs.py
@@ -38,6 +39,9 @@ generate-check: .venv/installed .venv-stubs/installed ## fail when the stubs in 
 	$(BIN)/buf generate --template clients/buf.gen.yaml --output "$$fresh" && \
 	diff -rq -x __init__.py -x __pycache__ $(STUBS) "$$fresh/$(STUBS:clients/%=%)" || \
 	{ echo 'the stubs are not those of protos/: make generate' >&2; exit 1; }
+
+chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
+	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
 
 bench: .venv/installed ## measure how fast runs stream on this machine
 	$(BIN)/python tests/bench/stream.py

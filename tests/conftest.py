@@ -10,6 +10,9 @@ import pytest
 from famulus_server.coordination import streams
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.weights import cache_dir, pull_weights
+from postgres import empty_database, migrated_database, new_database, postgres_server, postgres_url
+
+__all__ = ["empty_database", "migrated_database", "new_database", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,19 @@
-"""A server in a process of its own, which a test may kill. `python -m killable_server FOLDER BASE_URL` serves."""
+"""A server in a process of its own, which a test may kill. `python -m killable_server SETTINGS` serves, with the
+arguments of `stage_settings` as JSON."""
 
 import asyncio
+import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from crash_points import CrashPoint, Moment, arm
 from famulus_server.embedded.upstream import ScriptedUpstream
 from famulus_server.wiring import open_server
 from run_stage import Stage, stage_on, stage_settings
@@ -17,10 +23,22 @@ LEASE_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def open_killable(folder: Path, upstream: ScriptedUpstream) -> AsyncIterator[tuple[Stage, Process]]:
-    """A server on this folder, and its process, which is killed in the end if it still lives."""
-    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = (sys.executable, "-m", "killable_server", str(folder), upstream.base_url)
+async def open_killable(
+    folder: Path,
+    upstream: ScriptedUpstream,
+    *,
+    environ: Mapping[str, str] | None = None,
+    die_at: CrashPoint | None = None,
+    **settings: Any,
+) -> AsyncIterator[tuple[Stage, Process]]:
+    """A server on this folder, and its process, which is killed in the end if it still lives. `settings` are those of
+    `stage_settings`; its lease is short. It kills itself at `die_at`."""
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **(environ or {})}
+    settings["worker"] = {"lease_seconds": LEASE_SECONDS} | settings.get("worker", {})
+    if die_at is not None:
+        settings["die_at"] = asdict(die_at)
+    told = json.dumps({"folder": str(folder), "base_url": upstream.base_url} | settings)
+    command = (sys.executable, "-m", "killable_server", told)
     process = await asyncio.create_subprocess_exec(
         *command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environ
     )
@@ -43,12 +61,16 @@ async def _until_address(lines: asyncio.StreamReader) -> AsyncIterator[str]:
             return
 
 
-async def _serve(folder: Path, base_url: str) -> None:
-    settings = stage_settings(folder, base_url, worker={"lease_seconds": LEASE_SECONDS})
+async def _serve(given: dict[str, Any]) -> None:
+    if point := given.pop("die_at", None):
+        arm(CrashPoint(**point | {"moment": Moment(point["moment"])}))
+    settings = stage_settings(Path(given.pop("folder")), given.pop("base_url"), **given)
     async with open_server(settings, progress=lambda _: None) as running:
         print(f"address {running.address}", flush=True)  # noqa: T201 - how the test learns it
-        await asyncio.Event().wait()
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        await stopped.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(_serve(json.loads(sys.argv[1])))

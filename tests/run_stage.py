@@ -36,7 +36,7 @@ from famulus.v1.thread_service_pb2 import (
 )
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
-from famulus_server.config import RedisSettings, ServerSettings, Settings, WorkerSettings
+from famulus_server.config import RedisSettings, ServerSettings, Settings, StoreSettings, WorkerSettings
 from famulus_server.embedded.upstream import ReceivedRequest, Scene, Script, ScriptedUpstream
 from famulus_server.models.settings import ModelSettings, RetrySettings
 from famulus_server.wiring import open_server
@@ -173,8 +173,13 @@ class Stage:
         return await self._until(run_id, after, lambda event: event.WhichOneof("event") == kind)
 
     async def until_text(self, run_id: str, text: str) -> list[RunEvent]:
-        """The events up to the delta that is this text; then goes away."""
-        return await self._until(run_id, 0, lambda event: event.text_delta.text == text)
+        """The events up to the delta that is this text, or a Snapshot that ends with it; then goes away."""
+
+        def shows(event: RunEvent) -> bool:
+            shown = [text_of(message) for message in event.snapshot.messages]
+            return event.text_delta.text == text or any(whole.endswith(text) for whole in shown)
+
+        return await self._until(run_id, 0, shows)
 
     async def _until(self, run_id: str, after: int, wanted: Callable[[RunEvent], bool]) -> list[RunEvent]:
         seen: list[RunEvent] = []
@@ -236,12 +241,14 @@ def stage_settings(
     server: dict[str, Any] | None = None,
     worker: dict[str, Any] | None = None,
     redis_url: str = "",
+    database_url: str = "",
 ) -> Settings:
     """Settings with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
     given: dict[str, Any] = {"listen": "127.0.0.1:0", "data_dir": str(folder), "drain_seconds": 0.1} | (server or {})
     return Settings(
         server=ServerSettings(**given),
+        store=StoreSettings(url=database_url, pool=4),
         worker=WorkerSettings(**(worker or {})),
         redis=RedisSettings(url=redis_url),
         models=(

@@ -49,6 +49,17 @@ def validate_final(events: Sequence[RunEvent], run: Run, messages: Sequence[Mess
     assert seen == stored, f"messages told: {seen}\nmessages stored: {stored}"
 
 
+def validate_jumps(events: Sequence[RunEvent], after_sequence: int = 0) -> None:
+    """Raises AssertionError where a new attempt jumps over events that it does not take back: these are missing."""
+    for index, event in enumerate(events):
+        discards = event.attempt_started.discards_after_sequence
+        if event.HasField("attempt_started") and discards > after_sequence:
+            raise AssertionError(
+                f"events behind {after_sequence} up to {discards} are missing\n{_around(events, index)}"
+            )
+        after_sequence = event.sequence
+
+
 def text_of(events: Sequence[RunEvent]) -> str:
     """The text that a watcher from the first event on has before it: deltas joined, without what was discarded."""
     return "".join(_read(events, 0, False).texts.values())
@@ -139,11 +150,13 @@ class _Reading:
         self.state = run.state
         if run.state in lifecycle.FINAL:
             assert run.last_sequence == sequence, f"ends at {sequence}, but says last_sequence {run.last_sequence}"
-            self._finish(run.state)
+            self._finish(run)
 
-    def _finish(self, state: "RunState.ValueType") -> None:
+    def _finish(self, run: Run) -> None:
         self.ended = True
-        if state == lifecycle.FAILED:
+        if run.rolled_back:
+            self._discard(0)  # the steps are stored, the messages are not
+        if run.state == lifecycle.FAILED:
             self._discard(self.stored_sequence)
         assert not self.open_messages, f"messages that never ended: {list(self.open_messages)}"
         assert not self.open_steps, f"steps that never ended: {list(self.open_steps)}"
@@ -208,7 +221,7 @@ class _Reading:
     def _replace(self, snapshot: Snapshot) -> None:
         going_on = MessageState.MESSAGE_STATE_IN_PROGRESS
         self.whole, self.state = True, snapshot.run.state
-        self.attempt = max(self.attempt, snapshot.run.attempt)
+        # Its attempt is not taken over: attempts are stored before their AttemptStarted is told, which may still come.
         self.texts = {message.id: _text(message) for message in snapshot.messages}
         self.refusals = {m.id: "".join(part.refusal.refusal for part in m.content) for m in snapshot.messages}
         self.open_messages = {m.id: self.sequence for m in snapshot.messages if m.state == going_on}

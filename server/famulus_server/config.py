@@ -27,15 +27,20 @@ class ConfigError(Exception):
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[server]`: the gRPC server."""
 
+    role: Literal["all", "api", "worker"] = "all"  # what this process does: answer calls, execute runs, or both
     listen: str = "127.0.0.1:7461"
     data_dir: str = ".famulus"  # the database, Valkey's files and logs of child processes
     drain_seconds: Seconds = 20.0  # how long runs at work may take to end after SIGTERM
     heartbeat_seconds: Seconds = 15.0  # of silence, after which a stream gets an empty response
+    slow_consumer_seconds: Seconds = 30.0  # how long the reader of a stream may take for a response
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[store]`: the database."""
 
+    # PostgreSQL, which several replicas may share; empty: SQLite, which serves this process only.
+    url: Annotated[str, msgspec.Meta(pattern="^$|^postgres(ql)?://")] = ""
+    pool: Annotated[int, msgspec.Meta(ge=1)] = 16  # connections to PostgreSQL, at most
     path: str = ""  # SQLite file; empty: famulus.db in the data directory
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from famulus_server.api.addresses import check_free
-from famulus_server.api.server import ApiServer
+from famulus_server.api.server import ApiServer, Desks
 from famulus_server.config import ConfigError, Settings
 from famulus_server.coordination.event_log import RedisEventLog
+from famulus_server.coordination.hints import RedisHints
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.supervisor import Child, keep_running
@@ -22,6 +23,8 @@ from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.clock import SystemClock, TimeOrderedIds
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.follower import Follower
+from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
@@ -30,7 +33,8 @@ from famulus_server.engine.worker import Worker
 from famulus_server.models.connection import load_sdk
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
-from famulus_server.ports import Lease
+from famulus_server.ports import Clock, Lease
+from famulus_server.store.postgres import PostgresStore
 from famulus_server.store.sqlite import SqliteStore
 
 SCRIPTED_MODEL = "scripted"
@@ -63,46 +67,56 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     """
     check_free(settings.server.listen)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    clock = SystemClock()
-    ids = TimeOrderedIds(clock=clock)
+    role = settings.server.role
     async with contextlib.AsyncExitStack() as stack:
         if settings.with_local_model:
             # The model takes longer to load than the SDK to import, so that costs nothing here.
             stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
-        store = SqliteStore(path=settings.database, clock=clock)
-        await store.open()
-        stack.push_async_callback(store.close)
+        store, clock = await _store(settings, stack)
+        ids = TimeOrderedIds(clock=clock)
         redis_url, embedded = await _start_children(settings, stack, progress)
         model_settings = _all_models(embedded, settings)
+        hints = RedisHints(url=redis_url)
+        hints.open()
+        stack.push_async_callback(hints.close)
         event_log = RedisEventLog(url=redis_url)
-        event_log.open()
+        feed = Feed(event_log=event_log)
+        event_log.open(replay=feed.memory)
         stack.push_async_callback(event_log.close)
         models = ModelRegistry(settings=model_settings)
         stack.push_async_callback(models.close)
         lease = Lease(
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
         )
-        feed = Feed(event_log=event_log)
-        executor = Executor(store=store, feed=feed, models=models, lease=lease, clock=clock, ids=ids)
+        ledger = Ledger(store=store, feed=feed, hints=hints)
         worker = Worker(
-            store=store, feed=feed, executor=executor, lease=lease, slots=settings.worker.slots, clock=clock
+            store=store,
+            feed=feed,
+            ledger=ledger,
+            executor=Executor(store=store, feed=feed, ledger=ledger, models=models, lease=lease, clock=clock, ids=ids),
+            hints=hints,
+            lease=lease,
+            slots=0 if role == "api" else settings.worker.slots,
+            clock=clock,
         )
+        follower = Follower(store=store, feed=feed, event_log=event_log, hints=hints)
         watch = Watch(
             store=store,
             feed=feed,
+            follower=follower,
             event_log=event_log,
             clock=clock,
             heartbeat_seconds=settings.server.heartbeat_seconds,
         )
         threads = ThreadDesk(store=store, feed=feed, worker=worker, clock=clock, ids=ids)
-        server = ApiServer(
-            address=settings.server.listen,
+        desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
             threads=threads,
             messages=MessageDesk(store=store, clock=clock, ids=ids),
             runs=RunDesk(
                 store=store,
                 feed=feed,
+                ledger=ledger,
                 worker=worker,
                 watch=watch,
                 threads=threads,
@@ -111,17 +125,26 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 ids=ids,
             ),
             watch=watch,
+        )
+        server = ApiServer(
+            address=settings.server.listen,
+            desks=None if role == "worker" else desks,
             ids=ids,
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
             ping=store.ping,
+            slow_seconds=settings.server.slow_consumer_seconds,
         )
         address = await server.start()
         stack.push_async_callback(server.stop, grace_seconds=_CALLS_GRACE_SECONDS)
-        worker.open()
-        stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
+        if settings.store.url:
+            follower.open()
+            stack.push_async_callback(follower.close)
+        if role != "api":
+            worker.open()
+            stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
+            stack.push_async_callback(_end, asyncio.create_task(models.warm_up()))
         # Streams must be told to resume elsewhere before the runs they watch are waited for.
         stack.callback(server.drain)
-        stack.push_async_callback(_end, asyncio.create_task(models.warm_up()))
         names = tuple(model.name for model in model_settings)
         yield RunningServer(
             address=address,
@@ -129,6 +152,22 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             default_model=names[0],
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
         )
+
+
+async def _store(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[SqliteStore | PostgresStore, Clock]:
+    """The store, and its clock: replicas go by the one of their database, whatever their own ones say."""
+    if settings.store.url:
+        shared = PostgresStore(url=settings.store.url, pool=settings.store.pool)
+        await shared.open()
+        stack.push_async_callback(shared.close)
+        return shared, shared.clock
+    if settings.server.role != "all":
+        raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
+    clock = SystemClock()
+    store = SqliteStore(path=settings.database, clock=clock)
+    await store.open()
+    stack.push_async_callback(store.close)
+    return store, clock
 
 
 async def _start_children(

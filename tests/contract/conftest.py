@@ -9,6 +9,7 @@ import pytest
 from contract.samples import MovableClock
 from famulus_server.ports import Store
 from famulus_server.store import schema
+from famulus_server.store.postgres import PostgresStore
 from famulus_server.store.sqlite import SqliteStore
 
 
@@ -25,11 +26,19 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite"])
-async def store(tmp_path: Path, migrated_file: Path, clock: MovableClock) -> AsyncIterator[Store]:
+@pytest.fixture(params=["sqlite", "postgres"])
+def made_store(request: pytest.FixtureRequest, tmp_path: Path, clock: MovableClock) -> SqliteStore | PostgresStore:
+    """An empty store of either kind."""
+    if request.param == "postgres":
+        return PostgresStore(url=request.getfixturevalue("empty_database"), clock=clock)
     path = tmp_path / "famulus.db"
-    shutil.copy(migrated_file, path)
-    opened = SqliteStore(path=path, clock=clock)
+    shutil.copy(request.getfixturevalue("migrated_file"), path)
+    return SqliteStore(path=path, clock=clock)
+
+
+@pytest.fixture
+async def store(made_store: SqliteStore | PostgresStore) -> AsyncIterator[Store]:
+    opened = made_store
     await opened.open()
     yield opened
     await opened.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,15 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from famulus.v1.run_event_pb2 import RunEvent, TextDelta
-from famulus_server.coordination import event_log, streams
+from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, TextDelta
+from famulus.v1.run_pb2 import Run, RunState
+from famulus_server.coordination import backlog, event_log, streams
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.embedded.valkey import EmbeddedValkey
 
 KEY = "famulus:{run_1}:events"
-LEFT_ALONE = "event log unreachable, left alone"
+LEFT_ALONE = "event log (reading) unreachable"
+UNREACHABLE, REACHABLE = "event log (writing) unreachable", "event log (writing) reachable again"
 
 
 @pytest.fixture
@@ -51,6 +54,10 @@ def events(*sequences: int, text: str = "x") -> list[RunEvent]:
     return [RunEvent(sequence=sequence, text_delta=TextDelta(text=text)) for sequence in sequences]
 
 
+def takeover(sequence: int, *, discards_after: int) -> RunEvent:
+    return RunEvent(sequence=sequence, attempt_started=AttemptStarted(discards_after_sequence=discards_after))
+
+
 def sequences(found: Sequence[RunEvent]) -> list[int]:
     return [event.sequence for event in found]
 
@@ -58,6 +65,10 @@ def sequences(found: Sequence[RunEvent]) -> list[int]:
 async def read(log: RedisEventLog, *, after: int = 0, limit: int = 1_000) -> list[int]:
     await log.flush()
     return sequences(await log.read("run_1", after_sequence=after, limit=limit))
+
+
+async def evals(redis: Redis) -> int:
+    return int((await redis.info("commandstats"))["cmdstat_eval"]["calls"])
 
 
 async def process_of(redis: Redis) -> int:
@@ -96,7 +107,7 @@ async def test_runs_do_not_see_each_other(log: RedisEventLog) -> None:
 
 
 async def test_entry_id_is_the_sequence(log: RedisEventLog, redis: Redis) -> None:
-    log.publish("run_1", events(1, 2, (3 << 32) + 1))
+    log.publish("run_1", [*events(1, 2), takeover((3 << 32) + 1, discards_after=1)])
     await log.flush()
     entries: Any = await redis.xrange(KEY)
     assert [entry for entry, _ in entries] == [b"1-0", b"2-0", b"12884901889-0"]
@@ -105,11 +116,15 @@ async def test_entry_id_is_the_sequence(log: RedisEventLog, redis: Redis) -> Non
 async def test_late_writer_is_refused_and_hurts_nobody(log: RedisEventLog) -> None:
     log.publish("run_1", events((2 << 32) + 1))
     await log.flush()
-    log.publish("run_1", events(5, 6))
-    log.publish("run_2", events(1))
-    log.publish("run_1", events((2 << 32) + 2))
-    assert await read(log) == [(2 << 32) + 1, (2 << 32) + 2]
-    assert log.lost == 2
+    with capture_logs() as told:
+        log.publish("run_1", events(5, 6))
+        log.publish("run_2", events(1))
+        log.publish("run_1", events((2 << 32) + 2))
+        assert await read(log) == [(2 << 32) + 1, (2 << 32) + 2]
+        assert log.lost == 2
+        log.publish("run_1", events(7))
+        await log.flush()
+    assert [entry["event"] for entry in told] == ["the event log refused entries"]
     assert sequences(await log.read("run_2", after_sequence=0, limit=10)) == [1]
 
 
@@ -135,20 +150,70 @@ async def test_events_of_an_active_run_are_kept_for_a_day_and_of_an_ended_one_fo
     assert 3_600 - 60 < await redis.ttl(KEY) <= 3_600
 
 
-async def test_dropped_run_leaves_nothing(log: RedisEventLog, redis: Redis) -> None:
+async def test_dropped_run_leaves_nothing_and_what_comes_late_is_refused(
+    log: RedisEventLog, redis: Redis, url: str
+) -> None:
     log.publish("run_1", events(1))
     await log.flush()
     log.publish("run_1", events(2))
     log.drop("run_1")
     assert await read(log) == []
-    assert await redis.keys("*") == []
+    late = RedisEventLog(url=url)
+    late.open(replay=lambda: [("run_1", events(1, 2, 3))])
+    late.publish("run_1", events(3))
+    late.publish("run_1", [takeover(9 << 32, discards_after=1)])
+    await late.close()
+    assert await read(log) == []
+    assert await redis.xlen(KEY) == 0
+    assert 0 < await redis.ttl(KEY) <= 3_600
 
 
-async def test_drop_and_finish_of_an_unknown_run_do_nothing(log: RedisEventLog, redis: Redis) -> None:
-    log.drop("run_1")
+async def test_finish_of_an_unknown_run_does_nothing(log: RedisEventLog, redis: Redis) -> None:
     log.finish("run_1")
     await log.flush()
     assert await redis.keys("*") == []
+
+
+async def test_events_of_many_runs_are_read_at_once(log: RedisEventLog) -> None:
+    log.publish("run_1", events(*range(1, 601)))
+    log.publish("run_2", events(1, 2, 3))
+    log.publish("run_3", events(1))
+    await log.flush()
+    found = await log.read_many({"run_0": 0, "run_1": 10, "run_3": 1, "run_2": 1, "run_4": 7}, limit=500)
+    assert {run_id: sequences(of_run) for run_id, of_run in found.items()} == {
+        "run_1": list(range(11, 511)),
+        "run_2": [2, 3],
+    }
+    assert await log.read_many({}, limit=500) == {}
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_two_thousand_runs_are_read_at_once(log: RedisEventLog, redis: Redis) -> None:
+    cursors = {f"run_{number}": number % 2 for number in range(2_000)}
+    for run_id in cursors:
+        log.publish(run_id, events(1))
+    await log.flush()
+    await redis.set("famulus:{run_4}:events", "not a stream")
+    before = await evals(redis)
+    found = await log.read_many(cursors, limit=256)
+    assert set(found) == {run_id for run_id, cursor in cursors.items() if cursor == 0} - {"run_4"}
+    # Answers stay small, and are few all the same: 500 runs or 256 events in each.
+    assert await evals(redis) - before == 4
+    for run_id in cursors:
+        log.publish(run_id, events(2))
+    await log.flush()
+    before = await evals(redis)
+    assert len(await log.read_many(cursors, limit=256)) == 1_999
+    assert 10 < await evals(redis) - before < 15
+
+
+async def test_reading_many_from_a_frozen_valkey_finds_nothing_and_is_counted(log: RedisEventLog, redis: Redis) -> None:
+    log.publish("run_1", events(1))
+    await log.flush()
+    with capture_logs() as told, frozen(await process_of(redis)):
+        for _ in range(5):
+            assert await log.read_many({"run_1": 0, "run_2": 0}, limit=10) == {}
+    assert [entry["event"] for entry in told] == [LEFT_ALONE]
 
 
 async def test_what_was_published_is_written_before_the_log_closes(url: str, redis: Redis) -> None:
@@ -157,34 +222,6 @@ async def test_what_was_published_is_written_before_the_log_closes(url: str, red
     log.publish("run_1", events(*range(1, 501)))
     await log.close()
     assert await redis.xlen(KEY) == 500
-
-
-async def test_killed_valkey_costs_events_and_nothing_else(
-    log: RedisEventLog, redis: Redis, valkey: EmbeddedValkey
-) -> None:
-    os.kill(await process_of(redis), signal.SIGKILL)
-    await valkey.exited()
-    log.publish("run_1", events(1, 2, 3))
-    log.finish("run_1")
-    log.drop("run_2")
-    await log.flush()
-    assert log.lost == 3
-    assert await log.read("run_1", after_sequence=0, limit=10) == []
-
-
-async def test_valkey_that_was_killed_is_used_again_when_it_is_back(
-    log: RedisEventLog, redis: Redis, valkey: EmbeddedValkey
-) -> None:
-    log.publish("run_1", events(1))
-    await log.flush()
-    os.kill(await process_of(redis), signal.SIGKILL)
-    await valkey.exited()
-    log.publish("run_1", events(2))
-    await log.flush()
-    await valkey.start()
-    log.publish("run_1", events(3))
-    # What was lost in between is a gap, which the reader of the port has to look for.
-    assert await read(log) == [1, 3]
 
 
 async def test_read_from_a_frozen_valkey_finds_nothing_and_the_next_one_may_succeed(
@@ -243,7 +280,7 @@ async def test_publishing_to_a_frozen_valkey_makes_nobody_wait(log: RedisEventLo
 async def test_events_that_nobody_takes_are_dropped_oldest_first(
     url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log, "_MAX_PENDING", 10)
+    monkeypatch.setattr(backlog, "_MAX_EVENTS", 10)
     log = RedisEventLog(url=url)
     # Not open yet: everything stays in the queue.
     for number in range(1, 26):
@@ -255,7 +292,7 @@ async def test_events_that_nobody_takes_are_dropped_oldest_first(
 
 
 async def test_what_waits_is_bounded_in_bytes(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_log, "_MAX_PENDING_BYTES", 10_000)
+    monkeypatch.setattr(backlog, "_MAX_BYTES", 10_000)
     log = RedisEventLog(url=url)
     for number in range(1, 26):
         log.publish("run_1", events(number, text="x" * 1_000))
@@ -269,7 +306,7 @@ async def test_overflow_does_not_keep_the_stream_of_a_deleted_thread(
     url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await redis.xadd(KEY, {"e": b""}, id="1-0")
-    monkeypatch.setattr(event_log, "_MAX_PENDING", 10)
+    monkeypatch.setattr(backlog, "_MAX_EVENTS", 10)
     log = RedisEventLog(url=url)
     log.publish("run_1", events(2))
     log.drop("run_1")
@@ -277,7 +314,7 @@ async def test_overflow_does_not_keep_the_stream_of_a_deleted_thread(
         log.publish("run_2", events(number))
     log.open()
     await log.flush()
-    assert await redis.keys("*") == [b"famulus:{run_2}:events"]
+    assert await redis.xlen(KEY) == 0
     assert sequences(await log.read("run_2", after_sequence=0, limit=100)) == list(range(16, 26))
     await log.close()
 
@@ -304,18 +341,6 @@ async def test_thousand_reads_at_once_wait_for_a_frozen_valkey_only_until_it_is_
     assert [entry["event"] for entry in told] == [LEFT_ALONE]
 
 
-@pytest.mark.parametrize("setting", [("maxmemory", "1"), ("min-replicas-to-write", "1")])
-async def test_valkey_that_refuses_writes_costs_events_and_nothing_else(
-    log: RedisEventLog, redis: Redis, setting: tuple[str, str]
-) -> None:
-    await redis.config_set(*setting)
-    log.publish("run_1", events(1, 2))
-    log.finish("run_1")
-    await log.flush()
-    assert log.lost >= 2
-    assert await log.read("run_1", after_sequence=0, limit=10) == []
-
-
 async def test_foreign_kind_of_key_is_no_error(log: RedisEventLog, redis: Redis) -> None:
     await redis.set(KEY, "not a stream")
     log.publish("run_1", events(1))
@@ -329,21 +354,20 @@ async def test_url_on_which_nothing_listens_is_no_error(tmp_path: Path) -> None:
     log.publish("run_1", events(1))
     await log.flush()
     assert await log.read("run_1", after_sequence=0, limit=10) == []
-    assert log.lost == 1
     await log.close()
 
 
-async def test_url_that_nobody_understands_is_told_and_costs_events_and_nothing_else() -> None:
-    log = RedisEventLog(url="nonsense://nowhere")
+async def test_url_that_nobody_understands_is_told_without_its_secrets() -> None:
+    log = RedisEventLog(url="redis://:secret/1@nowhere")
     log.publish("run_1", events(1))
     with capture_logs() as told:
         log.open()
         assert await read(log) == []
         log.publish("run_1", events(2, 3))
         assert await read(log) == []
-        assert log.lost == 3
         await log.close()
     assert told[0]["event"] == "event log cannot be used"
+    assert "secret" not in str(told)
 
 
 async def test_writer_outlives_what_nobody_foresaw(
@@ -359,3 +383,345 @@ async def test_writer_outlives_what_nobody_foresaw(
     assert log.lost == 2
     log.publish("run_1", events(3))
     assert await read(log) == [3]
+
+
+async def test_news_of_a_run_are_hinted_at_once_they_can_be_read(log: RedisEventLog, redis: Redis) -> None:
+    async with redis.pubsub() as subscription:
+        await subscription.subscribe("famulus:hints:events:run_1")
+        assert (await subscription.get_message(timeout=5.0) or {})["type"] == "subscribe"
+        log.publish("run_1", events(1, 2))
+        log.publish("run_2", events(1))
+        assert (await subscription.get_message(timeout=5.0) or {})["type"] == "message"
+        assert sequences(await log.read("run_1", after_sequence=0, limit=10)) == [1, 2]
+        # What is refused is no news.
+        log.publish("run_1", events(1))
+        await log.flush()
+        assert await subscription.get_message(timeout=0.0) is None
+
+
+async def test_events_that_overtook_those_of_another_replica_wait_for_them(
+    log: RedisEventLog, redis: Redis, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "_OVERTAKING_SECONDS", 60.0)
+    other = RedisEventLog(url=url)
+    other.open()
+    other.publish("run_1", events(3, 4))
+    other.finish("run_1")
+    other.publish("run_2", events(1))
+    assert await redis.xread({"famulus:{run_2}:events": "0"}, block=5_000)
+    assert await log.read("run_1", after_sequence=0, limit=10) == []
+    log.publish("run_1", events(1, 2))
+    await log.flush()
+    await other.flush()
+    assert await read(log) == [1, 2, 3, 4]
+    assert (log.lost, other.lost) == (0, 0)
+    assert await redis.ttl(KEY) <= 3_600
+    await other.close()
+
+
+async def test_stream_without_what_came_before_starts_anew_and_still_refuses_late_writers(
+    log: RedisEventLog, redis: Redis
+) -> None:
+    log.publish("run_1", events(1, 2, 3))
+    await log.flush()
+    log.publish("run_1", events(7, 8))
+    assert await read(log) == [7, 8]
+    log.publish("run_1", events(4, 5))
+    assert await read(log) == [7, 8]
+    # An attempt may jump over what it takes back, and over nothing else.
+    log.publish("run_1", [takeover((2 << 32) + 1, discards_after=8), *events((2 << 32) + 2)])
+    assert await read(log) == [7, 8, (2 << 32) + 1, (2 << 32) + 2]
+    log.publish("run_1", [takeover((3 << 32) + 1, discards_after=(2 << 32) + 3)])
+    assert await read(log) == [(3 << 32) + 1]
+
+
+class Memory:
+    """What a process remembers of its runs, and publishes."""
+
+    def __init__(self, log: RedisEventLog) -> None:
+        self._log = log
+        self.runs: dict[str, list[RunEvent]] = {}
+
+    def publish(self, run_id: str, *published: RunEvent) -> None:
+        self.runs.setdefault(run_id, []).extend(published)
+        self._log.publish(run_id, published)
+
+    def replay(self) -> Iterator[tuple[str, Sequence[RunEvent]]]:
+        yield from self.runs.items()
+
+
+@pytest.fixture
+async def memory(url: str) -> AsyncIterator[Memory]:
+    log = RedisEventLog(url=url)
+    remembered = Memory(log)
+    log.open(replay=remembered.replay)
+    yield remembered
+    await log.close()
+
+
+async def kill(redis: Redis, valkey: EmbeddedValkey) -> None:
+    os.kill(await process_of(redis), signal.SIGKILL)
+    await valkey.exited()
+
+
+async def stored(redis: Redis, key: str = KEY) -> list[int]:
+    entries: Any = await redis.xrange(key)
+    return [int(entry.partition(b"-")[0]) for entry, _ in entries]
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["unnoticed", "noticed"])
+async def test_valkey_that_comes_back_empty_gets_all_that_is_in_memory(
+    memory: Memory, redis: Redis, valkey: EmbeddedValkey, tmp_path: Path, *, meanwhile: bool
+) -> None:
+    log = memory._log
+    ended = RunEvent(sequence=3, run_state_changed=RunStateChanged(run=Run(state=RunState.RUN_STATE_COMPLETED)))
+    memory.publish("run_0", *events(1, 2), ended)
+    log.finish("run_0")
+    memory.publish("run_1", *events(*range(1, 1_201)))
+    await log.flush()
+    await kill(redis, valkey)
+    shutil.rmtree(tmp_path / "valkey" / "appendonlydir")
+    with capture_logs() as told:
+        if meanwhile:
+            memory.publish("run_1", *events(1_201))
+            memory.publish("run_2", *events(1, 2), ended)
+            log.finish("run_2")
+            await log.flush()
+        await valkey.start()
+        memory.publish("run_1", *events(*range(len(memory.runs["run_1"]) + 1, 1_301)))
+        await log.flush()
+        if meanwhile:
+            # It returned after a failure, perhaps.
+            await log.flush()
+    assert await stored(redis) == list(range(1, 1_301))
+    assert await stored(redis, "famulus:{run_0}:events") == [1, 2, 3]
+    assert 0 < await redis.ttl("famulus:{run_0}:events") <= 3_600 < await redis.ttl(KEY)
+    if meanwhile:
+        assert await stored(redis, "famulus:{run_2}:events") == [1, 2, 3]
+        assert 0 < await redis.ttl("famulus:{run_2}:events") <= 3_600
+    assert log.lost == 0
+    assert [entry["event"] for entry in told] == ([UNREACHABLE, REACHABLE] if meanwhile else [])
+
+
+async def test_what_is_published_while_memory_is_written_again_comes_behind_it(
+    memory: Memory, redis: Redis, valkey: EmbeddedValkey, tmp_path: Path
+) -> None:
+    for run in range(3):
+        memory.publish(f"run_{run}", *events(*range(1, 2_001)))
+    await memory._log.flush()
+    await kill(redis, valkey)
+    shutil.rmtree(tmp_path / "valkey" / "appendonlydir")
+    await valkey.start()
+    sequence = 2_000
+    writing = asyncio.create_task(memory._log.flush())
+    for run in range(3):
+        memory.publish(f"run_{run}", *events(sequence + 1))
+    while not writing.done():
+        await asyncio.sleep(0)
+        if sequence < 2_500:
+            sequence += 1
+            for run in range(3):
+                memory.publish(f"run_{run}", *events(sequence + 1))
+    for run in range(3):
+        assert await stored(redis, f"famulus:{{run_{run}}}:events") == [*range(1, sequence + 2)]
+    assert memory._log.lost == 0
+
+
+async def test_what_was_published_during_an_outage_comes_later_even_if_nobody_remembers_it(
+    log: RedisEventLog, redis: Redis, valkey: EmbeddedValkey
+) -> None:
+    log.publish("run_1", events(1))
+    log.publish("run_2", events(1))
+    await log.flush()
+    await kill(redis, valkey)
+    with capture_logs() as told:
+        log.publish("run_1", events(2))
+        log.finish("run_1")
+        log.drop("run_2")
+        for _ in range(3):
+            await log.flush()
+        await valkey.start()
+        log.publish("run_1", events(3))
+        await log.flush()
+        assert await read(log) == [1, 2, 3]
+    assert await redis.xlen("famulus:{run_2}:events") == 0
+    assert log.lost == 0
+    assert [entry["event"] for entry in told] == [UNREACHABLE, REACHABLE]
+
+
+async def test_what_waits_is_written_even_if_memory_has_trimmed_it(
+    memory: Memory, redis: Redis, valkey: EmbeddedValkey
+) -> None:
+    # Before there is any connection, and during an outage.
+    memory.publish("run_1", *events(*range(1, 11)))
+    memory.runs["run_1"] = memory.runs["run_1"][-1:]
+    await memory._log.flush()
+    assert await stored(redis) == [*range(1, 11)]
+    await kill(redis, valkey)
+    memory.publish("run_1", *events(*range(11, 21)))
+    memory.publish("run_2", *events(*range(1, 21)))
+    memory.runs = {run_id: remembered[-1:] for run_id, remembered in memory.runs.items()}
+    await memory._log.flush()
+    await valkey.start()
+    await memory._log.flush()
+    assert await stored(redis) == [*range(1, 21)]
+    assert await stored(redis, "famulus:{run_2}:events") == [*range(1, 21)]
+
+
+async def test_what_a_full_valkey_refused_comes_later_even_if_nobody_remembers_it(
+    log: RedisEventLog, redis: Redis
+) -> None:
+    log.publish("run_1", events(1))
+    log.publish("run_2", events(1))
+    await log.flush()
+    await redis.config_set("maxmemory", 1)
+    log.publish("run_1", events(2))
+    log.finish("run_1")
+    log.drop("run_2")
+    await log.flush()
+    await redis.config_set("maxmemory", 0)
+    assert await read(log) == [1, 2]
+    assert 0 < await redis.ttl(KEY) <= 3_600
+    assert await redis.xlen("famulus:{run_2}:events") == 0
+    assert log.lost == 0
+
+
+async def test_events_whose_answer_got_lost_are_written_once_and_are_no_loss(
+    url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_WRITE_TIMEOUT", 0.2)
+    log = RedisEventLog(url=url)
+    log.open()
+    log.publish("run_1", events(1))
+    await log.flush()
+    with frozen(await process_of(redis)):
+        log.publish("run_1", events(2))
+        await log.flush()
+        log.publish("run_1", events(3))
+    assert await read(log) == [1, 2, 3]
+    assert log.lost == 0
+    await log.close()
+
+
+async def test_stream_has_no_hole_where_neither_memory_nor_what_waits_reaches_back(
+    memory: Memory, redis: Redis, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.publish("run_1", *events(1, 2, 3))
+    memory.publish("run_2", *events(1, 2, 3))
+    await memory._log.flush()
+    await kill(redis, valkey)
+    monkeypatch.setattr(backlog, "_MAX_EVENTS", 4)
+    for sequence in range(4, 10):
+        memory.publish("run_1", *events(sequence))
+        memory.publish("run_2", *events(sequence))
+    del memory.runs["run_1"][:5], memory.runs["run_2"][:3]
+    await memory._log.flush()
+    await valkey.start()
+    await memory._log.flush()
+    assert await stored(redis) == [6, 7, 8, 9]
+    assert await stored(redis, "famulus:{run_2}:events") == [*range(1, 10)]
+
+
+async def test_stream_has_no_hole_after_more_was_published_than_may_wait(
+    memory: Memory, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.publish("run_1", *events(1))
+    await memory._log.flush()
+    monkeypatch.setattr(backlog, "_MAX_EVENTS", 10)
+    for sequence in range(2, 101):
+        memory.publish("run_1", *events(sequence))
+    assert memory._log.lost == 89
+    await memory._log.flush()
+    assert await stored(redis) == [*range(1, 101)]
+
+
+async def test_run_that_is_dropped_during_an_outage_does_not_come_back(
+    memory: Memory, redis: Redis, valkey: EmbeddedValkey
+) -> None:
+    memory.publish("run_1", *events(1, 2))
+    await memory._log.flush()
+    await kill(redis, valkey)
+    memory.publish("run_1", *events(3))
+    await memory._log.flush()
+    del memory.runs["run_1"]
+    memory._log.drop("run_1")
+    await valkey.start()
+    await memory._log.flush()
+    assert await stored(redis) == []
+
+
+async def test_frozen_valkey_gets_everything_once_it_thaws(memory: Memory, redis: Redis) -> None:
+    memory.publish("run_1", *events(1))
+    await memory._log.flush()
+    with capture_logs() as told:
+        with frozen(await process_of(redis)):
+            for sequence in range(2, 32):
+                memory.publish("run_1", *events(sequence))
+                # Three seconds in all: longer than the writer waits for an answer.
+                await asyncio.sleep(0.1)
+        await memory._log.flush()
+        await memory._log.flush()
+    assert await stored(redis) == [*range(1, 32)]
+    assert memory._log.lost == 0
+    assert [entry["event"] for entry in told] == [UNREACHABLE, REACHABLE]
+
+
+@pytest.mark.parametrize(
+    ("refuse", "accept", "reason"),
+    [
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "OutOfMemoryError"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", "ResponseError: NOREPLICAS"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "ReadOnlyError"),
+        ("ACL SETUSER default -eval", "ACL SETUSER default +eval", "NoPermissionError"),
+    ],
+)
+async def test_valkey_that_refuses_writes_is_as_good_as_away(
+    memory: Memory, redis: Any, refuse: str, accept: str, reason: str
+) -> None:
+    memory.publish("run_1", *events(1))
+    await memory._log.flush()
+    with capture_logs() as told:
+        await redis.execute_command(*refuse.split())
+        for sequence in range(2, 4):
+            memory.publish("run_1", *events(sequence))
+            await memory._log.flush()
+        await redis.execute_command(*accept.split())
+        memory.publish("run_1", *events(4))
+        await memory._log.flush()
+        await memory._log.flush()
+    assert await stored(redis) == [1, 2, 3, 4]
+    assert memory._log.lost == 0
+    assert [(entry["event"], entry.get("error")) for entry in told] == [(UNREACHABLE, reason), (REACHABLE, None)]
+
+
+async def test_valkey_that_wants_a_password_is_as_good_as_away(url: str, redis: Any) -> None:
+    await redis.execute_command("ACL", "SETUSER", "somebody", "on", ">right", "~*", "&*", "+@all")
+    with capture_logs() as told:
+        log = RedisEventLog(url=f"{url}?username=somebody&password=secret")
+        log.open()
+        for sequence in range(1, 4):
+            log.publish("run_1", events(sequence))
+            assert await read(log) == []
+        await redis.execute_command("ACL", "SETUSER", "somebody", ">secret")
+        await log.flush()
+        await log.flush()
+        assert await stored(redis) == [1, 2, 3]
+        await log.close()
+    assert [(entry["event"], entry.get("error")) for entry in told] == [
+        (UNREACHABLE, "AuthenticationError"),
+        (REACHABLE, None),
+    ]
+    assert "secret" not in str(told)
+
+
+async def test_closed_log_leaves_no_task_and_no_connection(url: str, redis: Redis) -> None:
+    tasks = asyncio.all_tasks()
+    log = RedisEventLog(url=url)
+    log.open()
+    log.publish("run_1", events(1))
+    assert await read(log) == [1]
+    await log.close()
+    assert asyncio.all_tasks() == tasks
+    async with asyncio.timeout(5.0):
+        while len(await redis.client_list()) > 1:
+            pass

@@ -94,10 +94,10 @@ async def test_configuration_that_is_taken_stores_nothing(store: Store) -> None:
 
 async def test_fifty_callers_who_ensure_at_once_get_one_assistant(store: Store) -> None:
     async def unit(tx: Transaction, number: int) -> str:
+        if await tx.assistants.insert(TENANT, assistant(f"asst_{number}"), config_hash=b"h"):
+            return f"asst_{number}"
         found = await tx.assistants.find(TENANT, b"h")
-        if found is None:
-            found = assistant(f"asst_{number}")
-            assert await tx.assistants.insert(TENANT, found, config_hash=b"h")
+        assert found is not None
         return found.id
 
     async def ensure(number: int) -> str:

@@ -4,15 +4,16 @@ import asyncio
 
 import pytest
 
-from contract.samples import ODD_IDS, OTHER, TENANT, add_run, add_thread, run
+from contract.samples import ODD_IDS, OTHER, START, TENANT, add_run, add_thread, message, run
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
-from famulus_server.ports import Cursor, Lease, RunFilter, Store
+from famulus_server.ports import Cursor, Lease, RunFilter, Store, Transaction
 
 IN_PROGRESS = RunState.RUN_STATE_IN_PROGRESS
 COMPLETED = RunState.RUN_STATE_COMPLETED
+CANCELLING = RunState.RUN_STATE_CANCELLING
 
 
 async def ids(
@@ -162,3 +163,170 @@ async def test_odd_ids_are_only_ids(store: Store, odd: str) -> None:
     if odd:
         assert await ids(store, RunFilter(thread_id=odd)) == []
         assert await ids(store, RunFilter(assistant_id=odd)) == []
+
+
+async def line_up(store: Store, *places: int, thread_id: str = "thread_1", tenant: str = TENANT) -> None:
+    """Runs `line_PLACE` in line."""
+    for place in places:
+        waiting = run(f"line_{place}", thread_id=thread_id)
+        await store.write(lambda tx, w=waiting, p=place: tx.runs.insert(tenant, w, lease=None, line=p))  # type: ignore[misc]
+
+
+async def line_of(store: Store, *, upto: int = 1_000, tenant: str = TENANT) -> list[str]:
+    found = await store.write(lambda tx: tx.runs.in_line(tenant, "thread_1", upto=upto))
+    return [made.id for made in found]
+
+
+async def end(store: Store, run_id: str) -> None:
+    made = await store.read(lambda tx: tx.runs.get(TENANT, run_id))
+    made.state = COMPLETED
+    await store.write(lambda tx: tx.runs.replace(TENANT, made, attempt=made.attempt))
+
+
+async def promote(store: Store, *, thread_id: str = "thread_1", tenant: str = TENANT) -> str:
+    promoted = await store.write(lambda tx: tx.runs.promote(tenant, thread_id))
+    return promoted.id if promoted else ""
+
+
+async def active(store: Store, *, thread_id: str = "thread_1", tenant: str = TENANT) -> str:
+    found = await store.write(lambda tx: tx.runs.active(tenant, thread_id))
+    return found.id if found else ""
+
+
+async def test_runs_in_line_are_neither_active_nor_anybodys_to_claim(store: Store) -> None:
+    await add_thread(store, "thread_1")
+    await add_run(store, run(state=IN_PROGRESS, attempt=1))
+    await line_up(store, 7, 3, 0)
+    assert await active(store) == "run_1"
+    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))).active_run_id == "run_1"
+    # run_1 has no lease, so it is claimed as one whose worker is gone.
+    claimed = await store.write(lambda tx: tx.runs.claim(Lease("worker", 15), limit=10))
+    assert [one.run.id for one in claimed] == ["run_1"]
+    assert not await store.read(lambda tx: tx.runs.is_claimable())
+    assert set(await ids(store, RunFilter(states=[RunState.RUN_STATE_QUEUED]))) == {"line_0", "line_3", "line_7"}
+
+
+async def test_line_is_read_in_its_order_up_to_a_place(store: Store) -> None:
+    await add_run(store, run(state=IN_PROGRESS))
+    await line_up(store, 7, 0, 3)
+    await line_up(store, 1, thread_id="thread_2")
+    assert await line_of(store) == ["line_0", "line_3", "line_7"]
+    assert await line_of(store, upto=3) == ["line_0", "line_3"]
+    assert await line_of(store, upto=0) == ["line_0"]
+    assert await line_of(store, tenant=OTHER) == []
+
+
+async def test_first_in_line_is_promoted_once_nobody_is_active(store: Store) -> None:
+    await add_thread(store, "thread_1")
+    await add_run(store, run(state=IN_PROGRESS))
+    await line_up(store, 7, 3)
+    assert await promote(store) == ""
+    await end(store, "run_1")
+    assert await active(store) == ""
+    assert await promote(store) == "line_3"
+    assert await promote(store) == ""
+    assert await active(store) == "line_3"
+    assert await line_of(store) == ["line_7"]
+    promoted = await store.read(lambda tx: tx.runs.get(TENANT, "line_3"))
+    assert (promoted.state, promoted.etag) == (RunState.RUN_STATE_QUEUED, "2")
+    claimed = await store.write(lambda tx: tx.runs.claim(Lease("worker", 15), limit=10))
+    assert [(one.run.id, one.taken_over) for one in claimed] == [("line_3", False)]
+    with pytest.raises(FailedPrecondition):
+        await add_run(store, run("run_2"))
+
+
+async def test_line_of_another_thread_or_tenant_is_not_promoted(store: Store) -> None:
+    await line_up(store, 3, thread_id="thread_2")
+    assert await promote(store) == ""
+    assert await promote(store, thread_id="thread_2", tenant=OTHER) == ""
+    assert await promote(store, thread_id="thread_2") == "line_3"
+
+
+async def test_run_in_line_stays_there_when_it_is_stored_again_and_leaves_when_it_ends(store: Store) -> None:
+    await add_run(store, run(state=IN_PROGRESS))
+    await line_up(store, 3, 7)
+    waiting = await store.read(lambda tx: tx.runs.get(TENANT, "line_3"))
+    waiting.metadata["k"] = "v"
+    await store.write(lambda tx: tx.runs.replace(TENANT, waiting, attempt=0))
+    assert await line_of(store) == ["line_3", "line_7"]
+    await end(store, "line_3")
+    assert await line_of(store) == ["line_7"]
+    assert await active(store) == "run_1"
+
+
+async def test_line_is_held_while_it_is_changed(store: Store) -> None:
+    """As an interrupt ends a run in line whose metadata its caller changes: neither change may be lost."""
+    await line_up(store, 0)
+
+    async def count_in_line(tx: Transaction) -> None:
+        [waiting] = await tx.runs.in_line(TENANT, "thread_1", upto=0)
+        await count(tx, waiting, "interrupts")
+
+    async def count_by_id(tx: Transaction) -> None:
+        await count(tx, await tx.runs.get(TENANT, "line_0", lock=True), "updates")
+
+    async def count(tx: Transaction, made: Run, what: str) -> None:
+        made.metadata[what] = str(int(made.metadata[what] or 0) + 1)
+        await tx.runs.replace(TENANT, made, attempt=0)
+
+    await asyncio.gather(*(store.write(unit) for _ in range(20) for unit in (count_in_line, count_by_id)))
+    counted = (await store.read(lambda tx: tx.runs.get(TENANT, "line_0"))).metadata
+    assert dict(counted) == {"interrupts": "20", "updates": "20"}
+
+
+async def test_active_run_is_held_while_it_is_changed(store: Store) -> None:
+    await add_run(store, run())
+
+    async def count(tx: Transaction) -> None:
+        made = await tx.runs.active(TENANT, "thread_1")
+        assert made is not None
+        made.metadata["count"] = str(int(made.metadata["count"] or 0) + 1)
+        await tx.runs.replace(TENANT, made, attempt=0)
+
+    await asyncio.gather(*(store.write(count) for _ in range(20)))
+    assert (await store.read(lambda tx: tx.runs.get(TENANT, "run_1"))).metadata["count"] == "20"
+
+
+async def test_messages_wait_with_their_run_and_are_taken_once(store: Store) -> None:
+    kept = [message(f"msg_{number}", text="x" * number) for number in range(12)]
+    await line_up(store, 3, 7)
+    await store.write(lambda tx: tx.runs.keep_messages(TENANT, "line_3", kept))
+    await store.write(lambda tx: tx.runs.keep_messages(TENANT, "line_7", []))
+    assert await store.write(lambda tx: tx.runs.take_messages(OTHER, "line_3")) == []
+    assert await store.write(lambda tx: tx.runs.take_messages(TENANT, "line_7")) == []
+    assert await store.write(lambda tx: tx.runs.take_messages(TENANT, "line_3")) == kept
+    assert await store.write(lambda tx: tx.runs.take_messages(TENANT, "line_3")) == []
+
+
+async def test_messages_that_wait_go_with_their_thread(store: Store) -> None:
+    await add_thread(store, "thread_1")
+    await add_thread(store, "thread_2")
+    await line_up(store, 3)
+    await line_up(store, 7, thread_id="thread_2")
+    for run_id in ("line_3", "line_7"):
+        await store.write(lambda tx, r=run_id: tx.runs.keep_messages(TENANT, r, [message("msg_1")]))  # type: ignore[misc]
+    await store.write(lambda tx: tx.threads.bury(TENANT, "thread_1", START))
+    assert await store.write(lambda tx: tx.runs.take_messages(TENANT, "line_3")) == []
+    assert len(await store.write(lambda tx: tx.runs.take_messages(TENANT, "line_7"))) == 1
+
+
+async def test_owner_is_told_which_of_its_runs_are_to_stop(store: Store) -> None:
+    for number, owner in enumerate(["one", "one", "two"]):
+        held = run(f"run_{number}", thread_id=f"thread_{number}", state=IN_PROGRESS, attempt=1)
+        await store.write(lambda tx, r=held, o=owner: tx.runs.insert(TENANT, r, lease=Lease(o, 15)))  # type: ignore[misc]
+    assert await store.read(lambda tx: tx.runs.stopping("one")) == set()
+    for number in (1, 2):
+        stopping = await store.read(lambda tx, n=number: tx.runs.get(TENANT, f"run_{n}"))  # type: ignore[misc]
+        stopping.state = CANCELLING
+        await store.write(lambda tx, r=stopping: tx.runs.replace(TENANT, r, attempt=1))  # type: ignore[misc]
+    assert await store.read(lambda tx: tx.runs.stopping("one")) == {"run_1"}
+    assert await store.read(lambda tx: tx.runs.stopping("two")) == {"run_2"}
+
+
+async def test_versions_name_the_etags_of_runs_that_exist(store: Store) -> None:
+    await add_run(store, run())
+    await add_run(store, run(), tenant=OTHER)
+    await end(store, "run_1")
+    keys = [(TENANT, "run_1"), (OTHER, "run_1"), (TENANT, "run_none"), *((TENANT, odd) for odd in ODD_IDS)]
+    assert await store.read(lambda tx: tx.runs.versions(keys)) == {(TENANT, "run_1"): "2", (OTHER, "run_1"): "1"}
+    assert await store.read(lambda tx: tx.runs.versions([])) == {}

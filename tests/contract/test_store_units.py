@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from contract.samples import TENANT, add_messages, add_thread, assistant, message, read_texts, thread
+from contract.samples import TENANT, add_messages, add_thread, assistant, message, read_texts, run, thread
 from famulus_server.errors import NotFound
-from famulus_server.ports import Store, ThreadFilter, Transaction
+from famulus_server.ports import RequestKey, Store, ThreadFilter, Transaction
 
 
 class OddError(Exception):
@@ -95,3 +95,26 @@ async def test_caller_that_is_cancelled_changes_nothing_for_its_neighbours(store
         isinstance(one, asyncio.CancelledError) for one in await asyncio.gather(*impatient, return_exceptions=True)
     )
     assert len(await store.read(lambda tx: tx.threads.page(TENANT, ThreadFilter(), after=None, limit=100))) == 10
+
+
+async def test_equal_request_at_the_same_moment_finds_what_the_other_made_and_not_what_it_made_impossible(
+    store: Store,
+) -> None:
+    await add_thread(store, "thread_1")
+    key = RequestKey("CreateRun", "request", b"fingerprint")
+
+    async def unit(tx: Transaction, number: int) -> str:
+        known = await tx.requests.find(TENANT, key)
+        if known is not None:
+            return known
+        await tx.threads.get(TENANT, "thread_1", lock=True)
+        # A thread has one active run: the second would be refused.
+        await tx.runs.insert(TENANT, run(f"run_{number}"), lease=None)
+        await tx.requests.remember(TENANT, key, f"run_{number}")
+        return f"run_{number}"
+
+    async def create(number: int) -> str:
+        return await store.write(lambda tx: unit(tx, number))
+
+    made = await asyncio.gather(*(create(number) for number in range(20)))
+    assert len(set(made)) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from command import Running, environment, run
 from famulus_server.embedded.weights import SMOLLM2
+from famulus_server.store.schema import HEAD
 
 COMMANDS = {"serve", "demo", "chat", "migrate", "models", "healthcheck", "fake-upstream"}
 
@@ -38,9 +39,32 @@ def test_wrong_setting_is_told_without_a_traceback(tmp_path: Path) -> None:
 def test_migrate_tells_each_step_and_repeated_does_nothing(tmp_path: Path) -> None:
     first, second = run("migrate", "--data-dir", str(tmp_path)), run("migrate", "--data-dir", str(tmp_path))
     assert (first.returncode, second.returncode) == (0, 0)
-    assert first.stdout.startswith("nothing -> 0001")
+    assert first.stdout.startswith(f"nothing -> {HEAD}")
     assert "now at version" in first.stdout
     assert second.stdout.startswith(f"{tmp_path}/famulus.db: already at version")
+
+
+def test_migrate_brings_a_postgresql_database_to_the_newest_version(new_database: str) -> None:
+    env = environment({"FAMULUS_STORE_URL": new_database})
+    first, second = run("migrate", env=env), run("migrate", env=env)
+    where = new_database.partition("?")[0]
+    assert (first.stdout, first.stderr) == (f"nothing -> {HEAD}\n{where}: now at version {HEAD}\n", "")
+    assert second.stdout == f"{where}: already at version {HEAD}\n"
+
+
+def test_migrate_tells_a_database_server_that_is_not_there(tmp_path: Path) -> None:
+    env = environment({"FAMULUS_STORE_URL": f"postgresql://me:hush@/famulus?host={tmp_path}"})
+    refused = run("migrate", env=env)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: postgresql://me@/famulus: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_migrate_refuses_what_is_no_url_of_postgresql() -> None:
+    refused = run("migrate", env=environment({"FAMULUS_STORE_URL": "mysql://me:hush@host/famulus"}))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: environment: FAMULUS_STORE_URL: ")
+    assert "hush" not in refused.stderr
 
 
 def test_migrate_refuses_a_file_that_is_no_database(tmp_path: Path) -> None:

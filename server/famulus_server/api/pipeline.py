@@ -12,8 +12,10 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 from grpc.aio import ServicerContext
 
+from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.calls import Call, enter
 from famulus_server.api.wire import checked, checked_stream, reading
+from famulus_server.errors import Aborted
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its types only
 _Context = ServicerContext[Any, Any]
@@ -28,8 +30,10 @@ class Layer(Protocol):
 class Pipeline(grpc.aio.ServerInterceptor):
     """The one gRPC interceptor of the server."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], *, slow_seconds: float = 30.0) -> None:
+        """Streams end with SLOW_CONSUMER where their reader takes longer than `slow_seconds` for a response."""
         self._layers = layers
+        self._slow_seconds = slow_seconds
         self._handlers: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -61,11 +65,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 responses: AsyncGenerator[Any, None] = behaviour(check(request), context)
                 async with aclosing(responses):
                     async for response in responses:
-                        try:
-                            await context.write(response)
-                        except grpc.aio.InternalError as gone:
-                            # The caller went away in the middle of it, which is no failure of ours.
-                            raise asyncio.CancelledError from gone
+                        await self._write(context, response)
 
         shapes: dict[tuple[bool, bool], Callable[..., _Handler]] = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -78,6 +78,20 @@ class Pipeline(grpc.aio.ServerInterceptor):
             request_deserializer=reading(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+    async def _write(self, context: _Context, response: Any) -> None:
+        """Returns once the reader has taken it, or may take it soon (contract 14). Raises Aborted."""
+        try:
+            async with asyncio.timeout(self._slow_seconds):
+                await context.write(response)
+        except TimeoutError:
+            # gRPC keeps the response, and sends it before the error.
+            raise Aborted(
+                reasons.ERROR_REASON_SLOW_CONSUMER, "the reader is too slow: resume after the last sequence"
+            ) from None
+        except grpc.aio.InternalError as gone:
+            # The caller went away in the middle of it, which is no failure of ours.
+            raise asyncio.CancelledError from gone
 
     @asynccontextmanager
     async def _entered(self, call: Call) -> AsyncIterator[None]:

@@ -108,7 +108,8 @@ class RunServicer(RunServiceServicer):
 
     async def SubmitToolOutputs(self, request: SubmitToolOutputsRequest, _: object) -> SubmitToolOutputsResponse:
         validation.check_submit(request)
-        submitting = self._runs.submit(current_tenant(), request.run_id, request.tool_outputs)
+        key = repeat_key("SubmitToolOutputs", request)
+        submitting = self._runs.submit(current_tenant(), request.run_id, request.tool_outputs, key)
         return SubmitToolOutputsResponse(run=await self._errands.see_through(submitting))
 
     async def ListRunSteps(self, request: ListRunStepsRequest, _: object) -> ListRunStepsResponse:
@@ -127,7 +128,8 @@ class RunServicer(RunServiceServicer):
 
     async def RateRun(self, request: RateRunRequest, _: object) -> RateRunResponse:
         validation.check_rate(request)
-        return RateRunResponse(run=await self._runs.rate(current_tenant(), request.run_id, request.rating))
+        key = repeat_key("RateRun", request)
+        return RateRunResponse(run=await self._runs.rate(current_tenant(), request.run_id, request.rating, key))
 
     async def _create(self, tenant: str, request: CreateRunRequest, *, kept: bool = True) -> Run:
         """Creates a run, seen through even if the caller goes away: what is stored should not wait for a lease to run
@@ -146,9 +148,10 @@ class RunServicer(RunServiceServicer):
         batches = self._watch.watch(tenant, run_id, request.after_sequence)
         try:
             async for events in self._drain.until_started(batches):
-                yield events
                 if events:
+                    # Before they are sent: an error comes behind them, also where their reader is too slow.
                     facts["last_sequence"] = str(events[-1].sequence)
+                yield events
         except (asyncio.CancelledError, GeneratorExit):
             # A stop of the server also cancels calls in the end, but the caller did not go away then.
             if request.cancel_on_disconnect and not self._drain.started:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -50,6 +51,10 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Per connection: a client that opens and cancels calls in a loop must not starve others.
     ("grpc.max_concurrent_streams", 100),
+    # Calls that nobody has looked at yet. Of more than 1,000, as when the streams of a lost replica come all at once, gRPC
+    # would drop some by itself, with CANCELLED, which tells a caller nothing.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # Clients reconnect now and then, so that new replicas get their share; streams have time to end or resume.
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 10 * 60 * 1_000),
@@ -66,6 +71,17 @@ _SERVICES = tuple(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desks:
+    """What the services of the API hand their calls to."""
+
+    assistants: AssistantDesk
+    threads: ThreadDesk
+    messages: MessageDesk
+    runs: RunDesk
+    watch: Watch
+
+
 class ApiServer:
     """Serves the API on one address. Make it, `start` it and `stop` it inside one event loop."""
 
@@ -73,25 +89,24 @@ class ApiServer:
         self,
         *,
         address: str,
-        assistants: AssistantDesk,
-        threads: ThreadDesk,
-        messages: MessageDesk,
-        runs: RunDesk,
-        watch: Watch,
+        desks: Desks | None,
         ids: Ids,
         page_key: bytes,
         ping: Callable[[], Awaitable[object]],
         ping_seconds: float = 1.0,
         unary_seconds: float = 60.0,
+        slow_seconds: float = 30.0,
     ) -> None:
-        """`page_key` signs page tokens and is the same on all replicas; `ping` raises unless the store answers, and is
-        called each `ping_seconds`; unary calls but WaitRun end after `unary_seconds`. Raises ListenError where the
+        """Without `desks` only health is served. `page_key` signs page tokens and is the same on all replicas; `ping`
+        raises unless the store answers, and is called each `ping_seconds`; unary calls but WaitRun end after
+        `unary_seconds`, and streams whose reader takes `slow_seconds` for a response. Raises ListenError where the
         address is not a loopback one: there is no authentication yet."""
         check_loopback(address)
         self._address = address
         self._drain = Drain()
         self._errands = Errands()
-        self._health = Health(services=_SERVICES, ping=ping, drain=self._drain, interval_seconds=ping_seconds)
+        services = _SERVICES if desks else ()
+        self._health = Health(services=services, ping=ping, drain=self._drain, interval_seconds=ping_seconds)
         self._follower: asyncio.Task[None] | None = None
         # Every call passes these, the outermost first.
         layers: Sequence[Layer] = (
@@ -101,20 +116,25 @@ class ApiServer:
             OneCaller(Caller(tenant="default")),
             Admission(drain=self._drain, methods=_STARTING_WORK),
         )
-        self._server = grpc.aio.server(interceptors=[Pipeline(layers)], options=_OPTIONS)
-        pages = Pages(key=page_key)
-        assistant_service_pb2_grpc.add_AssistantServiceServicer_to_server(
-            AssistantServicer(assistants=assistants, pages=pages), self._server
-        )
-        thread_service_pb2_grpc.add_ThreadServiceServicer_to_server(
-            ThreadServicer(threads=threads, messages=messages, pages=pages, errands=self._errands), self._server
-        )
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(
-            RunServicer(runs=runs, watch=watch, pages=pages, drain=self._drain, errands=self._errands), self._server
-        )
+        self._server = grpc.aio.server(interceptors=[Pipeline(layers, slow_seconds=slow_seconds)], options=_OPTIONS)
+        if desks:
+            self._offer(desks, Pages(key=page_key))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*_SERVICES, health_name, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*services, health_name, reflection.SERVICE_NAME), self._server)
+
+    def _offer(self, desks: Desks, pages: Pages) -> None:
+        assistant_service_pb2_grpc.add_AssistantServiceServicer_to_server(
+            AssistantServicer(assistants=desks.assistants, pages=pages), self._server
+        )
+        thread_service_pb2_grpc.add_ThreadServiceServicer_to_server(
+            ThreadServicer(threads=desks.threads, messages=desks.messages, pages=pages, errands=self._errands),
+            self._server,
+        )
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(
+            RunServicer(runs=desks.runs, watch=desks.watch, pages=pages, drain=self._drain, errands=self._errands),
+            self._server,
+        )
 
     async def start(self) -> str:
         """Listens; returns the address, with the port that the system chose where 0 was asked for. Raises ListenError

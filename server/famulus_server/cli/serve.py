@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Start the server and run it until it is told to stop.")
+@click.option(
+    "--role",
+    type=click.Choice(["all", "api", "worker"]),
+    help="Answer calls, execute runs, or both; the first two need a PostgreSQL database.  [default: all]",
+)
 @listen_option
 @data_dir_option
 @log_level_option
 @click.pass_obj
-def serve(configuration: Configuration, listen: str | None, data_dir: str | None, log_level: str | None) -> None:
+def serve(
+    configuration: Configuration, role: str | None, listen: str | None, data_dir: str | None, log_level: str | None
+) -> None:
     """Start the server and run it until it is told to stop.
 
     Without settings it brings all it needs: a database, a Valkey server and a small language model. Once it accepts
@@ -36,10 +43,11 @@ def serve(configuration: Configuration, listen: str | None, data_dir: str | None
     Examples:
       famulus-server serve
       famulus-server serve --listen 127.0.0.1:9000 --data-dir /var/lib/famulus
+      FAMULUS_STORE_URL=postgresql://... famulus-server serve --role worker
       FAMULUS_LOG_LEVEL=debug famulus-server --config famulus.toml serve
     """
     settings = configuration.load_to_serve(
-        {"server": {"listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
+        {"server": {"role": role, "listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
     )
     start_logs(settings)
     with contextlib.suppress(Stopped):

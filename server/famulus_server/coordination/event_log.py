@@ -1,19 +1,23 @@
 """The tail of run events in Redis, for watchers elsewhere and for later.
 
-Writing never makes anybody wait: one task takes all that has gathered and sends it in one pipeline. Where Redis is
-away, events are lost here, and a watcher that needs them gets a Snapshot.
+Writing never makes anybody wait: one task takes what has gathered and sends it in one pipeline. While Redis is away,
+what was published gathers, within bounds. Each time the writer has connected, Redis may have forgotten anything: then
+what it lacks is written again from memory, each run's before its newer events, so that a stream has no hole.
 """
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
 from famulus.v1.run_event_pb2 import RunEvent
+from famulus_server.coordination.backlog import Backlog, Entry, entries_of
+from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.loading import load
+from famulus_server.coordination.reachability import Reachability
+from famulus_server.coordination.replay import Replay
 
 if TYPE_CHECKING:
     from famulus_server.coordination.streams import RedisStreams
@@ -21,35 +25,19 @@ if TYPE_CHECKING:
 # How long a run's stream is kept after the last write, and after the end of the run.
 _ACTIVE_SECONDS = 24 * 3_600
 _ENDED_SECONDS = 3_600
-# What waits to be written, in events and bytes: more means that Redis is far too slow, and the oldest go.
-_MAX_PENDING = 50_000
-_MAX_PENDING_BYTES = 64 * 1024 * 1024
 _CLOSE_SECONDS = 1.0
 # A Redis that does not answer is asked this often, and is then left alone (contract 27).
 _READ_FAILURES = 5
 _LEFT_ALONE_SECONDS = 5.0
 # Each is some milliseconds of work for this process: more at a time would take each other's work for Redis's silence.
 _READS_AT_A_TIME = 4
+# How long events wait for what another replica is about to write before them, and how often they are tried meanwhile.
+_OVERTAKING_SECONDS = 0.25
+_OVERTAKING_PAUSE = 0.01
 
 _log = structlog.get_logger(__name__)
 
-
-class StreamsUnavailable(Exception):
-    """Redis is away, hangs, or refuses. The text is for the log."""
-
-
-class Entry(NamedTuple):
-    """Sequences and serialized events to append to a run's stream, which is then kept for so many seconds; None removes
-    the stream."""
-
-    run_id: str
-    payloads: Sequence[tuple[int, bytes]] | None
-    seconds: int
-
-    def weigh(self) -> tuple[int, int]:
-        """How many events, and how many bytes."""
-        payloads = self.payloads or ()
-        return len(payloads), sum(len(payload) for _, payload in payloads)
+Memory = Callable[[], Iterable[tuple[str, Sequence[RunEvent]]]]
 
 
 class RedisEventLog:
@@ -57,19 +45,34 @@ class RedisEventLog:
 
     def __init__(self, *, url: str) -> None:
         self._url = url
-        self._pending: deque[Entry] = deque()
-        self._pending_events = self._pending_bytes = 0
+        self._backlog = Backlog()
+        self._replay = Replay(active_seconds=_ACTIVE_SECONDS, ended_seconds=_ENDED_SECONDS)
+        self._memory: Memory = tuple
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._connecting: asyncio.Task[RedisStreams] | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._writer_state = Reachability(name="event log (writing)")
+        self._reader_state = Reachability(name="event log (reading)")
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
         self._read_failures = 0
         self._left_alone_until = 0.0
-        self.lost = 0
+        self._refused = 0
+        self._refusal_told = False
+        # Runs of which something waits for what comes before, each with the time at which it waits no longer.
+        self._waiting: dict[str, float] = {}
 
-    def open(self) -> None:
-        """Starts the writer. What is published before it has connected waits for it."""
+    @property
+    def lost(self) -> int:
+        """How many events were refused, or dropped for lack of room; these may have been written from memory later."""
+        return self._backlog.lost + self._refused
+
+    def open(self, *, replay: Memory = tuple) -> None:
+        """Starts the writer. What is published before it has connected waits for it.
+
+        `replay` gives the events that this process has in memory, by run, all that was published lately among them.
+        """
+        self._memory = replay
         self._connecting = asyncio.create_task(self._connect(), name="event-log-connect")
         self._writing = asyncio.create_task(self._write_loop(self._connecting), name="event-log")
 
@@ -83,117 +86,147 @@ class RedisEventLog:
         self._writing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._writing
-        with contextlib.suppress(StreamsUnavailable):
+        with contextlib.suppress(RedisUnavailable):
             await (await self._connecting).close()
 
     async def flush(self) -> None:
-        """Returns once everything published so far is written, or lost."""
-        while self._pending or not self._idle.is_set():
-            self._idle.clear()
-            self._wake.set()
-            await self._idle.wait()
+        """Returns once everything published so far is written, or could not be."""
+        self._idle.clear()
+        self._wake.set()
+        await self._idle.wait()
 
     def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        # Serialized here, once: what waits is then as large as it is counted, and holds nobody's objects.
-        payloads = [(event.sequence, event.SerializeToString()) for event in events]
-        self._put(Entry(run_id, payloads, _ACTIVE_SECONDS))
+        for entry in entries_of(run_id, events, seconds=_ACTIVE_SECONDS):
+            self._put(entry)
 
     def finish(self, run_id: str) -> None:
         self._put(Entry(run_id, (), _ENDED_SECONDS))
 
     def drop(self, run_id: str) -> None:
-        self._put(Entry(run_id, None, 0))
+        self._replay.forget(run_id)
+        self._put(Entry(run_id, None, _ENDED_SECONDS))
 
     async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+        found = await self.read_many({run_id: after_sequence}, limit=limit)
+        return found.get(run_id, [])
+
+    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[RunEvent]]:
         if self._connecting is None:
-            return []
+            return {}
         async with self._reads:
             # Looked at only now: while this read waited, others may have found that Redis does not answer.
             if self._is_left_alone():
-                return []
+                return {}
             try:
                 streams = await asyncio.shield(self._connecting)
-                events = await streams.read(run_id, after_sequence=after_sequence, limit=limit)
-            except StreamsUnavailable as error:
+                found = await streams.read(cursors, limit=limit)
+            except RedisUnavailable as error:
                 self._count_failure(error)
-                return []
+                return {}
         self._read_failures = 0
-        return events
+        self._reader_state.found()
+        return found
 
     def _is_left_alone(self) -> bool:
         return asyncio.get_running_loop().time() < self._left_alone_until
 
-    def _count_failure(self, error: StreamsUnavailable) -> None:
+    def _count_failure(self, error: RedisUnavailable) -> None:
         self._read_failures += 1
         # Reads that were under way when the fifth failed say nothing new.
         if self._read_failures >= _READ_FAILURES and not self._is_left_alone():
             self._read_failures = 0
             self._left_alone_until = asyncio.get_running_loop().time() + _LEFT_ALONE_SECONDS
-            _log.warning("event log unreachable, left alone", error=str(error))
+            self._reader_state.lost(error)
 
     async def _connect(self) -> "RedisStreams":
         try:
-            # The redis package takes as long to import as the rest of the server to start; nobody has to wait for it.
-            module = await asyncio.to_thread(import_module, "famulus_server.coordination.streams")
+            module = await load("streams")
             streams: RedisStreams = module.RedisStreams(url=self._url)
-        except Exception as error:
-            _log.exception("event log cannot be used")
-            raise StreamsUnavailable(type(error).__name__) from error
+        except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
+            _log.warning("event log cannot be used", error=type(error).__name__)
+            raise RedisUnavailable(type(error).__name__) from None
         return streams
 
     def _put(self, entry: Entry) -> None:
-        events, size = entry.weigh()
-        self._pending.append(entry)
-        self._pending_events += events
-        self._pending_bytes += size
-        if self._pending_events > _MAX_PENDING or self._pending_bytes > _MAX_PENDING_BYTES:
-            self._drop_oldest()
-        self._idle.clear()
+        self._backlog.put(entry)
         self._wake.set()
-
-    def _drop_oldest(self) -> None:
-        removals: list[Entry] = []
-        while self._pending_events > _MAX_PENDING or self._pending_bytes > _MAX_PENDING_BYTES:
-            oldest = self._pending.popleft()
-            if oldest.payloads is None:
-                # A deleted thread must leave nothing, however much there is to write.
-                removals.append(oldest)
-                continue
-            events, size = oldest.weigh()
-            self._pending_events -= events
-            self._pending_bytes -= size
-            self.lost += events
-        self._pending.extendleft(reversed(removals))
 
     async def _write_loop(self, connecting: "asyncio.Task[RedisStreams]") -> None:
         while True:
-            if not self._pending:
+            if not self._backlog and not self._replay:
                 self._wake.clear()
                 self._idle.set()
                 await self._wake.wait()
                 continue
-            # Until there is a connection, what comes gathers where it is bounded.
-            await asyncio.wait([connecting])
-            batch, self._pending = self._pending, deque()
-            self._pending_events = self._pending_bytes = 0
-            await self._write(connecting, batch)
+            try:
+                # Until there is a connection, what comes gathers where it is bounded.
+                await self._write(await asyncio.shield(connecting))
+            except RedisUnavailable as error:
+                self._writer_state.lost(error)
+                self._idle.set()
+                await self._writer_state.pause()
+            else:
+                self._writer_state.found()
 
-    async def _write(self, connecting: "asyncio.Task[RedisStreams]", batch: Sequence[Entry]) -> None:
-        """Raises nothing: the writer has to outlive whatever goes wrong with one batch."""
+    async def _write(self, streams: "RedisStreams") -> None:
+        """Writes some of what there is to write. Raises RedisUnavailable, and nothing else: the writer has to outlive
+        whatever goes wrong with one batch."""
+        batch: list[Entry] = []
         try:
-            streams = await connecting
-            refused = await streams.write(batch)
-        except StreamsUnavailable as error:
-            self._lose(batch, error=str(error))
-        except Exception as error:  # noqa: BLE001 - as said above; the log has it
+            if await streams.renew() or self._backlog.incomplete:
+                await self._start_replay(streams)
+            again = self._replay.take()
+            batch = self._backlog.take(held=self._replay)
+            written = await streams.write([*again, *batch])
+        except RedisUnavailable:
+            # Whoever connects next finds out what is there, and starts the replay again.
+            self._replay.clear()
+            self._backlog.put_back(batch)
+            raise
+        except Exception as error:
             _log.exception("event log cannot write")
-            self._lose(batch, error=type(error).__name__)
+            self._replay.clear()
+            # Not to be tried again: it would fail again.
+            self._backlog.give_up(batch)
+            raise RedisUnavailable(type(error).__name__) from error
+        if written.refused:
+            self._tell_refused(written.refused)
+        if written.waiting:
+            await self._wait(batch, written.waiting)
         else:
-            if refused:
-                self.lost += refused
-                _log.warning("the event log refused entries", entries=refused)
+            self._waiting.clear()
 
-    def _lose(self, batch: Sequence[Entry], *, error: str) -> None:
-        lost = sum(len(entry.payloads or ()) for entry in batch)
-        self.lost += lost
-        _log.warning("events lost to the event log", events=lost, error=error)
+    async def _wait(self, batch: Sequence[Entry], run_ids: Collection[str]) -> None:
+        """Facts that this process stored right behind another's may overtake these: they wait a moment for them."""
+        now = asyncio.get_running_loop().time()
+        self._waiting = {run_id: self._waiting.get(run_id, now + _OVERTAKING_SECONDS) for run_id in run_ids}
+        patient = {run_id for run_id, until in self._waiting.items() if now < until}
+        waiting = [entry for entry in batch if entry.run_id in run_ids and entry.payloads is not None]
+        self._backlog.wait([entry._replace(patient=entry.run_id in patient) for entry in waiting])
+        await asyncio.sleep(_OVERTAKING_PAUSE)
+
+    async def _start_replay(self, streams: "RedisStreams") -> None:
+        tails = await streams.tails([run_id for run_id, _ in self._memory()])
+        # Nothing is awaited from here on: backlog and memory belong together.
+        starts = self._backlog.starts()
+        memory = {
+            run_id: tuple(events)
+            for run_id, events in self._memory()
+            if events and not _reaches(starts.get(run_id), tails.get(run_id, 0), events[0].sequence)
+        }
+        # What waits of these runs is part of what is remembered of them.
+        self._backlog.forget(memory)
+        self._backlog.incomplete = False
+        self._replay.start(memory, tails)
+        self._refusal_told = False
+
+    def _tell_refused(self, refused: int) -> None:
+        self._refused += refused
+        if not self._refusal_told:
+            self._refusal_told = True
+            _log.warning("the event log refused entries", entries=refused)
+
+
+def _reaches(start: int | None, tail: int, oldest: int) -> bool:
+    """Whether what waits of a run reaches back to the end of its stream, or at least further than memory does."""
+    return start is not None and (start <= tail or start < oldest)

@@ -1,17 +1,23 @@
 """Redis Streams as the event log uses them: one stream per run, the entry id is the event's sequence (contract 11)."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from famulus.v1.run_event_pb2 import RunEvent
-from famulus_server.coordination.event_log import Entry, StreamsUnavailable
+from famulus_server.coordination.backlog import Entry
+from famulus_server.coordination.channels import channel_of
+from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.line import Line, reason
+from famulus_server.ports import events_topic
 
 # What a stream keeps of a run, in events.
 _MAX_EVENTS = 10_000
@@ -19,74 +25,219 @@ _WRITE_TIMEOUT = 1.0
 # A reader is somebody's call (contract 27).
 _READ_TIMEOUT = 0.05
 _LATE = 0.005
+# An answer with as many events gets no more runs: this process must not take its own work for Redis's silence.
+_ANSWER_EVENTS = 256
+_STREAMS_AT_A_TIME = 500
 _FIELD = b"e"
+# No sequence is higher: behind it, nothing is accepted.
+_END = b"9223372036854775807-0"
+
+# One unit, so that a Redis which refuses in between cannot leave a hole: whether it is full is asked before the first
+# write only, which therefore has to be an XADD. Where the stream lacks what comes before these events, nothing is
+# written if they may wait (-1). Otherwise it starts anew with them; its last id stays, and with it the refusal of late
+# writers.
+# KEYS: stream. ARGV: events to keep, seconds to keep them, what must be there, whether they may wait, channel, then id
+# and event by turns.
+_APPEND = b"""
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local hole = (last and tonumber(string.match(last[1], '%d+')) or 0) < tonumber(ARGV[3])
+if hole and ARGV[4] == '1' then return -1 end
+local refused = 0
+for i = 6, #ARGV, 2 do
+  local added = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], ARGV[i], 'e', ARGV[i + 1])
+  if added.err then
+    if not string.find(added.err, 'equal or smaller', 1, true) then return added end
+    refused = refused + 1
+  elseif hole then
+    redis.call('XTRIM', KEYS[1], 'MINID', ARGV[i])
+    hole = false
+  end
+end
+if refused < (#ARGV - 5) / 2 then
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
+  redis.pcall('PUBLISH', ARGV[5], '')
+end
+return refused
+"""
+_NOT_YET = -1
+# Events behind an id of each stream, until the answer is large: how many streams were looked at, and of those with
+# events, which one it is (from 1) and the events.
+# KEYS: streams. ARGV: most events of a stream, how many events make an answer large, then the id for each.
+_READ = b"""
+local limit, large = tonumber(ARGV[1]), tonumber(ARGV[2])
+local found, count = {}, 0
+for i, key in ipairs(KEYS) do
+  if count >= large then return {i - 1, found} end
+  local entries = redis.pcall('XRANGE', key, '(' .. ARGV[i + 2], '+', 'COUNT', limit)
+  if entries.err and string.find(entries.err, 'WRONGTYPE', 1, true) ~= 1 then return entries end
+  if #entries > 0 then
+    local events = {}
+    for j, entry in ipairs(entries) do events[j] = entry[2][2] end
+    found[#found + 1] = {i, events}
+    count = count + #entries
+  end
+end
+return {#KEYS, found}
+"""
+# The last id of each stream, empty where there is none.
+_TAILS = b"""
+local tails = {}
+for i, key in ipairs(KEYS) do
+  local last = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  tails[i] = last and last[1] or ''
+end
+return tails
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a batch: how many events that were new were refused, as those of a late writer, and the runs of
+    which something was not written, because what comes before it is not there yet."""
+
+    refused: int
+    waiting: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Call:
+    """One command. `events` counts those in it, `again` those that were sent before, which come first."""
+
+    arguments: list[str | bytes | int]
+    run_id: str = ""
+    last: int = 0
+    events: int = 0
+    again: int = 0
 
 
 class RedisStreams:
     """The streams of all runs behind one URL."""
 
     def __init__(self, *, url: str) -> None:
-        self._writer = _connect(url, timeout=_WRITE_TIMEOUT)
-        self._reader = _connect(url, timeout=_READ_TIMEOUT)
+        self._line = Line(url=url, timeout=_WRITE_TIMEOUT)
+        # The library's own defaults would hang for seconds on a dead server.
+        # Any: the library gives its commands no types.
+        self._reader: Any = Redis.from_url(
+            url, socket_timeout=_READ_TIMEOUT, socket_connect_timeout=_READ_TIMEOUT, retry=Retry(NoBackoff(), 0)
+        )
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._writer.aclose()
+        await self._line.close()
         await self._reader.aclose()
 
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
-        """Events behind a sequence. Raises StreamsUnavailable."""
+    async def read(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[RunEvent]]:
+        """Events behind a sequence of each run, at most `limit` each, where there are any. Raises RedisUnavailable."""
+        found: dict[str, list[RunEvent]] = {}
+        run_ids = list(cursors)
+        start = 0
+        while start < len(run_ids):
+            some = run_ids[start : start + _STREAMS_AT_A_TIME]
+            ids = [f"{cursors[run_id]}-0" for run_id in some]
+            looked_at, streams = await self._ask_reader(len(some), *map(_key, some), limit, _ANSWER_EVENTS, *ids)
+            for number, payloads in streams:
+                found[some[number - 1]] = _events(payloads)
+            start += looked_at
+        return found
+
+    async def _ask_reader(self, *arguments: str | bytes | int) -> Any:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            return await self._read(run_id, after_sequence, limit)
-        except StreamsUnavailable:
+            return await self._reader.execute_command("EVAL", _READ, *arguments)
+        except (RedisError, OSError) as error:
             # A timer that went off late tells of our own loop or machine, not of Redis: its answer may be there.
             if loop.time() - started < _READ_TIMEOUT + _LATE:
-                raise
-        return await self._read(run_id, after_sequence, limit)
-
-    async def _read(self, run_id: str, after_sequence: int, limit: int) -> list[RunEvent]:
+                raise RedisUnavailable(reason(error)) from error
         try:
-            # The package's types also tell of answers that other options would bring.
-            entries: Any = await self._reader.xrange(_key(run_id), min=f"({after_sequence}-0", count=limit)
+            return await self._reader.execute_command("EVAL", _READ, *arguments)
         except (RedisError, OSError) as error:
-            raise StreamsUnavailable(type(error).__name__) from error
-        return [RunEvent.FromString(fields[_FIELD]) for _, fields in entries]
+            raise RedisUnavailable(reason(error)) from error
 
-    async def write(self, batch: Iterable[Entry]) -> int:
-        """Writes all in one pipeline; returns how many entries Redis refused, as those of a late writer, whose ids are
-        not higher than the last. Raises StreamsUnavailable, and then nobody knows what was written."""
-        pipeline: Pipeline
-        async with self._writer.pipeline(transaction=False) as pipeline:
-            expiries: dict[bytes, int] = {}
-            for entry in batch:
-                key = _key(entry.run_id)
-                if entry.payloads is None:
-                    pipeline.delete(key)
-                    expiries.pop(key, None)
-                    continue
-                for sequence, payload in entry.payloads:
-                    pipeline.xadd(key, {_FIELD: payload}, id=f"{sequence}-0", maxlen=_MAX_EVENTS, approximate=True)
-                expiries[key] = entry.seconds
-            for key, seconds in expiries.items():
-                pipeline.expire(key, seconds)
-            try:
-                # A refused entry must not hide the fate of the others.
-                results = await pipeline.execute(raise_on_error=False)
-            except (RedisError, OSError) as error:
-                raise StreamsUnavailable(type(error).__name__) from error
-        return sum(isinstance(result, ResponseError) for result in results)
+    async def renew(self) -> bool:
+        """Connects the writer where it is not connected; tells whether it had to. Raises RedisUnavailable."""
+        return await self._line.renew()
+
+    async def tails(self, run_ids: Iterable[str]) -> dict[str, int]:
+        """The last sequence in the stream of each run that has one. Raises RedisUnavailable."""
+        tails: dict[str, int] = {}
+        rest = iter(run_ids)
+        while some := list(islice(rest, _STREAMS_AT_A_TIME)):
+            answers = await self._ask([_Call(["EVAL", _TAILS, len(some), *map(_key, some)])])
+            for run_id, last in zip(some, answers[0], strict=True):
+                if last:
+                    tails[run_id] = int(last.partition(b"-")[0])
+        return tails
+
+    async def write(self, batch: Iterable[Entry]) -> Written:
+        """Writes all in order, each run's events as one unit. Raises RedisUnavailable, and then nobody knows what was
+        written; the next `renew` connects anew."""
+        calls = _calls(batch)
+        answers = await self._ask(calls)
+        refused = 0
+        waiting = set()
+        for call, answer in zip(calls, answers, strict=True):
+            if answer == _NOT_YET:
+                waiting.add(call.run_id)
+            elif isinstance(answer, ResponseError):
+                refused += call.events - call.again
+            elif call.events:
+                refused += max(0, answer - call.again)
+        return Written(refused, frozenset(waiting))
+
+    async def _ask(self, calls: Sequence[_Call]) -> list[Any]:
+        answers = await self._line.ask([call.arguments for call in calls])
+        for answer in answers:
+            # A foreign kind of key is one run's bad luck. Whatever else is refused, as by a Redis that is full or may
+            # only be read, would be refused to all.
+            if isinstance(answer, ResponseError) and not str(answer).startswith("WRONGTYPE"):
+                await self._line.close()
+                raise RedisUnavailable(reason(answer))
+        return answers
+
+
+def _calls(batch: Iterable[Entry]) -> list[_Call]:
+    calls: list[_Call] = []
+    open_calls: dict[str, _Call] = {}
+    for entry in batch:
+        key = _key(entry.run_id)
+        if entry.payloads is None:
+            open_calls.pop(entry.run_id, None)
+            # An empty stream that refuses everything: a late worker must not bring back what was deleted (contract 24).
+            calls += [
+                _Call(["DEL", key]),
+                _Call(["XADD", key, "MAXLEN", 0, _END, _FIELD, b""]),
+                _Call(["EXPIRE", key, entry.seconds]),
+            ]
+            continue
+        if not entry.payloads:
+            open_calls.pop(entry.run_id, None)
+            calls.append(_Call(["EXPIRE", key, entry.seconds]))
+            continue
+        call = open_calls.get(entry.run_id)
+        if call is None or entry.follows != call.last:
+            channel = channel_of(events_topic(entry.run_id))
+            may_wait = int(entry.patient)
+            arguments: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, _MAX_EVENTS, entry.seconds, entry.follows]
+            arguments += [may_wait, channel]
+            call = _Call(arguments, run_id=entry.run_id)
+            open_calls[entry.run_id] = call
+            calls.append(call)
+        for sequence, payload in entry.payloads:
+            call.arguments += (f"{sequence}-0", payload)
+        call.last = entry.payloads[-1][0]
+        call.events += len(entry.payloads)
+        call.again += len(entry.payloads) if entry.again else 0
+    return calls
+
+
+def _events(payloads: Sequence[bytes]) -> list[RunEvent]:
+    try:
+        return [RunEvent.FromString(payload) for payload in payloads]
+    except DecodeError as error:
+        raise RedisUnavailable("what is in a stream is not ours") from error
 
 
 def _key(run_id: str) -> bytes:
     # The braces make a run's keys live on one node of a cluster.
     return f"famulus:{{{run_id}}}:events".encode()
-
-
-def _connect(url: str, *, timeout: float) -> Redis:
-    # The library's own defaults would hang for seconds on a dead server.
-    client: Redis = Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-    )
-    return client

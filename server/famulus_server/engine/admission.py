@@ -1,24 +1,29 @@
 """How a run comes to be: one transaction holds the request id, the thread, the frozen assistant, the run and its
 messages - and the claim, where this process has a free slot (contract 4, 10)."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run
-from famulus.v1.run_service_pb2 import CreateRunRequest
+from famulus.v1.run_service_pb2 import BusyPolicy, CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.engine import facts, lifecycle, tools
+from famulus_server.engine import facts, lifecycle, line, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.fields import copy_fields, copy_of, is_set, take
-from famulus_server.engine.settlement import Settled
+from famulus_server.engine.ledger import Settled
+from famulus_server.engine.settlement import end_waiting
 from famulus_server.errors import FailedPrecondition, InvalidArgument, Violation
 from famulus_server.ports import Lease, Models, RequestKey, Transaction
 
 DEFAULT_TTL = timedelta(minutes=10)
 DEFAULT_MAX_TURNS = 10
+
+INTERRUPTING = frozenset({BusyPolicy.BUSY_POLICY_INTERRUPT, BusyPolicy.BUSY_POLICY_ROLLBACK})
+_PATIENT = INTERRUPTING | {BusyPolicy.BUSY_POLICY_ENQUEUE}
 
 # Fields that a request may override, under the same name, and that are otherwise the assistant's.
 _OVERRIDES = ("instructions", "temperature", "top_p", "response_format")
@@ -46,14 +51,24 @@ class Admission:
     now: datetime
 
 
-async def admit(tx: Transaction, models: Models, admission: Admission) -> tuple[Settled, bool]:
-    """Stores the run, or finds the one that the same request made before: then nothing is stored, and the second
-    value is False."""
+@dataclass(slots=True)
+class Admitted:
+    """What an admission did: the run as it is now, whether it was stored just now, runs that it ended on the way, and
+    the id of the run at work that it asked to stop."""
+
+    settled: Settled
+    created: bool
+    ended: list[Settled] = field(default_factory=list)
+    stopping: str = ""
+
+
+async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitted:
+    """Stores the run, or finds the one that the same request made before: then nothing is stored."""
     tenant, request = admission.tenant, admission.request
     if admission.key is not None:
         known = await tx.requests.find(tenant, admission.key)
         if known is not None:
-            return Settled(await tx.runs.get(tenant, known)), False
+            return Admitted(Settled(await tx.runs.get(tenant, known)), created=False)
     if admission.new_thread is not None:
         thread = admission.new_thread
         await tx.threads.insert(tenant, thread)
@@ -65,20 +80,64 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> tuple[
     assistant = await tx.assistants.get(tenant, assistant_id, version=request.assistant_version)
     run = freeze(request, assistant, thread, run_id=admission.run_id, now=admission.now)
     check_model(run, models)
-    if admission.lease is not None:
-        run.state, run.attempt, run.turn_attempt = lifecycle.IN_PROGRESS, 1, 1
-        run.start_time.CopyFrom(timestamp(admission.now))
     run.last_sequence = 1
-    await tx.runs.insert(tenant, run, lease=admission.lease)
-    if admission.messages:
-        messages = [copy_of(message) for message in admission.messages]
-        await tx.messages.append(tenant, thread.id, messages)
+    messages = [copy_of(message) for message in admission.messages]
+    busy = None
+    if request.busy_policy in _PATIENT:
+        busy = await tx.runs.active(tenant, thread.id)
+    if busy is None:
+        admitted = await _begin(tx, admission, run, messages)
+    else:
+        admitted = await _line_up(tx, admission, run, messages, busy)
     await tx.threads.touch(tenant, thread.id, admission.now)
     if admission.key is not None:
         await tx.requests.remember(tenant, admission.key, run.id)
+    return admitted
+
+
+async def _begin(tx: Transaction, admission: Admission, run: Run, messages: Sequence[Message]) -> Admitted:
+    """Stores the run as the active one of its thread, and the claim with it where there is a free slot. Raises
+    FailedPrecondition where there is an active one: the database itself says so."""
+    if admission.lease is not None:
+        run.state, run.attempt, run.turn_attempt = lifecycle.IN_PROGRESS, 1, 1
+        run.start_time.CopyFrom(timestamp(admission.now))
+    await tx.runs.insert(admission.tenant, run, lease=admission.lease)
+    if messages:
+        await tx.messages.append(admission.tenant, run.thread_id, messages)
+    return Admitted(_born(run, admission.now), created=True)
+
+
+async def _line_up(tx: Transaction, admission: Admission, run: Run, messages: list[Message], busy: Run) -> Admitted:
+    """Stores the run in line behind the active one, which is stopped where the policy says so."""
+    tenant, policy, now = admission.tenant, admission.request.busy_policy, admission.now
+    if policy == BusyPolicy.BUSY_POLICY_ENQUEUE:
+        await tx.runs.insert(tenant, run, lease=None, line=line.place(now))
+        await tx.runs.keep_messages(tenant, run.id, messages)
+        return Admitted(_born(run, now, in_line=True), created=True)
+    ended = []
+    # Who interrupted before, and has not begun, is interrupted in turn; what its user said goes with the new run.
+    for waiting in await tx.runs.in_line(tenant, run.thread_id, upto=line.FIRST):
+        messages = [*await tx.runs.take_messages(tenant, waiting.id), *messages]
+        ended.append(await end_waiting(tx, tenant, waiting, lifecycle.CANCELLED, now=now))
+    await tx.runs.insert(tenant, run, lease=None, line=line.FIRST)
+    await tx.runs.keep_messages(tenant, run.id, messages)
+    admitted = Admitted(_born(run, now, in_line=True), created=True, ended=ended)
+    # A rollback that was granted before is not taken back by an interrupt.
+    busy.rolled_back = busy.rolled_back or policy == BusyPolicy.BUSY_POLICY_ROLLBACK
+    if busy.state in lifecycle.WAITING:
+        # Its end lets the first in line begin: that is this run.
+        ended.append(await end_waiting(tx, tenant, busy, lifecycle.CANCELLED, now=now))
+    else:
+        busy.state = lifecycle.CANCELLING
+        await tx.runs.replace(tenant, busy, attempt=busy.attempt)
+        admitted.stopping = busy.id
+    return admitted
+
+
+def _born(run: Run, now: datetime, *, in_line: bool = False) -> Settled:
     events = [facts.state_changed(run)]
-    facts.number(events, 0, admission.now)
-    return Settled(run, events), True
+    facts.number(events, 0, now)
+    return Settled(run, events, queued=run.state == lifecycle.QUEUED and not in_line)
 
 
 def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, run_id: str, now: datetime) -> Run:

@@ -30,11 +30,18 @@ class Control:
         self._task: asyncio.Task[None] | None = None
 
     def interrupt(self, why: Interruption) -> None:
-        """Stops the model turn under way. The first reason counts; later ones change nothing."""
+        """Stops the model turn under way. The first reason counts; of later ones only that the run is lost."""
         if self._why is None:
             self._why = why
             if self._task is not None:
                 self._task.cancel()
+        elif why is Interruption.LEASE_LOST:
+            self._why = why
+
+    @property
+    def why(self) -> Interruption | None:
+        """What has interrupted the execution."""
+        return self._why
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

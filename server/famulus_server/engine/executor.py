@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -14,8 +14,9 @@ from famulus.v1.run_step_pb2 import RunStep
 from famulus_server.engine import facts, lifecycle, outcomes, prompt, turn
 from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Draft, Feed, RunLog
+from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.prompt import Prompt
-from famulus_server.engine.settlement import Settled, Settlement, hold, publish_settled, settle
+from famulus_server.engine.settlement import Settlement, hold, settle
 from famulus_server.engine.turn import TurnRecorder
 from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRejectedRequest, NotFound, Unavailable
 from famulus_server.ports import (
@@ -23,6 +24,7 @@ from famulus_server.ports import (
     Clock,
     Ids,
     Lease,
+    ModelCard,
     ModelEvent,
     Models,
     Store,
@@ -35,12 +37,17 @@ from famulus_server.ports import (
 # How often one model turn may be started: crashes of workers and broken streams together (contract 16).
 MAX_TURN_ATTEMPTS = 3
 _SECOND_PAUSE = 1.0
+# Between tries while the store is away.
+_STORE_PAUSE = 0.25
+_GIVING_UP = frozenset({Interruption.LEASE_LOST, Interruption.DRAIN})
 _MAX_PAUSE = 10.0
 # What a worker that stops working on a run leaves instead of its lease: anybody may claim the run at once.
 NOBODYS = Lease(owner="", seconds=0)
 
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -50,6 +57,7 @@ class _Progress:
     tenant: str
     run: Run
     log: RunLog
+    control: Control
     sequence: int
     turns: list[Turn] = field(default_factory=list)
     next_position: int = 1
@@ -59,9 +67,12 @@ class _Progress:
 class Executor:
     """Executes runs that a worker has claimed."""
 
-    def __init__(self, *, store: Store, feed: Feed, models: Models, lease: Lease, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self, *, store: Store, feed: Feed, ledger: Ledger, models: Models, lease: Lease, clock: Clock, ids: Ids
+    ) -> None:
         self._store = store
         self._feed = feed
+        self._ledger = ledger
         self._models = models
         self._lease = lease
         self._clock = clock
@@ -71,9 +82,9 @@ class Executor:
         """Works on the run until it is released. Raises nothing but cancellation."""
         log = _log.bind(run_id=claimed.run.id, thread_id=claimed.run.thread_id, attempt=claimed.run.attempt)
         try:
-            progress = self._begin(claimed)
+            progress = self._begin(claimed, control)
             try:
-                await self._work(progress, control)
+                await self._work(progress)
             except (LeaseLost, Unavailable):
                 raise
             except Exception:
@@ -98,19 +109,20 @@ class Executor:
             except NotFound:
                 self._feed.drop(claimed.run.id)
 
-    def _begin(self, claimed: Claimed) -> _Progress:
+    def _begin(self, claimed: Claimed, control: Control) -> _Progress:
         run = claimed.run
         log = self._feed.open(run.id, run.last_sequence) if claimed.taken_over else self._feed.find(run.id)
         if log is None:
             # Whoever stored the run has published so, therefore it has been deleted since.
             raise LeaseLost(run.id)
-        progress = _Progress(claimed.tenant, run, log, log.last_sequence)
+        self._feed.own(run.id)
+        progress = _Progress(claimed.tenant, run, log, control, log.last_sequence)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
             self._publish(progress, [facts.attempt_started(run.attempt, run.last_sequence)])
         return progress
 
-    async def _work(self, progress: _Progress, control: Control) -> None:
+    async def _work(self, progress: _Progress) -> None:
         if progress.run.turn_attempt > MAX_TURN_ATTEMPTS:
             error = RunError(
                 code=RunErrorCode.RUN_ERROR_CODE_WORKER_LOST,
@@ -123,8 +135,8 @@ class Executor:
         while progress.run.state in lifecycle.OWNED:
             if progress.run.state == lifecycle.CANCELLING:
                 # Nobody tells of a cancel that was stored before this worker, or while it started over.
-                control.interrupt(Interruption.CANCEL)
-            await self._turn(progress, control)
+                progress.control.interrupt(Interruption.CANCEL)
+            await self._turn(progress)
 
     async def _load(self, progress: _Progress) -> None:
         """Reads what earlier turns made."""
@@ -133,11 +145,11 @@ class Executor:
         async def read(tx: Transaction) -> tuple[list[Turn], list[RunStep]]:
             return await tx.turns.all(tenant, run_id), await tx.steps.page(tenant, run_id)
 
-        progress.turns, steps = await self._store.read(read)
+        progress.turns, steps = await self._insist(progress, lambda: self._store.read(read))
         progress.next_position = steps[-1].position + 1 if steps else 1
         progress.call_ids = {call.id for step in steps for call in step.tool_calls.tool_calls}
 
-    async def _turn(self, progress: _Progress, control: Control) -> None:
+    async def _turn(self, progress: _Progress) -> None:
         run = progress.run
         if run.HasField("max_prompt_tokens") and run.usage.prompt_tokens >= run.max_prompt_tokens:
             await self._settle(progress, _out_of_prompt())
@@ -152,11 +164,11 @@ class Executor:
         made: Prompt | None = None
         progress.log.draft = recorder.draft
         try:
-            with control.interruptible():
+            with progress.control.interruptible():
                 card = self._models.card(run.model)
                 if card is None:
                     raise ModelRejectedRequest("the configuration no longer has this model")
-                made = await prompt.build(self._store, progress.tenant, run, card, progress.turns)
+                made = await self._prompt(progress, card)
                 if made.fits or not progress.turns:
                     await self._listen(progress, recorder, made)
             if recorder.ended is None:
@@ -169,11 +181,15 @@ class Executor:
         except _Expired:
             await self._settle(progress, outcomes.broken_off(recorder, made, lifecycle.EXPIRED, outcomes.EXPIRED))
         except ModelError as error:
-            await self._model_failed(progress, recorder, made, error, control)
+            await self._model_failed(progress, recorder, made, error)
         finally:
             # Not before what the turn made is stored and told: a Snapshot must find it in one place or the other.
             if progress.log.draft == recorder.draft:
                 progress.log.draft = Draft
+
+    async def _prompt(self, progress: _Progress, card: ModelCard) -> Prompt:
+        run, turns = progress.run, progress.turns
+        return await self._insist(progress, lambda: prompt.build(self._store, progress.tenant, run, card, turns))
 
     async def _listen(self, progress: _Progress, recorder: TurnRecorder, made: Prompt) -> None:
         """Shows what the model says, as it comes, until its terminal event."""
@@ -221,7 +237,7 @@ class Executor:
         progress.call_ids.update(call.id for step in wanted.steps for call in step.tool_calls.tool_calls)
 
     async def _model_failed(
-        self, progress: _Progress, recorder: TurnRecorder, made: Prompt | None, error: ModelError, control: Control
+        self, progress: _Progress, recorder: TurnRecorder, made: Prompt | None, error: ModelError
     ) -> None:
         run = progress.run
         _log.warning(
@@ -234,31 +250,31 @@ class Executor:
         )
         usage = outcomes.estimate_usage(recorder, made)
         if recorder.heard and error.may_retry and run.turn_attempt < MAX_TURN_ATTEMPTS:
-            await self._start_over(progress, usage, error, control)
+            await self._start_over(progress, usage, error)
             return
         public = RunError(code=error.code, message=error.public)
         await self._settle(progress, Settlement(state=lifecycle.FAILED, error=public, usage=usage))
 
-    async def _start_over(self, progress: _Progress, usage: Usage | None, error: ModelError, control: Control) -> None:
+    async def _start_over(self, progress: _Progress, usage: Usage | None, error: ModelError) -> None:
         """A retry after the first chunk is a new attempt, counted in SQL (contract 18); what the broken one cost is
         counted, too."""
-        tenant, run_id, attempt = progress.tenant, progress.run.id, progress.run.attempt
+        known, now = progress.run, self._clock.now()
 
         async def unit(tx: Transaction) -> Run:
-            run = await hold(tx, tenant, run_id, attempt=attempt)
-            run.attempt, run.turn_attempt = attempt + 1, run.turn_attempt + 1
+            run = await hold(tx, progress.tenant, known, now=now)
+            run.attempt, run.turn_attempt = known.attempt + 1, run.turn_attempt + 1
             if usage is not None:
                 turn.add_usage(run.usage, usage)
-            await tx.runs.replace(tenant, run, attempt=attempt, lease=self._lease)
+            await tx.runs.replace(progress.tenant, run, attempt=known.attempt, lease=self._lease)
             return run
 
-        stored, pause = progress.run.last_sequence, _pause(error, progress.run.turn_attempt)
-        progress.run = await self._store.write(unit)
+        stored, pause = known.last_sequence, _pause(error, known.turn_attempt)
+        progress.run = await self._insist(progress, lambda: self._store.write(unit))
         self._publish(progress, [facts.attempt_started(progress.run.attempt, stored)])
         if pause:
             self._publish(progress, [facts.retry_scheduled(error.code, pause)])
             # An interruption, or the end of the run's time, is dealt with by the turn that follows.
-            with contextlib.suppress(Interrupted), control.interruptible():
+            with contextlib.suppress(Interrupted), progress.control.interruptible():
                 await asyncio.sleep(min(pause, max(0.0, self._remaining(progress.run))))
 
     async def _interrupted(
@@ -277,32 +293,34 @@ class Executor:
 
     async def _release(self, progress: _Progress) -> None:
         """Gives the lease back at once, so that nobody has to wait for it to run out (contract 29)."""
-        tenant, run_id, attempt = progress.tenant, progress.run.id, progress.run.attempt
+        known, now = progress.run, self._clock.now()
 
         async def unit(tx: Transaction) -> None:
-            run = await hold(tx, tenant, run_id, attempt=attempt)
+            run = await hold(tx, progress.tenant, known, now=now)
             # This stop is nobody's failure: it does not count against the turn.
             run.turn_attempt = max(0, run.turn_attempt - 1)
-            await tx.runs.replace(tenant, run, attempt=attempt, lease=NOBODYS)
+            await tx.runs.replace(progress.tenant, run, attempt=known.attempt, lease=NOBODYS)
 
         await self._store.write(unit)
 
     async def _settle(self, progress: _Progress, wanted: Settlement) -> None:
-        run, now = progress.run, self._clock.now()
+        known, now = progress.run, self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            return await settle(
-                tx,
-                progress.tenant,
-                run.id,
-                attempt=run.attempt,
-                sequence=progress.sequence,
-                wanted=wanted,
-                now=now,
-            )
+            return await settle(tx, progress.tenant, known, sequence=progress.sequence, wanted=wanted, now=now)
 
-        settled = await publish_settled(self._store, self._feed, run.id, unit)
+        settled = await self._insist(progress, lambda: self._ledger.write(known.id, unit))
         progress.run, progress.sequence = settled.run, settled.run.last_sequence
+
+    async def _insist(self, progress: _Progress, action: Callable[[], Awaitable[T]]) -> T:
+        """Reads or writes, again and again while the store is away and the run is ours: a turn was paid for."""
+        while True:
+            try:
+                return await action()
+            except Unavailable:
+                if progress.control.why in _GIVING_UP:
+                    raise
+                await asyncio.sleep(_STORE_PAUSE)
 
     def _publish(self, progress: _Progress, events: Sequence[RunEvent]) -> None:
         if progress.log.deleted:

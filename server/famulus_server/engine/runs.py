@@ -1,7 +1,7 @@
 """What callers can do with runs."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from famulus.v1 import error_reason_pb2 as reasons
@@ -13,11 +13,11 @@ from famulus.v1.tool_pb2 import ToolOutput
 from famulus_server.engine import admission, facts, lifecycle, tools
 from famulus_server.engine.admission import Admission
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
-from famulus_server.engine.settlement import Settled, announce, end_waiting, move, publish_settled
+from famulus_server.engine.settlement import end_waiting, lock, move
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
@@ -45,6 +45,7 @@ class RunDesk:
         *,
         store: Store,
         feed: Feed,
+        ledger: Ledger,
         worker: Worker,
         watch: Watch,
         threads: ThreadDesk,
@@ -54,6 +55,7 @@ class RunDesk:
     ) -> None:
         self._store = store
         self._feed = feed
+        self._ledger = ledger
         self._worker = worker
         self._watch = watch
         self._threads = threads
@@ -79,14 +81,21 @@ class RunDesk:
         )
         started = False
         try:
-            settled, created = await self._store.write(lambda tx: admission.admit(tx, self._models, wanted))
-            if created:
-                announce(self._feed, settled)
-                started = self._start(tenant, settled.run, reserved)
+            async with self._order_of_busy(tenant, request):
+                admitted = await self._store.write(lambda tx: admission.admit(tx, self._models, wanted))
+                for ended in admitted.ended:
+                    self._ledger.announce(ended)
+            run = admitted.settled.run
+            if admitted.created:
+                self._ledger.announce(admitted.settled)
+                if admitted.stopping:
+                    self._worker.stop(admitted.stopping)
+                if run.state == lifecycle.IN_PROGRESS:
+                    started = self._start(tenant, run)
         finally:
             if reserved and not started:
                 self._worker.release()
-        return settled.run
+        return run
 
     async def get(self, tenant: str, run_id: str) -> Run:
         """Raises NotFound."""
@@ -114,7 +123,7 @@ class RunDesk:
         now = self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            run = await tx.runs.get(tenant, run_id, lock=True)
+            run = await lock(tx, tenant, run_id, now=now)
             if run.state in lifecycle.WAITING:
                 return await end_waiting(tx, tenant, run, lifecycle.CANCELLED, now=now)
             if run.state == lifecycle.IN_PROGRESS:
@@ -124,17 +133,22 @@ class RunDesk:
                 await tx.runs.replace(tenant, run, attempt=run.attempt)
             return Settled(run)
 
-        settled = await publish_settled(self._store, self._feed, run_id, unit)
-        self._worker.interrupt(run_id, Interruption.CANCEL)
+        settled = await self._ledger.write(run_id, unit)
+        if settled.run.state == lifecycle.CANCELLING:
+            self._worker.stop(run_id)
         return settled.run
 
-    async def submit(self, tenant: str, run_id: str, outputs: Sequence[ToolOutput]) -> Run:
+    async def submit(self, tenant: str, run_id: str, outputs: Sequence[ToolOutput], key: RequestKey | None) -> Run:
         """Answers all open calls of a run, which then goes on (contract 20)."""
         now = self._clock.now()
         reserved = self._worker.reserve()
 
         async def unit(tx: Transaction) -> Settled:
-            run = await tx.runs.get(tenant, run_id, lock=True)
+            if key is not None and await tx.requests.find(tenant, key) is not None:
+                return Settled(await tx.runs.get(tenant, run_id))
+            run = await lock(tx, tenant, run_id, now=now)
+            if key is not None:
+                await tx.requests.remember(tenant, key, run_id)
             steps = [step for step in await tx.steps.page(tenant, run_id) if step.HasField("tool_calls")]
             if not tools.apply_outputs(run, steps, outputs):
                 return Settled(run)
@@ -166,9 +180,9 @@ class RunDesk:
 
         started = False
         try:
-            settled = await publish_settled(self._store, self._feed, run_id, unit)
-            if settled.facts:
-                started = self._start(tenant, settled.run, reserved)
+            settled = await self._ledger.write(run_id, unit)
+            if settled.facts and reserved:
+                started = self._start(tenant, settled.run)
         finally:
             if reserved and not started:
                 self._worker.release()
@@ -187,11 +201,13 @@ class RunDesk:
         """Raises NotFound."""
         return await self._store.read(lambda tx: tx.steps.get(tenant, run_id, step_id))
 
-    async def rate(self, tenant: str, run_id: str, rating: RunRating) -> Run:
+    async def rate(self, tenant: str, run_id: str, rating: RunRating, key: RequestKey | None) -> Run:
         """Notes a rating of a run that has ended."""
         now = self._clock.now()
 
         async def unit(tx: Transaction) -> Run:
+            if key is not None and await tx.requests.find(tenant, key) is not None:
+                return await tx.runs.get(tenant, run_id)
             run = await tx.runs.get(tenant, run_id, lock=True)
             if run.state not in lifecycle.FINAL:
                 raise FailedPrecondition(
@@ -200,6 +216,8 @@ class RunDesk:
             run.rating.CopyFrom(rating)
             run.rating.rate_time.CopyFrom(timestamp(now))
             await tx.runs.replace(tenant, run, attempt=run.attempt)
+            if key is not None:
+                await tx.requests.remember(tenant, key, run_id)
             return run
 
         return await self._store.write(unit)
@@ -228,11 +246,18 @@ class RunDesk:
                 if any(seen.state in _STOPPED for seen in runs):
                     return
 
-    def _start(self, tenant: str, run: Run, reserved: bool) -> bool:
-        """Executes a run that was stored with this worker's lease; otherwise somebody finds it in the queue."""
-        if not reserved:
-            self._worker.wake()
-            return False
+    @contextlib.asynccontextmanager
+    async def _order_of_busy(self, tenant: str, request: CreateRunRequest) -> AsyncIterator[None]:
+        """Holds the order of the run that this request interrupts: facts of its end come behind what it told before."""
+        if request.busy_policy not in admission.INTERRUPTING or not request.thread_id:
+            yield
+            return
+        busy = (await self._store.read(lambda tx: tx.threads.get(tenant, request.thread_id))).active_run_id
+        async with self._feed.order(busy) if busy else contextlib.nullcontext():
+            yield
+
+    def _start(self, tenant: str, run: Run) -> bool:
+        """Executes a run that was stored with this worker's lease."""
         self._worker.start(Claimed(tenant, run, taken_over=False))
         return True
 

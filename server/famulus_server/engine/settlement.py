@@ -1,7 +1,7 @@
 """How a turn, or a run, ends in the store: one transaction, then the facts (contract 3, 8, 13, 16)."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from famulus.v1.message_pb2 import Message, MessageIncompleteReason, MessageState
@@ -9,12 +9,12 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunError, RunIncompleteReason, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import ToolCall
-from famulus_server.engine import facts, lifecycle, turn
+from famulus_server.engine import facts, lifecycle, line, turn
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.feed import Feed
 from famulus_server.engine.fields import copy_of
+from famulus_server.engine.ledger import Settled
 from famulus_server.errors import LeaseLost, NotFound
-from famulus_server.ports import Lease, Store, Transaction, Turn
+from famulus_server.ports import Lease, Transaction, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,36 +31,42 @@ class Settlement:
     incomplete_reason: "RunIncompleteReason.ValueType" = RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED
 
 
-@dataclass(slots=True)
-class Settled:
-    """What is stored now: the run, and the facts to publish, none where nothing changed."""
+async def lock(tx: Transaction, tenant: str, run_id: str, *, now: datetime) -> Run:
+    """The run, locked, behind its thread: in this order no two units wait for each other. Raises NotFound."""
+    run = await tx.runs.get(tenant, run_id)
+    await tx.threads.touch(tenant, run.thread_id, now)
+    return await tx.runs.get(tenant, run_id, lock=True)
 
-    run: Run
-    facts: list[RunEvent] = field(default_factory=list)
 
-
-async def hold(tx: Transaction, tenant: str, run_id: str, *, attempt: int) -> Run:
-    """The run, locked, as long as it is this attempt's. Raises LeaseLost."""
+async def hold(tx: Transaction, tenant: str, run: Run, *, now: datetime) -> Run:
+    """The run, locked behind its thread, if it is still this attempt's and as this worker left it. Otherwise it raises
+    LeaseLost, also where an earlier write of this worker was stored although its commit seemed to fail."""
+    await tx.threads.touch(tenant, run.thread_id, now)
     try:
-        run = await tx.runs.get(tenant, run_id, lock=True)
+        stored = await tx.runs.get(tenant, run.id, lock=True)
     except NotFound as error:
-        raise LeaseLost(run_id) from error
-    if run.attempt != attempt or run.state not in lifecycle.OWNED:
-        raise LeaseLost(run_id)
-    return run
+        raise LeaseLost(run.id) from error
+    as_left = stored.last_sequence == run.last_sequence
+    if stored.attempt != run.attempt or stored.state not in lifecycle.OWNED or not as_left:
+        raise LeaseLost(run.id)
+    return stored
 
 
 async def settle(
-    tx: Transaction, tenant: str, run_id: str, *, attempt: int, sequence: int, wanted: Settlement, now: datetime
+    tx: Transaction, tenant: str, known: Run, *, sequence: int, wanted: Settlement, now: datetime
 ) -> Settled:
-    """Stores a settlement; `sequence` is that of the last event published. A run that was asked to stop meanwhile is
-    cancelled, whatever was wanted (contract 22). Raises LeaseLost if the run is no longer this attempt's."""
-    run = await hold(tx, tenant, run_id, attempt=attempt)
+    """Stores a settlement of a run that is `known` as this worker left it; `sequence` is that of the last event
+    published. A run that was asked to stop meanwhile is cancelled, whatever was wanted (contract 22). Raises LeaseLost
+    if the run is no longer this worker's."""
+    run = await hold(tx, tenant, known, now=now)
+    attempt = run.attempt
     events: list[RunEvent] = []
     if run.state == lifecycle.CANCELLING:
         # Told here, and not by whoever asked for it: so it is told once, and nothing of the turn comes after it.
         events.append(facts.state_changed(run))
         wanted = cancelled(wanted)
+    if run.rolled_back:
+        wanted = replace(wanted, messages=())
     messages = [copy_of(message) for message in wanted.messages]
     if messages:
         await tx.messages.append(tenant, run.thread_id, messages)
@@ -72,7 +78,7 @@ async def settle(
         if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS:
             events.append(facts.step_completed(step))
     if wanted.turn is not None:
-        await tx.turns.put(tenant, run_id, wanted.turn)
+        await tx.turns.put(tenant, run.id, wanted.turn)
         run.turns += 1
         run.turn_attempt = 1 if wanted.state == lifecycle.IN_PROGRESS else 0
     if wanted.usage is not None:
@@ -99,42 +105,26 @@ async def move(
     lease: Lease | None = None,
 ) -> Settled:
     """Stores the run in a state (perhaps the same), with `last_sequence` behind the events and the fact of the change,
-    which is added to them. `attempt` is the stored one; `lease` gives a new lease."""
+    which is added to them. `attempt` is the stored one; `lease` gives a new lease. The thread must be locked. An end
+    lets the next run in line begin."""
     lifecycle.check(run.state, state)
     changed = state != run.state
     run.state = state
     if state in lifecycle.FINAL:
         run.end_time.CopyFrom(timestamp(now))
         run.ClearField("required_action")
-    await tx.threads.touch(tenant, run.thread_id, now)
     run.last_sequence = sequence + len(events) + changed
     await tx.runs.replace(tenant, run, attempt=attempt, lease=lease)
     if changed:
         events.append(facts.state_changed(run))
     facts.number(events, sequence, now)
-    return Settled(run, events)
-
-
-async def publish_settled(
-    store: Store, feed: Feed, run_id: str, unit: Callable[[Transaction], Awaitable[Settled]]
-) -> Settled:
-    """Commits, then publishes: in the order of the commits, also where several writers meet on one run."""
-    async with feed.order(run_id):
-        settled = await store.write(unit)
-        announce(feed, settled)
-    return settled
-
-
-def announce(feed: Feed, settled: Settled) -> None:
-    """Publishes the facts of what is stored now."""
-    feed.publish(settled.run.id, settled.facts)
-    log = feed.find(settled.run.id)
-    if log is not None:
-        log.stored_sequence = settled.run.last_sequence
+    begins = state in lifecycle.FINAL and await line.advance(tx, tenant, run)
+    return Settled(run, events, queued=begins or state == lifecycle.QUEUED)
 
 
 async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.ValueType", *, now: datetime) -> Settled:
-    """Ends a run that no worker holds: QUEUED or REQUIRES_ACTION becomes CANCELLED or EXPIRED."""
+    """Ends a run that no worker holds: QUEUED or REQUIRES_ACTION becomes CANCELLED or EXPIRED. It must be locked behind
+    its thread."""
     step_state = (
         RunStepState.RUN_STEP_STATE_CANCELLED if state == lifecycle.CANCELLED else RunStepState.RUN_STEP_STATE_EXPIRED
     )
@@ -146,6 +136,9 @@ async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.V
                 step.end_time.CopyFrom(timestamp(now))
                 await tx.steps.put(tenant, step)
                 events.append(facts.step_completed(step))
+    else:
+        # Those of a run in line, which will never join the thread.
+        await tx.runs.take_messages(tenant, run.id)
     return await move(tx, tenant, run, state, events, attempt=run.attempt, sequence=run.last_sequence, now=now)
 
 

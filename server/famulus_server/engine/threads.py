@@ -98,7 +98,7 @@ class ThreadDesk:
             return runs
 
         for run_id in await self._store.write(unit):
-            self._worker.interrupt(run_id, Interruption.LEASE_LOST)
+            self._worker.stop(run_id, Interruption.LEASE_LOST)
             async with self._feed.order(run_id):
                 self._feed.drop(run_id)
 

@@ -33,6 +33,7 @@ from famulus.v1.tool_pb2 import ToolCall
 from famulus_server.engine import facts, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Draft
+from famulus_server.engine.fields import copy_of
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
     AnnotationChunk,
@@ -168,11 +169,12 @@ class TurnRecorder:
         return result
 
     def draft(self) -> Draft:
-        """What there is so far, as a Snapshot shows it."""
+        """What there is so far, as a Snapshot shows it: unfinished until its end is stored and told."""
         steps = [writing.step for writing in self._writing.values()]
         if self._call_step is not None:
             steps.append(self._call_step)
-        return Draft(messages=[writing.content() for writing in self._writing.values()], steps=steps)
+        messages = [writing.content() for writing in self._writing.values()]
+        return Draft(messages=messages, steps=list(map(_unfinished, steps)))
 
     def finish(self) -> TurnResult:
         """The turn after its terminal event, as it is to be stored."""
@@ -344,3 +346,13 @@ def add_usage(total: Usage, more: Usage) -> None:
     total.cached_prompt_tokens += more.cached_prompt_tokens
     total.reasoning_tokens += more.reasoning_tokens
     total.estimated = total.estimated or more.estimated
+
+
+def _unfinished(step: RunStep) -> RunStep:
+    result = copy_of(step)
+    result.state = RunStepState.RUN_STEP_STATE_IN_PROGRESS
+    result.ClearField("end_time")
+    result.ClearField("usage")
+    if result.HasField("tool_calls"):
+        result.tool_calls.ClearField("tool_calls")
+    return result

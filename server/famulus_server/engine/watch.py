@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.message_pb2 import Message
@@ -11,7 +11,8 @@ from famulus.v1.run_pb2 import Run
 from famulus.v1.run_step_pb2 import RunStep
 from famulus_server.engine import lifecycle
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.feed import Feed, RunLog
+from famulus_server.engine.feed import Feed, RunLog, continues
+from famulus_server.engine.follower import Follower
 from famulus_server.engine.messages import messages_of
 from famulus_server.errors import NotFound, OutOfRange
 from famulus_server.ports import Clock, EventLog, Store, Transaction
@@ -28,10 +29,19 @@ class Watch:
     """Streams the events of runs."""
 
     def __init__(
-        self, *, store: Store, feed: Feed, event_log: EventLog, clock: Clock, heartbeat_seconds: float = 15.0
+        self,
+        *,
+        store: Store,
+        feed: Feed,
+        follower: Follower,
+        event_log: EventLog,
+        clock: Clock,
+        heartbeat_seconds: float = 15.0,
     ) -> None:
+        """A stream is empty for at most `heartbeat_seconds`."""
         self._store = store
         self._feed = feed
+        self._follower = follower
         self._event_log = event_log
         self._clock = clock
         self._heartbeat_seconds = heartbeat_seconds
@@ -42,40 +52,44 @@ class Watch:
         Raises NotFound (also when the thread is deleted meanwhile) and OutOfRange.
         """
         run = await self._store.read(lambda tx: tx.runs.get(tenant, run_id))
-        cursor = after_sequence
         log = self._feed.find(run_id)
-        if log is None and run.state in lifecycle.FINAL:
-            async for past in self._past(tenant, run, cursor):
-                yield past
-            return
-        log = log or await self._open(tenant, run)
-        while True:
-            events: Sequence[RunEvent] | None = log.after(cursor, limit=_MAX_EVENTS, max_bytes=_MAX_BYTES)
-            if events is None:
-                events = await self._behind(run_id, cursor) or [await self._snapshot(tenant, run_id, log)]
-            if events:
-                cursor = events[-1].sequence
+        batches = (
+            self._past(tenant, run, after_sequence)
+            if run.state in lifecycle.FINAL and not (log and (log.users or log.ended))
+            else self._live(tenant, run, after_sequence)
+        )
+        async with contextlib.aclosing(batches):
+            async for events in batches:
                 yield events
-            elif log.deleted:
-                raise NotFound("run", run_id, reason=reasons.ERROR_REASON_THREAD_DELETED)
-            elif log.ended:
-                _check_end(cursor, log.last_sequence)
-                return
-            elif not await self._changes(log):
-                yield ()
 
-    async def _open(self, tenant: str, run: Run) -> RunLog:
-        """The log of an active run that has none here yet. Raises NotFound."""
-        log = self._feed.open(run.id, run.last_sequence)
-        try:
-            # Whoever deleted the thread before the log was there found no watcher to tell.
-            await self._store.read(lambda tx: tx.runs.get(tenant, run.id))
-        except NotFound:
-            self._feed.drop(run.id)
-            raise
-        return log
+    async def _live(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[RunEvent], None]:
+        async with self._follower.following(tenant, run) as log:
+            while True:
+                events = await self._next(tenant, run.id, log, cursor)
+                if events:
+                    cursor = events[-1].sequence
+                    yield events
+                elif log.deleted:
+                    raise NotFound("run", run.id, reason=reasons.ERROR_REASON_THREAD_DELETED)
+                elif log.ended and cursor >= log.last_sequence:
+                    _check_end(cursor, log.last_sequence)
+                    return
+                elif not await self._changes(log):
+                    yield ()
 
-    async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncIterator[Sequence[RunEvent]]:
+    async def _next(self, tenant: str, run_id: str, log: RunLog, cursor: int) -> Sequence[RunEvent]:
+        """What follows a sequence as far as it is known here."""
+        events = log.after(cursor, limit=_MAX_EVENTS, max_bytes=_MAX_BYTES)
+        if events is not None or log.deleted:
+            return events or ()
+        events = await self._behind(run_id, cursor)
+        if not events:
+            snapshot = await self._snapshot(tenant, run_id, log)
+            # Of a run that is executed elsewhere only what is stored can be shown: perhaps that is older.
+            events = [snapshot] if snapshot.sequence > cursor else []
+        return events
+
+    async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[RunEvent], None]:
         """The events of a run that ended and is no longer in memory."""
         _check_end(cursor, run.last_sequence)
         while cursor < run.last_sequence:
@@ -88,7 +102,7 @@ class Watch:
         events = await self._event_log.read(run_id, after_sequence=cursor, limit=_MAX_EVENTS)
         whole: list[RunEvent] = []
         for event in events:
-            if event.sequence != cursor + 1 and not _takes_over(event, cursor):
+            if not continues(event, cursor):
                 break
             whole.append(event)
             cursor = event.sequence
@@ -105,7 +119,7 @@ class Watch:
         run, steps, messages = await self._store.read(read)
         sequence = run.last_sequence
         for _ in range(_FIT_TRIES):
-            if log is None or log.ended:
+            if log is None or log.ended or not log.owned:
                 break
             if log.stored_sequence == run.last_sequence:
                 # Nothing is awaited between here and the end: draft and sequence belong together.
@@ -127,11 +141,6 @@ class Watch:
                 await log.wait()
                 return True
         return False
-
-
-def _takes_over(event: RunEvent, cursor: int) -> bool:
-    """Whether the event starts an attempt that takes back all it jumps over: the one jump that a log may have."""
-    return event.HasField("attempt_started") and event.attempt_started.discards_after_sequence <= cursor
 
 
 def _check_end(cursor: int, last_sequence: int) -> None:

@@ -1,6 +1,6 @@
 """The worker of this process: holds slots, claims runs, renews leases, ends what nobody works on (contract 8-10).
 
-Wake-ups only save time: whatever they announce, the loop finds within a second by itself.
+Hints only save time: whatever they announce, the loops find within a second by themselves.
 """
 
 import asyncio
@@ -13,38 +13,60 @@ from famulus_server.engine import facts, lifecycle
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
-from famulus_server.engine.settlement import Settled, announce, end_waiting, publish_settled
+from famulus_server.engine.ledger import Ledger, Settled
+from famulus_server.engine.settlement import end_waiting, lock
 from famulus_server.errors import NotFound, Unavailable
-from famulus_server.ports import Claimed, Clock, Lease, Store, Transaction
+from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store, Transaction
 
-_POLL_SECONDS = 1.0
+# A dead worker's runs are taken over this long after their leases have run out, at most.
+_POLL_SECONDS = 0.5
+_SWEEP_SECONDS = 1.0
 _RENEWALS_PER_LEASE = 3
 # Of a lease: a worker that could not renew for this long stops its runs by itself, before others may claim them.
 _GIVE_UP_SHARE = 2 / 3
 _SWEEP_BATCH = 100
+# How long a stop waits for calls that are about to store a run, or outputs, and start it here.
+_CALLS_SECONDS = 2.0
 _FORGET_SECONDS = 3_600.0
 
 _log = structlog.get_logger(__name__)
 
 
 class Worker:
-    """Executes runs in a bounded number of slots."""
+    """Executes runs in a bounded number of slots. Without slots it only passes on what others shall do."""
 
-    def __init__(self, *, store: Store, feed: Feed, executor: Executor, lease: Lease, slots: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        feed: Feed,
+        ledger: Ledger,
+        executor: Executor,
+        hints: Hints,
+        lease: Lease,
+        slots: int,
+        clock: Clock,
+    ) -> None:
         self._store = store
         self._feed = feed
+        self._ledger = ledger
         self._executor = executor
+        self._hints = hints
         self.lease = lease
-        self._free = slots
+        self._slots = self._free = slots
         self._clock = clock
         self._executions: dict[str, tuple[asyncio.Task[None], Control]] = {}
         self._wake = asyncio.Event()
         # Whether runs may be queued that somebody waits for; otherwise a freed slot is no reason to look.
         self._backlog = True
         self._renewed = 0.0
+        self._hinted: set[str] = set()
+        self._hint = asyncio.Event()
+        self._deaf: list[Callable[[], None]] = []
         self._claiming: asyncio.Task[None] | None = None
         self._others: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._giving_back = False
 
     def reserve(self) -> bool:
         """Takes a free slot, for a run that is about to be stored. Follow with `start` or `release`."""
@@ -56,22 +78,25 @@ class Worker:
     def release(self) -> None:
         """Gives a reserved slot back; somebody may be waiting for it."""
         self._free += 1
-        if self._backlog:
+        if self._backlog or self._stopping:
             self._wake.set()
 
     def start(self, claimed: Claimed) -> None:
         """Executes a claimed run in a reserved slot."""
         # A process that was frozen for longer than a lease may claim its own run again: one of the two must go.
-        self.interrupt(claimed.run.id, Interruption.LEASE_LOST)
+        self._interrupt(claimed.run.id, Interruption.LEASE_LOST)
         control = Control()
+        if self._giving_back:
+            control.interrupt(Interruption.DRAIN)
+        self._feed.own(claimed.run.id)
         task = asyncio.create_task(self._executor.execute(claimed, control), name=claimed.run.id)
         self._executions[claimed.run.id] = task, control
         task.add_done_callback(lambda done: self._finished(claimed.run.id, done))
 
-    def interrupt(self, run_id: str, why: Interruption) -> None:
-        """Interrupts a run, if this worker executes it."""
-        if run_id in self._executions:
-            self._executions[run_id][1].interrupt(why)
+    def stop(self, run_id: str, why: Interruption = Interruption.CANCEL) -> None:
+        """Stops a run that was cancelled, or deleted, wherever it is executed."""
+        if not self._interrupt(run_id, why):
+            self._hints.send(STOP, run_id)
 
     def wake(self) -> None:
         """A run was queued, because there was no slot for it."""
@@ -80,13 +105,19 @@ class Worker:
 
     def open(self) -> None:
         """Starts the loops."""
+        self._ledger.wakes(self.wake)
+        self._deaf = [
+            self._hints.listen(WORK, lambda _: self.wake()),
+            self._hints.listen(STOP, self._hear_stop),
+        ]
         self._claiming = asyncio.create_task(self._claim_loop(), name="claim")
         self._others = [
-            asyncio.create_task(self._repeat(step, pause), name=step.__name__)
-            for step, pause in (
-                (self._renew, self.lease.seconds / _RENEWALS_PER_LEASE),
-                (self._sweep, _POLL_SECONDS),
-                (self._forget, _FORGET_SECONDS),
+            asyncio.create_task(self._repeat(step, pause, early), name=step.__name__)
+            for step, pause, early in (
+                (self._renew, self.lease.seconds / _RENEWALS_PER_LEASE, None),
+                (self._obey, _SWEEP_SECONDS, self._hint),
+                (self._sweep, _SWEEP_SECONDS, None),
+                (self._forget, _FORGET_SECONDS, None),
             )
         ]
 
@@ -94,37 +125,65 @@ class Worker:
         """Takes no more runs, lets those at work end within `grace` seconds, and gives the others back."""
         self._stopping = True
         self._wake.set()
+        for stop_listening in self._deaf:
+            stop_listening()
         if self._claiming is not None:
             # Not cancelled: what it is about to claim would be nobody's.
             await self._claiming
-        if self._executions:
-            await asyncio.wait([task for task, _ in self._executions.values()], timeout=grace)
-        # Those too that a call in progress has started meanwhile.
+        await self._idle(within=grace)
+        self._giving_back = True
         for _, control in self._executions.values():
             control.interrupt(Interruption.DRAIN)
+        # Calls in progress may still start what they are about to store.
+        await self._idle(within=_CALLS_SECONDS)
         await asyncio.gather(*(task for task, _ in self._executions.values()), return_exceptions=True)
+        # What was given back waits for another worker.
+        self._hints.send(WORK)
         # Last, so that leases do not run out while the last runs end.
         for loop in self._others:
             loop.cancel()
         await asyncio.gather(*self._others, return_exceptions=True)
 
+    async def _idle(self, *, within: float) -> None:
+        """Returns once all slots are free, or after some seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self._free < self._slots:
+                    self._wake.clear()
+                    await self._wake.wait()
+
+    def _interrupt(self, run_id: str, why: Interruption) -> bool:
+        """Interrupts a run; whether this worker executes it."""
+        if run_id not in self._executions:
+            return False
+        _, control = self._executions[run_id]
+        control.interrupt(why)
+        return True
+
     def _finished(self, run_id: str, task: asyncio.Task[None]) -> None:
         if self._executions.get(run_id, (None,))[0] is task:
             del self._executions[run_id]
+            self._feed.disown(run_id)
         self.release()
+
+    def _hear_stop(self, run_id: str) -> None:
+        # Without a name: hints may have been missed.
+        if not run_id or run_id in self._executions:
+            self._hinted.add(run_id)
+            self._hint.set()
 
     async def _claim_loop(self) -> None:
         while not self._stopping:
             self._wake.clear()
             await self._attempt(self._claim)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._wake.wait()
+            await _pause(_POLL_SECONDS, self._wake)
 
-    async def _repeat(self, step: Callable[[], Awaitable[None]], pause: float) -> None:
+    async def _repeat(self, step: Callable[[], Awaitable[None]], pause: float, early: asyncio.Event | None) -> None:
+        early = early or asyncio.Event()
         while True:
+            early.clear()
             await self._attempt(step)
-            await asyncio.sleep(pause)
+            await _pause(pause, early)
 
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
         """One round of a loop: a loop that died would be missed by nobody until runs hang."""
@@ -151,7 +210,7 @@ class Worker:
             if not one.taken_over:
                 events = [facts.state_changed(one.run)]
                 facts.number(events, one.run.last_sequence - 1, self._clock.now())
-                announce(self._feed, Settled(one.run, events))
+                self._ledger.announce(Settled(one.run, events))
             self.start(one)
 
     async def _renew(self) -> None:
@@ -169,7 +228,19 @@ class Worker:
         else:
             self._renewed = loop.time()
         for run_id in held - kept:
-            self.interrupt(run_id, Interruption.LEASE_LOST)
+            self._interrupt(run_id, Interruption.LEASE_LOST)
+
+    async def _obey(self) -> None:
+        """Stops what was cancelled, or deleted, through another replica."""
+        if not self._executions:
+            return
+        hinted, self._hinted = self._hinted.intersection(self._executions), set()
+        for run_id in await self._store.read(lambda tx: tx.runs.stopping(self.lease.owner)):
+            self._interrupt(run_id, Interruption.CANCEL)
+        if hinted:
+            kept = await self._store.write(lambda tx: tx.runs.renew(self.lease, hinted))
+            for run_id in hinted - kept:
+                self._interrupt(run_id, Interruption.LEASE_LOST)
 
     async def _sweep(self) -> None:
         due = await self._store.read(lambda tx: tx.runs.due(self._clock.now(), limit=_SWEEP_BATCH))
@@ -180,15 +251,21 @@ class Worker:
         now = self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            run = await tx.runs.get(tenant, run_id, lock=True)
+            run = await lock(tx, tenant, run_id, now=now)
             if run.state not in lifecycle.WAITING:
                 return Settled(run)
             return await end_waiting(tx, tenant, run, lifecycle.EXPIRED, now=now)
 
         # Its thread may have been deleted in between.
         with contextlib.suppress(NotFound):
-            await publish_settled(self._store, self._feed, run_id, unit)
+            await self._ledger.write(run_id, unit)
 
     async def _forget(self) -> None:
         while await self._store.write(lambda tx: tx.requests.forget_old(_SWEEP_BATCH)) == _SWEEP_BATCH:
             pass
+
+
+async def _pause(seconds: float, early: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await early.wait()

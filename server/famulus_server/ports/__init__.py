@@ -2,6 +2,7 @@
 
 Store      SQL, the only source of truth (contract 1)
 EventLog   the tail of a run's events outside this process; may be lost (contract 2)
+Hints      short messages between replicas; may be lost, too
 Model      one model turn, streamed
 Clock      wall time
 Ids        new resource ids
@@ -11,6 +12,12 @@ Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run 
 
 from famulus_server.ports.event_log import (
     EventLog,
+)
+from famulus_server.ports.hints import (
+    STOP,
+    WORK,
+    Hints,
+    events_topic,
 )
 from famulus_server.ports.model import (
     AnnotationChunk,
@@ -52,6 +59,8 @@ from famulus_server.ports.time import (
 )
 
 __all__ = [
+    "STOP",
+    "WORK",
     "AnnotationChunk",
     "Assistants",
     "CallChunk",
@@ -59,6 +68,7 @@ __all__ = [
     "Clock",
     "Cursor",
     "EventLog",
+    "Hints",
     "Ids",
     "Lease",
     "Messages",
@@ -85,4 +95,5 @@ __all__ = [
     "TurnEnded",
     "TurnOutcome",
     "Turns",
+    "events_topic",
 ]

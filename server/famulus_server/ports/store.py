@@ -139,7 +139,8 @@ class Threads(Protocol):
         """Stores the thread's own fields and moves the etag on."""
 
     async def touch(self, tenant: str, thread_id: str, now: datetime) -> None:
-        """Notes activity; never moves it back. Nothing happens where the thread is deleted."""
+        """Notes activity, never moving it back, and locks the thread until the end of the write. Nothing happens where
+        the thread is deleted."""
 
     async def fork(self, tenant: str, origin_id: str, upto_sequence: int, thread: Thread) -> None:
         """Stores a new thread that shares the origin's messages up to a sequence, without copying any."""
@@ -179,11 +180,15 @@ class Messages(Protocol):
 
 
 class Runs(Protocol):
-    """Runs; the row is also the queue entry. `etag` is set here. `lifecycle.ACTIVE` has the states that are active."""
+    """Runs; the row is also the queue entry. `etag` is set here. `lifecycle.ACTIVE` has the states that are active.
 
-    async def insert(self, tenant: str, run: Run, *, lease: Lease | None) -> None:
-        """Stores a new run, with its first lease where one is given. Raises FailedPrecondition
-        (THREAD_HAS_ACTIVE_RUN, metadata run_id) if the thread has an active run: the database itself says so."""
+    A QUEUED run may wait in line behind the active one of its thread: it is then nobody's to claim, and not active.
+    """
+
+    async def insert(self, tenant: str, run: Run, *, lease: Lease | None, line: int | None = None) -> None:
+        """Stores a new run, with its first lease where one is given, or at a place in line, lowest first. Raises
+        FailedPrecondition (THREAD_HAS_ACTIVE_RUN, metadata run_id) if the thread has an active run, and this one is not
+        in line: the database itself says so."""
 
     async def get(self, tenant: str, run_id: str, *, lock: bool = False) -> Run:
         """Raises NotFound."""
@@ -209,6 +214,28 @@ class Runs(Protocol):
 
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         """Renews this owner's leases on these runs in one statement; returns the ids of those it still holds."""
+
+    async def stopping(self, owner: str) -> set[str]:
+        """The ids of this owner's runs that are CANCELLING."""
+
+    async def versions(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], str]:
+        """The etags of those runs, named by (tenant, run id), that exist."""
+
+    async def active(self, tenant: str, thread_id: str) -> Run | None:
+        """The active run of a thread, locked."""
+
+    async def in_line(self, tenant: str, thread_id: str, *, upto: int) -> list[Run]:
+        """Runs in line on a thread up to a place, first to last, locked."""
+
+    async def promote(self, tenant: str, thread_id: str) -> Run | None:
+        """Makes the first run in line the active one, and returns it. None, changing nothing, where the thread has an
+        active run, or nobody waits."""
+
+    async def keep_messages(self, tenant: str, run_id: str, messages: Sequence[Message]) -> None:
+        """Keeps messages with a run in line."""
+
+    async def take_messages(self, tenant: str, run_id: str) -> list[Message]:
+        """Returns the messages kept with a run, and removes them there."""
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         """(tenant, run id) of QUEUED and REQUIRES_ACTION runs past their expire_time: those no worker watches."""
@@ -267,6 +294,9 @@ class Transaction(Protocol):
 
 class Store(Protocol):
     """Runs units of work, each in one transaction.
+
+    A unit that writes locks in one order, so that no two wait for each other: its request id (`requests.find`, which
+    comes first), the thread (`threads.touch`, or `get` with `lock`), then the thread's messages and runs.
 
     A unit awaits nothing but methods of its transaction, and has no effect outside it: it may be run again, and on
     another thread. What it raises undoes it and reaches the caller. When `write` returns, the change is durable, and

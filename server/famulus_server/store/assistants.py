@@ -21,10 +21,12 @@ class SqlAssistants:
         return True
 
     async def get(self, tenant: str, assistant_id: str, *, version: int = 0, lock: bool = False) -> Assistant:
+        if lock:
+            await self._session.one("assistants_hold", tenant, assistant_id, lock=True)
         if version == 0:
-            row = await self._session.one("assistants_get", tenant, assistant_id, lock=lock)
+            row = await self._session.one("assistants_get", tenant, assistant_id)
         else:
-            row = await self._session.one("assistants_get_version", tenant, assistant_id, version, lock=lock)
+            row = await self._session.one("assistants_get_version", tenant, assistant_id, version)
         if row is None:
             raise NotFound("assistant", assistant_id)
         return _assistant(row)

@@ -3,7 +3,8 @@
 StoreUnusable
 ├── StoreInUse          another process has it open
 ├── SchemaTooNew        a newer version of the server made it
-└── NotAStore           the file is something else
+├── NotAStore           the file or database is something else
+└── StoreUnreachable    the database server cannot be reached, or refuses us
 """
 
 
@@ -20,4 +21,8 @@ class SchemaTooNew(StoreUnusable):
 
 
 class NotAStore(StoreUnusable):
-    """The file is no SQLite database, or holds tables that are not ours."""
+    """The file is no SQLite database, or the database holds tables that are not ours, or is unfit for ours."""
+
+
+class StoreUnreachable(StoreUnusable):
+    """No connection: nobody listens there, no such database or role, a wrong password."""

@@ -8,13 +8,11 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-from famulus.v1.error_reason_pb2 import ErrorReason
-from famulus_server.errors import Unavailable
 from famulus_server.ports import Transaction
+from famulus_server.store.refusals import overloaded, unavailable
 
 Unit = Callable[[Transaction], Awaitable[Any]]
 
-_RETRY_SECONDS = 1.0
 # Units that wait: at some thousands a second, the last of them waits for seconds already.
 _MAX_WAITING = 20_000
 
@@ -25,20 +23,6 @@ class Outcome:
 
     value: Any = None
     error: BaseException | None = None
-
-
-def unavailable() -> Unavailable:
-    """What a caller is told when the database cannot be used."""
-    return Unavailable(
-        ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, "the store cannot be used at present", retry_after=_RETRY_SECONDS
-    )
-
-
-def overloaded() -> Unavailable:
-    """What a caller is told when too many wait before it."""
-    return Unavailable(
-        ErrorReason.ERROR_REASON_SERVER_OVERLOADED, "the server has too much to do", retry_after=_RETRY_SECONDS
-    )
 
 
 class Lane:

@@ -76,6 +76,9 @@ class SqlMessages:
             await self._session.run("messages_delete", tenant, log_id, sequence)
 
     async def _row(self, tenant: str, thread_id: str, message_id: str, *, lock: bool) -> Row:
+        if lock:
+            # The thread keeps forks away, the message those other threads that see it.
+            await self._session.one("threads_hold", tenant, thread_id, lock=True)
         row = await self._session.one("messages_get", tenant, thread_id, message_id, lock=lock)
         if row is None:
             raise NotFound("message", message_id)

@@ -9,6 +9,7 @@ from typing import Literal
 Engine = Literal["sqlite", "postgres"]
 
 _HEAD = re.compile(r"-- name: (?P<name>\w+)(?: \[(?P<engine>sqlite|postgres)\])?")
+_LOCK = re.compile(r"/\* (FOR [^*]+) \*/")
 _FILE = Path(__file__).with_name("queries.sql")
 
 
@@ -37,3 +38,8 @@ def load(engine: Engine, text: str | None = None) -> Mapping[str, str]:
                 raise BadQueryFile(f"repeated: {head}")
             queries[match["name"]] = statement.removesuffix(";")
     return MappingProxyType(queries)
+
+
+def locking(statements: Mapping[str, str]) -> Mapping[str, str]:
+    """Those statements of PostgreSQL that can lock what they find, doing so: `/* FOR ... */` is in force."""
+    return {name: _LOCK.sub(r"\1", text) for name, text in statements.items() if _LOCK.search(text)}

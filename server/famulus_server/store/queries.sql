@@ -3,6 +3,10 @@
 -- A query is `-- name: NAME`, a line that describes it, and one statement. Where the engines differ, the forms stand
 -- side by side as `-- name: NAME [sqlite]` and `-- name: NAME [postgres]`. Times are microseconds since 1970. States are
 -- the numbers of RunState: 1 QUEUED, 2 IN_PROGRESS, 3 REQUIRES_ACTION, 4 CANCELLING.
+--
+-- `/* FOR ... */` is in force on PostgreSQL in queries that change rows, and where a reader asks for the lock. A query
+-- that waits for a lock sees of the locked table what was committed meanwhile, and nothing new of other tables: so
+-- where there are others, a `..._hold` locks first. The order of locks: a thread, then its messages and runs.
 
 -- ------------------------------------------------------------------------------------------------ assistants
 
@@ -21,6 +25,10 @@ SELECT v.version, v.body
 FROM assistants a
 JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
 WHERE a.tenant = $1 AND a.id = $2;
+
+-- name: assistants_hold
+-- Locks an assistant.
+SELECT 1 FROM assistants WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
 -- name: assistants_get_version
 -- A named version of an assistant.
@@ -73,6 +81,10 @@ SELECT t.version, t.last_activity, t.next_sequence, t.body,
 FROM threads t
 WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
 
+-- name: threads_hold
+-- Locks a thread, also a deleted one.
+SELECT 1 FROM threads WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
+
 -- name: threads_page
 -- Threads of a tenant with activity since a time and before a place in the list, latest first.
 SELECT t.version, t.last_activity, t.next_sequence, t.body,
@@ -108,6 +120,22 @@ WHERE t.deleted_time IS NULL
   AND ($6 = '' OR t.user_id = $6)
 ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
 
+-- name: threads_page_with_metadata [postgres]
+-- The same.
+SELECT t.version, t.last_activity, t.next_sequence, t.body,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM (
+    SELECT m.thread_id AS id
+    FROM jsonb_array_elements($7::text::jsonb) AS wanted (pair)
+    JOIN thread_metadata m ON m.tenant = $1 AND m.key = wanted.pair ->> 0 AND m.value = wanted.pair ->> 1
+    GROUP BY m.thread_id HAVING count(*) = $8
+) AS found
+JOIN threads t ON t.tenant = $1 AND t.id = found.id
+WHERE t.deleted_time IS NULL
+  AND t.last_activity >= $2 AND (t.last_activity, t.id) < ($3, $4)
+  AND ($6 = '' OR t.user_id = $6)
+ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
+
 -- name: threads_replace
 -- Stores the thread's own fields.
 UPDATE threads SET body = $3, version = version + 1
@@ -115,12 +143,13 @@ WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
 RETURNING version;
 
 -- name: threads_touch
--- Notes activity, never an older one.
-UPDATE threads SET last_activity = $3 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL AND last_activity < $3;
+-- Notes activity, never an older one. Locks the thread in any case: others rely on it.
+UPDATE threads SET last_activity = CASE WHEN last_activity < $3 THEN $3 ELSE last_activity END
+WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL;
 
 -- name: threads_next_sequence
 -- The sequence that the next message of a thread gets.
-SELECT next_sequence FROM threads WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL;
+SELECT next_sequence FROM threads WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL /* FOR UPDATE */;
 
 -- name: threads_take_sequences
 -- Reserves the next $3 sequences; returns the one after them.
@@ -173,9 +202,9 @@ FROM messages m
 JOIN thread_segments s ON s.tenant = m.tenant AND s.thread_id = $2 AND s.log_id = m.log_id
     AND s.from_sequence <= m.sequence AND s.upto_sequence >= m.sequence
 LEFT JOIN message_overrides o ON o.tenant = m.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
-WHERE m.tenant = $1 AND m.id = $3 AND (o.deleted IS NULL OR NOT o.deleted);
+WHERE m.tenant = $1 AND m.id = $3 AND (o.deleted IS NULL OR NOT o.deleted) /* FOR UPDATE OF m */;
 
--- name: messages_ascending
+-- name: messages_ascending [sqlite]
 -- Messages that a thread sees between two sequences, oldest first. One bound each way, so that the index finds both.
 SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
 FROM thread_segments s
@@ -187,7 +216,24 @@ WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_seq
   AND (o.deleted IS NULL OR NOT o.deleted)
 ORDER BY s.from_sequence, m.sequence LIMIT $5;
 
--- name: messages_descending
+-- name: messages_ascending [postgres]
+-- The same, of each segment no more than are wanted.
+SELECT seen.sequence, seen.version, seen.body
+FROM thread_segments s
+CROSS JOIN LATERAL (
+    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    FROM messages m
+    LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+    WHERE m.tenant = s.tenant AND m.log_id = s.log_id
+      AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+      AND m.sequence < CASE WHEN s.upto_sequence < $4 THEN s.upto_sequence + 1 ELSE $4 END
+      AND (o.deleted IS NULL OR NOT o.deleted)
+    ORDER BY m.sequence LIMIT $5
+) AS seen
+WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
+ORDER BY seen.sequence LIMIT $5;
+
+-- name: messages_descending [sqlite]
 -- Messages that a thread sees between two sequences, newest first.
 SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
 FROM thread_segments s
@@ -198,6 +244,23 @@ LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_
 WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
   AND (o.deleted IS NULL OR NOT o.deleted)
 ORDER BY s.from_sequence DESC, m.sequence DESC LIMIT $5;
+
+-- name: messages_descending [postgres]
+-- The same, of each segment no more than are wanted.
+SELECT seen.sequence, seen.version, seen.body
+FROM thread_segments s
+CROSS JOIN LATERAL (
+    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    FROM messages m
+    LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+    WHERE m.tenant = s.tenant AND m.log_id = s.log_id
+      AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+      AND m.sequence < CASE WHEN s.upto_sequence < $4 THEN s.upto_sequence + 1 ELSE $4 END
+      AND (o.deleted IS NULL OR NOT o.deleted)
+    ORDER BY m.sequence DESC LIMIT $5
+) AS seen
+WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
+ORDER BY seen.sequence DESC LIMIT $5;
 
 -- name: messages_of_run
 -- Messages that a run wrote and a thread sees between two sequences, oldest first. They are few.
@@ -277,19 +340,19 @@ DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2;
 -- ------------------------------------------------------------------------------------------------------- runs
 
 -- name: runs_insert
--- Adds a run, unless its thread has an active one.
+-- Adds a run, unless it would be the second active one of its thread.
 INSERT INTO runs (tenant, id, thread_id, assistant_id, state, active, create_time, expire_time, attempt,
-                  lease_owner, lease_expire_time, version, body)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $12)
+                  lease_owner, lease_expire_time, line, version, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 1, $13)
 ON CONFLICT (tenant, thread_id) WHERE active DO NOTHING;
 
 -- name: runs_active
 -- The active run of a thread.
-SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2 AND active;
+SELECT version, body FROM runs WHERE tenant = $1 AND thread_id = $2 AND active /* FOR UPDATE */;
 
 -- name: runs_get
 -- A run.
-SELECT version, body FROM runs WHERE tenant = $1 AND id = $2;
+SELECT version, body FROM runs WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
 -- name: runs_page
 -- Runs of a tenant in the states of a bit mask, newest first.
@@ -313,8 +376,9 @@ ORDER BY create_time DESC, id DESC LIMIT $5;
 
 -- name: runs_replace
 -- Stores a run if its attempt is still $3. An owned run ($8) keeps its lease unless given another; others have none.
+-- A run in line stays there until it has ended.
 UPDATE runs
-SET state = $4, active = $5, expire_time = $6, attempt = $7,
+SET state = $4, active = $5 AND line IS NULL, line = CASE WHEN $5 THEN line END, expire_time = $6, attempt = $7,
     lease_owner = CASE WHEN $8 THEN COALESCE($9, lease_owner) END,
     lease_expire_time = CASE WHEN $8 THEN COALESCE($10, lease_expire_time, 0) END,
     version = version + 1, body = $11
@@ -323,23 +387,67 @@ RETURNING version;
 
 -- name: runs_claimable
 -- Runs that wait for a worker or whose lease has run out, oldest first.
-SELECT tenant, body, state FROM (
-    SELECT * FROM (SELECT tenant, id, body, state, create_time FROM runs
-                   WHERE state = 1 ORDER BY create_time, id LIMIT $2) AS waiting
+SELECT tenant, version, body, state FROM (
+    SELECT * FROM (SELECT tenant, id, version, body, state, create_time FROM runs
+                   WHERE state = 1 AND active ORDER BY create_time, id LIMIT $2
+                   /* FOR UPDATE SKIP LOCKED */) AS waiting
     UNION ALL
-    SELECT * FROM (SELECT tenant, id, body, state, create_time FROM runs
-                   WHERE lease_expire_time <= $1 ORDER BY create_time, id LIMIT $2) AS abandoned
+    SELECT * FROM (SELECT tenant, id, version, body, state, create_time FROM runs
+                   WHERE lease_expire_time <= $1 ORDER BY create_time, id LIMIT $2
+                   /* FOR UPDATE SKIP LOCKED */) AS abandoned
 ) AS claimable
 ORDER BY create_time, id LIMIT $2;
+
+-- name: runs_claim
+-- Gives a locked run to an owner.
+UPDATE runs
+SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, version = version + 1, body = $7
+WHERE tenant = $1 AND id = $2;
 
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.
 UPDATE runs SET lease_expire_time = $2
 WHERE lease_owner = $1 AND id IN (SELECT value FROM json_each($3)) RETURNING id;
 
+-- name: runs_renew [postgres]
+-- The same.
+UPDATE runs SET lease_expire_time = $2
+WHERE lease_owner = $1 AND id = ANY (SELECT jsonb_array_elements_text($3::text::jsonb)) RETURNING id;
+
+-- name: runs_stopping
+-- Runs of one owner that were asked to stop.
+SELECT id FROM runs WHERE lease_owner = $1 AND state = 4;
+
+-- name: runs_versions [sqlite]
+-- The versions of those runs in a JSON array of [tenant, id] that exist.
+SELECT r.tenant, r.id, r.version
+FROM json_each($1) AS wanted
+CROSS JOIN runs r ON r.tenant = wanted.value ->> 0 AND r.id = wanted.value ->> 1;
+
+-- name: runs_versions [postgres]
+-- The same.
+SELECT r.tenant, r.id, r.version
+FROM jsonb_array_elements($1::text::jsonb) AS wanted (pair)
+JOIN runs r ON r.tenant = wanted.pair ->> 0 AND r.id = wanted.pair ->> 1;
+
+-- name: runs_in_line
+-- Runs that wait behind the active one of a thread, up to a place, first to last.
+SELECT version, body FROM runs
+WHERE tenant = $1 AND thread_id = $2 AND line IS NOT NULL AND line <= $3
+ORDER BY line, id /* FOR UPDATE */;
+
+-- name: runs_promote
+-- Makes the first run in line the active one, where there is none.
+UPDATE runs SET active = TRUE, line = NULL, version = version + 1
+WHERE tenant = $1
+  AND id = (SELECT n.id FROM runs n WHERE n.tenant = $1 AND n.thread_id = $2 AND n.line IS NOT NULL
+            ORDER BY n.line, n.id LIMIT 1)
+  AND NOT EXISTS (SELECT 1 FROM runs a WHERE a.tenant = $1 AND a.thread_id = $2 AND a.active)
+RETURNING version, body;
+
 -- name: runs_ids_of_thread
 -- The ids of all runs on a thread.
-SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2;
+SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2 /* FOR UPDATE */;
 
 -- name: runs_release_all [sqlite]
 -- Ends all leases: whoever opens the file alone knows that their owners are dead.
@@ -348,6 +456,23 @@ UPDATE runs SET lease_expire_time = 0 WHERE lease_expire_time > 0;
 -- name: runs_due
 -- Runs that no worker watches and whose time is over.
 SELECT tenant, id FROM runs WHERE state IN (1, 3) AND expire_time <= $1 ORDER BY expire_time LIMIT $2;
+
+-- name: queued_messages_put
+-- Keeps a message for a run in line.
+INSERT INTO queued_messages (tenant, run_id, position, body) VALUES ($1, $2, $3, $4);
+
+-- name: queued_messages_of_run
+-- The messages that wait with a run, in order.
+SELECT body FROM queued_messages WHERE tenant = $1 AND run_id = $2 ORDER BY position;
+
+-- name: queued_messages_delete
+-- Removes the messages that wait with a run.
+DELETE FROM queued_messages WHERE tenant = $1 AND run_id = $2;
+
+-- name: queued_messages_delete_of_thread
+-- Removes the messages that wait with the runs of a thread.
+DELETE FROM queued_messages
+WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND r.thread_id = $2);
 
 -- name: runs_delete_of_thread
 -- Removes the runs of a thread.
@@ -358,7 +483,7 @@ DELETE FROM runs WHERE tenant = $1 AND thread_id = $2;
 -- name: steps_put
 -- Stores a step of a run that exists.
 INSERT INTO run_steps (tenant, run_id, position, id, body)
-SELECT tenant, id, $3, $4, $5 FROM runs WHERE tenant = $1 AND id = $2
+SELECT tenant, id, $3, $4, $5 FROM runs WHERE tenant = $1 AND id = $2 /* FOR KEY SHARE */
 ON CONFLICT (tenant, run_id, position) DO UPDATE SET id = excluded.id, body = excluded.body;
 
 -- name: steps_get
@@ -377,7 +502,7 @@ WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND
 -- name: turns_put
 -- Stores a turn of a run that exists.
 INSERT INTO run_turns (tenant, run_id, number, seen_sequence, items)
-SELECT tenant, id, $3, $4, $5 FROM runs WHERE tenant = $1 AND id = $2
+SELECT tenant, id, $3, $4, $5 FROM runs WHERE tenant = $1 AND id = $2 /* FOR KEY SHARE */
 ON CONFLICT (tenant, run_id, number) DO UPDATE SET seen_sequence = excluded.seen_sequence, items = excluded.items;
 
 -- name: turns_all
@@ -390,6 +515,14 @@ DELETE FROM run_turns
 WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND r.thread_id = $2);
 
 -- ------------------------------------------------------------------------------------------ request ids, secrets
+
+-- name: requests_hold [sqlite]
+-- Keeps equal requests away: there is one writer.
+SELECT $1, $2, $3;
+
+-- name: requests_hold [postgres]
+-- Waits for an equal request that is at work, and keeps later ones away.
+SELECT pg_advisory_xact_lock(hashtextextended(concat_ws(chr(31), $1::text, $2::text, $3::text), 0));
 
 -- name: requests_find
 -- What a request made, if it is younger than $4.
@@ -422,3 +555,7 @@ SELECT value FROM secrets WHERE name = $1;
 -- name: ping
 -- Reads something small, to see that the database answers.
 SELECT version_num FROM alembic_version;
+
+-- name: database_time [postgres]
+-- The database's clock.
+SELECT clock_timestamp();

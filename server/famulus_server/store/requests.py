@@ -6,7 +6,7 @@ from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus_server.errors import AlreadyExists
 from famulus_server.ports import RequestKey
 from famulus_server.store.columns import micros
-from famulus_server.store.session import Session
+from famulus_server.store.session import RunAgain, Session
 
 _KEPT = timedelta(hours=24)
 
@@ -18,6 +18,7 @@ class SqlRequestIds:
         self._session = session
 
     async def find(self, tenant: str, key: RequestKey) -> str | None:
+        await self._session.one("requests_hold", tenant, key.method, key.request_id)
         row = await self._session.one("requests_find", tenant, key.method, key.request_id, self._oldest())
         if row is None:
             return None
@@ -39,7 +40,8 @@ class SqlRequestIds:
             self._oldest(),
         )
         if not noted:
-            raise _reused()
+            # Looked for in vain, and there now: run again, an equal request is found.
+            raise RunAgain(_reused())
 
     async def forget_old(self, limit: int) -> int:
         return await self._session.run("requests_forget_old", self._oldest(), limit)

@@ -6,12 +6,13 @@ from datetime import datetime
 import msgspec
 
 from famulus.v1.error_reason_pb2 import ErrorReason
+from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
 from famulus_server.ports import Claimed, Cursor, Lease, RunFilter
 from famulus_server.store.columns import before, etag, micros, stamp_micros, timestamp
-from famulus_server.store.session import Row, Session
+from famulus_server.store.session import Row, RunAgain, Session
 
 
 class SqlRuns:
@@ -20,7 +21,7 @@ class SqlRuns:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def insert(self, tenant: str, run: Run, *, lease: Lease | None) -> None:
+    async def insert(self, tenant: str, run: Run, *, lease: Lease | None, line: int | None = None) -> None:
         run.etag = etag(1)
         owner, lease_expiry = self._lease(lease)
         owned = run.state in lifecycle.OWNED
@@ -31,22 +32,25 @@ class SqlRuns:
             run.thread_id,
             run.assistant_id,
             run.state,
-            run.state in lifecycle.ACTIVE,
+            run.state in lifecycle.ACTIVE and line is None,
             stamp_micros(run.create_time),
             _expire_time(run),
             run.attempt,
             owner if owned else None,
             # An owned run that nobody holds would never be found again: let its lease have run out.
             (lease_expiry or 0) if owned else None,
+            line,
             run.SerializeToString(),
         )
         if not inserted:
-            row = await self._session.one("runs_active", tenant, run.thread_id)
-            raise FailedPrecondition(
+            active = await self.active(tenant, run.thread_id)
+            refused = FailedPrecondition(
                 ErrorReason.ERROR_REASON_THREAD_HAS_ACTIVE_RUN,
                 "the thread has an active run",
-                metadata={"run_id": row[0] if row else ""},
+                metadata={"run_id": active.id if active else ""},
             )
+            # Where it has ended at this moment, there is room now.
+            raise refused if active else RunAgain(refused)
 
     async def get(self, tenant: str, run_id: str, *, lock: bool = False) -> Run:
         row = await self._session.one("runs_get", tenant, run_id, lock=lock)
@@ -87,8 +91,8 @@ class SqlRuns:
 
     async def claim(self, lease: Lease, *, limit: int) -> list[Claimed]:
         now = self._session.now()
-        claimed = []
-        for tenant, body, state in await self._session.all("runs_claimable", micros(now), limit, lock=True):
+        claimed, changes = [], []
+        for tenant, version, body, state in await self._session.all("runs_claimable", micros(now), limit, lock=True):
             run = Run.FromString(body)
             if state == lifecycle.QUEUED:
                 run.state = lifecycle.IN_PROGRESS
@@ -97,8 +101,12 @@ class SqlRuns:
                     run.start_time.CopyFrom(timestamp(micros(now)))
             run.attempt += 1
             run.turn_attempt += 1
-            await self.replace(tenant, run, attempt=run.attempt - 1, lease=lease)
+            owned = (run.state, run.attempt, *self._lease(lease))
+            changes.append((tenant, run.id, *owned, run.SerializeToString()))
+            run.etag = etag(version + 1)
             claimed.append(Claimed(tenant, run, taken_over=state != lifecycle.QUEUED))
+        if changes:
+            await self._session.run_many("runs_claim", changes)
         return claimed
 
     async def is_claimable(self) -> bool:
@@ -107,6 +115,36 @@ class SqlRuns:
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         named = msgspec.json.encode(list(run_ids)).decode()
         return {run_id for (run_id,) in await self._session.all("runs_renew", *self._lease(lease), named)}
+
+    async def stopping(self, owner: str) -> set[str]:
+        return {run_id for (run_id,) in await self._session.all("runs_stopping", owner)}
+
+    async def versions(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        named = msgspec.json.encode(list(keys)).decode()
+        rows = await self._session.all("runs_versions", named)
+        return {(tenant, run_id): etag(version) for tenant, run_id, version in rows}
+
+    async def active(self, tenant: str, thread_id: str) -> Run | None:
+        row = await self._session.one("runs_active", tenant, thread_id, lock=True)
+        return None if row is None else _run(row)
+
+    async def in_line(self, tenant: str, thread_id: str, *, upto: int) -> list[Run]:
+        rows = await self._session.all("runs_in_line", tenant, thread_id, upto, lock=True)
+        return [_run(row) for row in rows]
+
+    async def promote(self, tenant: str, thread_id: str) -> Run | None:
+        row = await self._session.one("runs_promote", tenant, thread_id)
+        return None if row is None else _run(row)
+
+    async def keep_messages(self, tenant: str, run_id: str, messages: Sequence[Message]) -> None:
+        rows = [(tenant, run_id, place, message.SerializeToString()) for place, message in enumerate(messages)]
+        await self._session.run_many("queued_messages_put", rows)
+
+    async def take_messages(self, tenant: str, run_id: str) -> list[Message]:
+        rows = await self._session.all("queued_messages_of_run", tenant, run_id)
+        if rows:
+            await self._session.run("queued_messages_delete", tenant, run_id)
+        return [Message.FromString(body) for (body,) in rows]
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         return [(tenant, run_id) for tenant, run_id in await self._session.all("runs_due", micros(now), limit)]

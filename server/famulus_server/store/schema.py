@@ -1,4 +1,4 @@
-"""Brings a database to the schema that this version of the server knows."""
+"""Brings a database to the schema that this version of the server knows: what both engines share, and SQLite."""
 
 import sqlite3
 from contextlib import closing
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from famulus_server.store.errors import NotAStore, SchemaTooNew
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
+    from sqlalchemy import Connection
 
 # The newest migration in migrations/versions.
-HEAD = "0001"
+HEAD = "0002"
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -21,43 +21,57 @@ def upgrade_file(path: Path) -> None:
 
     Raises SchemaTooNew or NotAStore. A database that is up to date costs one query: Alembic is not even imported.
     """
-    current = revision(path)
-    if current == HEAD:
-        return
-    if current > HEAD:
-        raise SchemaTooNew(
-            f"{path} has schema {current}, this version of the server knows {HEAD}: start the newer version"
-        )
-    from sqlalchemy import URL
-
-    migrate(URL.create("sqlite", database=str(path)))
+    if is_outdated(revision(path), str(path)):
+        migrate_file(path)
 
 
-def migrate(url: "str | URL") -> None:
-    """Brings the database at an SQLAlchemy URL to HEAD, in one transaction."""
+def migrate_file(path: Path) -> None:
+    """Brings an SQLite database to HEAD, in one transaction."""
     # Imported here to keep start-up short: rarely needed, and half a second to load.
-    from alembic import command
-    from alembic.config import Config
-    from sqlalchemy import Connection, create_engine, event
+    from sqlalchemy import URL, Connection, create_engine, event
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine(url, poolclass=NullPool)
-    if engine.dialect.name == "sqlite":
-        # The driver begins no transaction before schema changes by itself.
-        @event.listens_for(engine, "connect")
-        def leave_transactions_to_us(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
 
-        @event.listens_for(engine, "begin")
-        def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # The driver begins no transaction before schema changes by itself.
+    @event.listens_for(engine, "connect")
+    def leave_transactions_to_us(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    with engine.begin() as connection:
+        upgrade(connection)
+    engine.dispose()
+
+
+def is_outdated(found: str, where: str) -> bool:
+    """Whether a database with this revision must be migrated. Raises SchemaTooNew; `where` is for its text."""
+    if found > HEAD:
+        raise SchemaTooNew(
+            f"{where} has schema {found}, this version of the server knows {HEAD}: start the newer version"
+        )
+    return found < HEAD
+
+
+def upgrade(connection: "Connection", revision: str = HEAD) -> None:
+    """Migrates within the connection's transaction, whichever engine it is."""
+    from alembic import command
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    engine.dispose()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def revision_of(connection: "Connection") -> str:
+    """The revision that a connection sees, '' for none."""
+    from alembic.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision() or ""
 
 
 def revision(path: Path) -> str:

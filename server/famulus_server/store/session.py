@@ -1,10 +1,30 @@
 """What the repositories need of a database connection within a transaction, whichever engine it is."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 Row = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counted since the store was made: statements (BEGIN and its kin included), commits of writes."""
+
+    statements: int
+    commits: int
+
+
+class RunAgain(Exception):
+    """The unit met a concurrent one, which has committed since: run again, it sees what that one stored.
+
+    `otherwise` is the error for the caller where that does not help.
+    """
+
+    def __init__(self, otherwise: Exception) -> None:
+        super().__init__(otherwise)
+        self.otherwise = otherwise
 
 
 class Session(Protocol):
@@ -14,7 +34,7 @@ class Session(Protocol):
         """The database's clock, in UTC."""
 
     async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
-        """The first row, or None. `lock` holds the row until the end of the transaction."""
+        """The first row, or None. `lock` holds it until the end of the transaction; the query must say how."""
 
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:
         """All rows. `lock` holds them until the end of the transaction."""

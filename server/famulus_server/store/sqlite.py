@@ -6,14 +6,15 @@ import logging
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from famulus_server.ports import Clock, Transaction
 from famulus_server.store import queries, schema
 from famulus_server.store.errors import StoreInUse
-from famulus_server.store.lanes import Lane, Outcome, Unit, unavailable
+from famulus_server.store.lanes import Lane, Outcome, Unit
+from famulus_server.store.refusals import unavailable
+from famulus_server.store.session import Stats
 from famulus_server.store.sqlite_session import SqliteSession, drive, translate
 from famulus_server.store.transaction import SqlTransaction
 
@@ -24,14 +25,6 @@ _log = logging.getLogger(__name__)
 _WRITES_PER_COMMIT = 256
 _READS_PER_WAKE_UP = 32
 _CACHED_STATEMENTS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counted since the store was made: statements (BEGIN and its kin included), commits of writes."""
-
-    statements: int
-    commits: int
 
 
 class SqliteStore:

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from famulus_server.ports import Clock
-from famulus_server.store.lanes import unavailable
-from famulus_server.store.session import Row
+from famulus_server.store.refusals import unavailable
+from famulus_server.store.session import Row, RunAgain
 
 T = TypeVar("T")
 
@@ -103,6 +103,9 @@ def drive(work: Awaitable[T]) -> T:
 
 def translate(error: BaseException) -> BaseException:
     """The error for those who wait: Unavailable where the machine is at fault."""
+    if isinstance(error, RunAgain):
+        # There is one writer: whoever it met has been seen already.
+        return error.otherwise
     if isinstance(error, sqlite3.Error) and _primary_code(error) in _ENVIRONMENT:
         told = unavailable()
         told.__cause__ = error

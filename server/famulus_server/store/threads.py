@@ -22,7 +22,9 @@ class SqlThreads:
         await self._insert(tenant, thread, next_sequence=1)
 
     async def get(self, tenant: str, thread_id: str, *, lock: bool = False) -> Thread:
-        row = await self._session.one("threads_get", tenant, thread_id, lock=lock)
+        if lock:
+            await self._session.one("threads_hold", tenant, thread_id, lock=True)
+        row = await self._session.one("threads_get", tenant, thread_id)
         if row is None:
             raise NotFound("thread", thread_id)
         return _thread(row)
@@ -55,12 +57,18 @@ class SqlThreads:
         if not await self._session.run("threads_bury", tenant, thread_id, micros(now), b""):
             raise NotFound("thread", thread_id)
         await self._session.run("thread_metadata_delete", tenant, thread_id)
+        # A worker that stores something of its run at this moment either has stored it now, or finds no run.
+        await self._session.all("runs_ids_of_thread", tenant, thread_id, lock=True)
         await self._session.run("steps_delete_of_thread", tenant, thread_id)
         await self._session.run("turns_delete_of_thread", tenant, thread_id)
+        await self._session.run("queued_messages_delete_of_thread", tenant, thread_id)
         await self._session.run("runs_delete_of_thread", tenant, thread_id)
         await self._session.run("overrides_delete_all", tenant, thread_id)
-        # Also its ancestors' logs: this thread may have been the last to refer to messages of a deleted one.
-        for (log_id,) in await self._session.all("segments_delete", tenant, thread_id):
+        # Also its ancestors' logs: this thread may have been the last to refer to messages of a deleted one. Of two at
+        # once, the second sees what the first has left. Children come before parents, as ids sort by time.
+        logs = [log_id for (log_id,) in await self._session.all("segments_delete", tenant, thread_id)]
+        for log_id in sorted(logs, reverse=True):
+            await self._session.one("threads_hold", tenant, log_id, lock=True)
             await self._session.run("messages_delete_unreferred", tenant, log_id)
             await self._session.run("messages_delete_hidden", tenant, log_id)
 

@@ -1,7 +1,7 @@
 """One attempt at a run where things happen that no socket can be made to do at the right moment."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
@@ -27,21 +27,11 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
+from unit.engine.alone import NoEventLog, ledger
 from validator import validate_stream
 
 LEASE = Lease(owner="me", seconds=15)
 Part = Callable[[], Awaitable[None]]
-
-
-class NoEventLog:
-    """Keeps nothing."""
-
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None: ...
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
-        return []
-
-    def finish(self, run_id: str) -> None: ...
-    def drop(self, run_id: str) -> None: ...
 
 
 class StagedModels:
@@ -82,7 +72,15 @@ async def claim(store: Store, **fields: object) -> Claimed:
 
 
 def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock) -> Executor:
-    return Executor(store=store, feed=feed, models=models, lease=LEASE, clock=clock, ids=TimeOrderedIds(clock=clock))
+    return Executor(
+        store=store,
+        feed=feed,
+        ledger=ledger(store, feed),
+        models=models,
+        lease=LEASE,
+        clock=clock,
+        ids=TimeOrderedIds(clock=clock),
+    )
 
 
 async def stored(store: Store) -> Run:

@@ -1,11 +1,11 @@
 """Logs of runs in memory."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from famulus.v1.run_event_pb2 import RunEvent, RunStateChanged, TextDelta
+from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, TextDelta
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import feed as feed_module
 from famulus_server.engine.feed import Feed, RunLog
@@ -25,6 +25,9 @@ class RecordingEventLog:
     async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
         return []
 
+    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[RunEvent]]:
+        return {}
+
     def finish(self, run_id: str) -> None:
         self.told.append(("finish", run_id, []))
 
@@ -34,6 +37,10 @@ class RecordingEventLog:
 
 def deltas(*sequences: int, text: str = "x") -> list[RunEvent]:
     return [RunEvent(sequence=sequence, text_delta=TextDelta(text=text)) for sequence in sequences]
+
+
+def started_over(sequence: int, *, discards_after: int = 0) -> RunEvent:
+    return RunEvent(sequence=sequence, attempt_started=AttemptStarted(discards_after_sequence=discards_after))
 
 
 def changed(sequence: int, state: "RunState.ValueType") -> RunEvent:
@@ -57,7 +64,7 @@ def feed(event_log: RecordingEventLog) -> Feed:
 def test_log_gives_what_is_behind_a_sequence() -> None:
     log = RunLog(last_sequence=0)
     log.append(deltas(1, 2, 3))
-    log.append(deltas(1 << 32, (1 << 32) + 1))
+    log.append([started_over(1 << 32), *deltas((1 << 32) + 1)])
     assert sequences(log.after(0, **ALL)) == [1, 2, 3, 1 << 32, (1 << 32) + 1]
     assert sequences(log.after(2, **ALL)) == [3, 1 << 32, (1 << 32) + 1]
     assert sequences(log.after(100, **ALL)) == [1 << 32, (1 << 32) + 1]
@@ -72,6 +79,17 @@ def test_log_that_starts_behind_a_sequence_says_that_older_ones_are_gone() -> No
     log.append(deltas(11))
     assert log.after(9, **ALL) is None
     assert sequences(log.after(10, **ALL)) == [11]
+
+
+def test_log_that_missed_events_goes_on_behind_them_and_says_that_older_ones_are_gone() -> None:
+    log = RunLog(last_sequence=0)
+    log.append(deltas(1, 2))
+    log.append(deltas(7, 8))
+    assert log.after(2, **ALL) is None
+    assert sequences(log.after(6, **ALL)) == [7, 8]
+    # This attempt takes back less than what is missing.
+    log.append([started_over(1 << 32, discards_after=20)])
+    assert log.after(8, **ALL) is None
 
 
 def test_batches_are_bounded_by_number_and_by_bytes_but_never_empty() -> None:
@@ -166,14 +184,14 @@ def test_waiting_for_action_does_not_end_the_log(feed: Feed) -> None:
 
 
 def test_logs_of_ended_runs_are_bounded_in_number(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_MAX_ENDED", 3)
+    monkeypatch.setattr(feed_module, "_MAX_IDLE", 3)
     for number in range(5):
         feed.publish(f"run_{number}", [changed(1, RunState.RUN_STATE_COMPLETED)])
     assert [feed.find(f"run_{number}") is None for number in range(5)] == [True, True, False, False, False]
 
 
 def test_logs_of_ended_runs_are_bounded_by_their_bytes(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_MAX_ENDED_BYTES", 32_000)
+    monkeypatch.setattr(feed_module, "_MAX_IDLE_BYTES", 32_000)
 
     def end(number: int) -> None:
         feed.publish(f"run_{number}", [*deltas(1, text="y" * 8_000), changed(2, RunState.RUN_STATE_COMPLETED)])

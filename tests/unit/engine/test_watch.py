@@ -1,29 +1,19 @@
 """Watching a run while others change it at the worst moment."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from contract.samples import TENANT, MovableClock, add_run, add_thread, run
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.follower import Follower
 from famulus_server.engine.watch import Watch
 from famulus_server.errors import NotFound
 from famulus_server.ports import Store
-
-
-class NoEventLog:
-    """Keeps nothing."""
-
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None: ...
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
-        return []
-
-    def finish(self, run_id: str) -> None: ...
-    def drop(self, run_id: str) -> None: ...
+from unit.engine.alone import NoEventLog, NoHints
 
 
 class InterruptedStore:
@@ -56,7 +46,15 @@ async def test_watcher_of_a_thread_that_is_deleted_right_after_it_looked_is_told
     await add_thread(store, "thread_1")
     await add_run(store, run(state=RunState.RUN_STATE_REQUIRES_ACTION))
     interrupted = InterruptedStore(store, delete)
-    watch = Watch(store=interrupted, feed=feed, event_log=NoEventLog(), clock=clock, heartbeat_seconds=0.01)
+    follower = Follower(store=interrupted, feed=feed, event_log=NoEventLog(), hints=NoHints())
+    watch = Watch(
+        store=interrupted,
+        feed=feed,
+        follower=follower,
+        event_log=NoEventLog(),
+        clock=clock,
+        heartbeat_seconds=0.01,
+    )
     with pytest.raises(NotFound):
         async with asyncio.timeout(5.0):
             await anext(watch.watch(TENANT, "run_1", 0))

@@ -15,6 +15,7 @@ from famulus_server.engine.feed import Feed
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Claimed, Lease, Store
 from famulus_server.store.sqlite import SqliteStore
+from unit.engine.alone import NoEventLog, NoHints, ledger
 
 LEASE = Lease(owner="me", seconds=0.15)
 
@@ -37,16 +38,18 @@ class Executions:
         await self._act(claimed, control)
 
 
-class NoEventLog:
-    """Keeps nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 def open_worker(store: Store, executions: Any, *, slots: int = 8) -> Worker:
-    feed = Feed(event_log=NoEventLog())  # type: ignore[arg-type]
-    made = Worker(store=store, feed=feed, executor=executions, lease=LEASE, slots=slots, clock=SystemClock())
+    feed = Feed(event_log=NoEventLog())
+    made = Worker(
+        store=store,
+        feed=feed,
+        ledger=ledger(store, feed),
+        executor=executions,
+        hints=NoHints(),
+        lease=LEASE,
+        slots=slots,
+        clock=SystemClock(),
+    )
     made.open()
     return made
 

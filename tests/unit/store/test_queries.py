@@ -15,7 +15,7 @@ STORE = Path(queries.__file__).parent
 def test_every_query_is_used_and_every_used_query_exists() -> None:
     sources = [path.read_text() for path in STORE.glob("*.py")]
     used = {name for source in sources for name in re.findall(r'"((?:[a-z]+_)+[a-z]+|ping)"', source)}
-    written = set(queries.load("sqlite"))
+    written = {*queries.load("sqlite"), *queries.load("postgres")}
     assert written - used == set()
     called = {name for source in sources for name in re.findall(r'_session\.\w+\(\s*"(\w+)"', source)}
     assert len(called) > 30
@@ -26,6 +26,25 @@ def test_states_in_the_queries_are_those_of_the_lifecycle() -> None:
     # `queries.sql` and the migration name them by number: 1 QUEUED, 3 REQUIRES_ACTION.
     assert (RunState.Value("RUN_STATE_QUEUED"), RunState.Value("RUN_STATE_REQUIRES_ACTION")) == (1, 3)
     assert sorted(lifecycle.ACTIVE - lifecycle.OWNED) == [1, 3]
+
+
+def test_both_engines_have_all_queries_but_those_of_one_alone() -> None:
+    # Whoever opens a file is alone with it; a file has no clock of its own.
+    assert queries.load("sqlite").keys() ^ queries.load("postgres").keys() == {"runs_release_all", "database_time"}
+
+
+def test_locks_are_in_force_only_in_the_statements_that_lock() -> None:
+    text = "-- name: a\n-- One.\nSELECT 1 FROM t /* FOR UPDATE OF t */;\n\n-- name: b\n-- Two.\nSELECT 2;\n"
+    plain = queries.load("postgres", text)
+    assert plain["a"] == "SELECT 1 FROM t /* FOR UPDATE OF t */"
+    assert dict(queries.locking(plain)) == {"a": "SELECT 1 FROM t FOR UPDATE OF t"}
+
+
+def test_every_query_that_is_asked_to_lock_can() -> None:
+    sources = "".join(path.read_text() for path in STORE.glob("*.py"))
+    asked = set(re.findall(r'_session\.\w+\(\s*"(\w+)"[^()]*(?:\([^()]*\)[^()]*)*lock=', sources))
+    assert len(asked) > 5
+    assert asked - queries.locking(queries.load("postgres")).keys() == set()
 
 
 def test_variant_is_picked_by_engine() -> None:

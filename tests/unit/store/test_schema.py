@@ -61,7 +61,7 @@ def test_migration_that_breaks_off_leaves_nothing(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE secrets (in_the_way)")
     with pytest.raises(OperationalError):
-        schema.migrate(f"sqlite:///{path}")
+        schema.migrate_file(path)
     assert tables(path) == {"secrets"}
 
 

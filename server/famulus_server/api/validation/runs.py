@@ -4,6 +4,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from famulus.v1.run_pb2 import RatingVerdict, RunState
 from famulus.v1.run_service_pb2 import (
+    BusyPolicy,
     CancelRunRequest,
     CreateRunRequest,
     GetRunRequest,
@@ -77,6 +78,7 @@ def check_update(request: UpdateRunRequest) -> None:
 
 def check_submit(request: SubmitToolOutputsRequest) -> None:
     with Fields() as fields:
+        fields.request_id(request.request_id)
         fields.id("run_id", request.run_id)
         if not fields.few("tool_outputs", request.tool_outputs, _MOST_OUTPUTS, least=1):
             return
@@ -105,6 +107,7 @@ def check_step(request: GetRunStepRequest) -> None:
 
 def check_rate(request: RateRunRequest) -> None:
     with Fields() as fields:
+        fields.request_id(request.request_id)
         fields.id("run_id", request.run_id)
         if fields.present("rating", request):
             at = fields.at("rating")
@@ -125,6 +128,7 @@ def _check_create(fields: Fields, request: CreateRunRequest) -> None:
     fields.at_least("assistant_version", request.assistant_version, 0)
     check_messages(fields, "additional_messages", request.additional_messages)
     fields.metadata("metadata", request.metadata)
+    fields.known("busy_policy", request.busy_policy, BusyPolicy)
     _check_overrides(fields, request)
     _check_limits(fields, request)
 

@@ -1,4 +1,4 @@
-"""What Alembic runs to migrate: the connection comes from `schema.migrate`."""
+"""What Alembic runs to migrate: the connection comes from `schema.upgrade`."""
 
 from alembic import context
 

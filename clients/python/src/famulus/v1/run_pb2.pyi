@@ -229,6 +229,7 @@ class Run(_message.Message):
     RATING_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     TURN_ATTEMPT_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
@@ -266,6 +267,8 @@ class Run(_message.Message):
     """Why the run ended early; set when the state is INCOMPLETE."""
     turn_attempt: _builtins.int
     """How often a worker started on the current model turn; the turn may be started 3 times."""
+    rolled_back: _builtins.bool
+    """Whether another run took this one's place with ROLLBACK: what it wrote is no longer in the thread."""
     model: _builtins.str
     """The model that answers."""
     instructions: _builtins.str
@@ -365,6 +368,7 @@ class Run(_message.Message):
         rating: Global___RunRating | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         turn_attempt: _builtins.int = ...,
+        rolled_back: _builtins.bool = ...,
         model: _builtins.str = ...,
         instructions: _builtins.str = ...,
         tools: _abc.Iterable[_tool_pb2.Tool] | None = ...,
@@ -383,7 +387,7 @@ class Run(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "required_action", b"required_action", "response_format", b"response_format", "start_time", b"start_time", "temperature", b"temperature", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "incomplete_reason", b"incomplete_reason", "instructions", b"instructions", "last_sequence", b"last_sequence", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "reasoning_effort", b"reasoning_effort", "required_action", b"required_action", "response_format", b"response_format", "start_time", b"start_time", "state", b"state", "stream_reasoning", b"stream_reasoning", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "turn_attempt", b"turn_attempt", "turns", b"turns", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "incomplete_reason", b"incomplete_reason", "instructions", b"instructions", "last_sequence", b"last_sequence", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "reasoning_effort", b"reasoning_effort", "required_action", b"required_action", "response_format", b"response_format", "rolled_back", b"rolled_back", "start_time", b"start_time", "state", b"state", "stream_reasoning", b"stream_reasoning", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "turn_attempt", b"turn_attempt", "turns", b"turns", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015

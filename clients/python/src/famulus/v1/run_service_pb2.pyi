@@ -18,6 +18,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,6 +29,44 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BusyPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BusyPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BusyPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUSY_POLICY_UNSPECIFIED: _BusyPolicy.ValueType  # 0
+    """Means REJECT."""
+    BUSY_POLICY_REJECT: _BusyPolicy.ValueType  # 1
+    """The new run is refused with THREAD_HAS_ACTIVE_RUN."""
+    BUSY_POLICY_ENQUEUE: _BusyPolicy.ValueType  # 2
+    """The new run waits in line, QUEUED, until those before it have ended. Its messages join the thread when it starts."""
+    BUSY_POLICY_INTERRUPT: _BusyPolicy.ValueType  # 3
+    """The active run is cancelled; what it wrote stays, marked incomplete. The new run is the next one. A run that waits
+    because it interrupted another is cancelled, too, and its messages go with the new one.
+    """
+    BUSY_POLICY_ROLLBACK: _BusyPolicy.ValueType  # 4
+    """As INTERRUPT, but the messages that the active run wrote are removed from the thread."""
+
+class BusyPolicy(_BusyPolicy, metaclass=_BusyPolicyEnumTypeWrapper):
+    """What happens to a run that is created on a thread which has an active one. Messages are accepted at any time,
+    whatever this says: an active run sees them at its next model turn.
+    """
+
+BUSY_POLICY_UNSPECIFIED: BusyPolicy.ValueType  # 0
+"""Means REJECT."""
+BUSY_POLICY_REJECT: BusyPolicy.ValueType  # 1
+"""The new run is refused with THREAD_HAS_ACTIVE_RUN."""
+BUSY_POLICY_ENQUEUE: BusyPolicy.ValueType  # 2
+"""The new run waits in line, QUEUED, until those before it have ended. Its messages join the thread when it starts."""
+BUSY_POLICY_INTERRUPT: BusyPolicy.ValueType  # 3
+"""The active run is cancelled; what it wrote stays, marked incomplete. The new run is the next one. A run that waits
+because it interrupted another is cancelled, too, and its messages go with the new one.
+"""
+BUSY_POLICY_ROLLBACK: BusyPolicy.ValueType  # 4
+"""As INTERRUPT, but the messages that the active run wrote are removed from the thread."""
+Global___BusyPolicy: _TypeAlias = BusyPolicy  # noqa: Y015
 
 @_typing.final
 class CreateRunRequest(_message.Message):
@@ -78,6 +117,7 @@ class CreateRunRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     STREAM_REASONING_FIELD_NUMBER: _builtins.int
+    BUSY_POLICY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty."""
     thread_id: _builtins.str
@@ -108,6 +148,8 @@ class CreateRunRequest(_message.Message):
     """Model turns allowed, 1 to 100; 0 means 10. The run ends INCOMPLETE when they are used up."""
     stream_reasoning: _builtins.bool
     """Whether reasoning is published as ReasoningDelta events."""
+    busy_policy: Global___BusyPolicy.ValueType
+    """What happens when the thread has an active run. Unset: REJECT."""
     @_builtins.property
     def new_thread(self) -> _thread_pb2.Thread:
         """A thread that is created together with the run."""
@@ -166,10 +208,11 @@ class CreateRunRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         stream_reasoning: _builtins.bool = ...,
+        busy_policy: Global___BusyPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "instructions", b"instructions", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "new_thread", b"new_thread", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "target", b"target", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "additional_instructions", b"additional_instructions", "additional_messages", b"additional_messages", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "instructions", b"instructions", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "new_thread", b"new_thread", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "response_format", b"response_format", "stream_reasoning", b"stream_reasoning", "target", b"target", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "additional_instructions", b"additional_instructions", "additional_messages", b"additional_messages", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "busy_policy", b"busy_policy", "instructions", b"instructions", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "new_thread", b"new_thread", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "response_format", b"response_format", "stream_reasoning", b"stream_reasoning", "target", b"target", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__instructions: _TypeAlias = _typing.Literal["instructions"]  # noqa: Y015
     _WhichOneofArgType__instructions: _TypeAlias = _typing.Literal["_instructions", b"_instructions"]  # noqa: Y015
@@ -634,8 +677,13 @@ class SubmitToolOutputsRequest(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     TOOL_OUTPUTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Id of the run. Required."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty: the same
+    outputs are accepted again in any case.
+    """
     @_builtins.property
     def tool_outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tool_pb2.ToolOutput]:
         """Outputs of all open calls, each once. Required."""
@@ -645,10 +693,11 @@ class SubmitToolOutputsRequest(_message.Message):
         *,
         run_id: _builtins.str = ...,
         tool_outputs: _abc.Iterable[_tool_pb2.ToolOutput] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "tool_outputs", b"tool_outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "run_id", b"run_id", "tool_outputs", b"tool_outputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -794,8 +843,11 @@ class RateRunRequest(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     RATING_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Id of the run. Required; it must have ended."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty."""
     @_builtins.property
     def rating(self) -> _run_pb2.RunRating:
         """The rating. Required."""
@@ -805,10 +857,11 @@ class RateRunRequest(_message.Message):
         *,
         run_id: _builtins.str = ...,
         rating: _run_pb2.RunRating | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rating", b"rating"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rating", b"rating", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rating", b"rating", "request_id", b"request_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

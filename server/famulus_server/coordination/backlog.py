@@ -1,0 +1,145 @@
+"""What waits to be written to the event log: bounded, the oldest go first."""
+
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
+from typing import NamedTuple
+
+from famulus.v1.run_event_pb2 import RunEvent
+
+# In events and bytes. More than this waiting means that Redis is away, or far too slow.
+_MAX_EVENTS = 50_000
+_MAX_BYTES = 64 * 1024 * 1024
+# What is written at a time: a few milliseconds of work for this process.
+_BATCH_EVENTS = 1_000
+_BATCH_BYTES = 1024 * 1024
+
+
+class Entry(NamedTuple):
+    """Sequences and serialized events, consecutive, to append to a run's stream, which is then kept for so many
+    seconds; None removes the stream.
+
+    `follows` is the last sequence that must be there for the stream to be whole. `again` tells that these may have
+    been written before, `patient` that they may wait for what comes before them: another replica may be about to write
+    it.
+    """
+
+    run_id: str
+    payloads: Sequence[tuple[int, bytes]] | None
+    seconds: int
+    follows: int = 0
+    again: bool = False
+    patient: bool = True
+
+    def weigh(self) -> tuple[int, int]:
+        """How many events, and how many bytes."""
+        payloads = self.payloads or ()
+        return len(payloads), sum(len(payload) for _, payload in payloads)
+
+
+def entries_of(run_id: str, events: Sequence[RunEvent], *, seconds: int, again: bool = False) -> Iterator[Entry]:
+    """The events, in an Entry for each stretch without a jump. What is written again does not wait."""
+    payloads: list[tuple[int, bytes]] = []
+    follows = 0
+    for event in events:
+        if not payloads or event.sequence != payloads[-1][0] + 1:
+            if payloads:
+                yield Entry(run_id, payloads, seconds, follows, again, patient=not again)
+            payloads, follows = [], _follows(event)
+        # Serialized here, once: what waits is then as large as it is counted, and holds nobody's objects.
+        payloads.append((event.sequence, event.SerializeToString()))
+    if payloads:
+        yield Entry(run_id, payloads, seconds, follows, again, patient=not again)
+
+
+def _follows(event: RunEvent) -> int:
+    # What an attempt takes back may be missing before it (contract 11).
+    if event.HasField("attempt_started"):
+        return min(event.attempt_started.discards_after_sequence, event.sequence - 1)
+    return event.sequence - 1
+
+
+class Backlog:
+    """Entries in the order in which they came. `lost` counts the events that had to go; `incomplete` tells that some
+    have gone since it was last reset."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque()
+        self._events = self._bytes = 0
+        self.lost = 0
+        self.incomplete = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, entry: Entry) -> None:
+        """Adds an entry, and drops the oldest where there is no room."""
+        self._entries.append(entry)
+        self._count(entry, 1)
+        self._bound()
+
+    def take(self, *, held: Container[str]) -> list[Entry]:
+        """Some of the oldest, as many as are written at a time. Those of the `held` runs stay."""
+        taken: list[Entry] = []
+        kept: list[Entry] = []
+        events = size = 0
+        while self._entries and events < _BATCH_EVENTS and size < _BATCH_BYTES:
+            entry = self._entries.popleft()
+            if entry.run_id in held:
+                kept.append(entry)
+                continue
+            taken.append(entry)
+            self._count(entry, -1)
+            more_events, more_size = entry.weigh()
+            events, size = events + more_events, size + more_size
+        self._entries.extendleft(reversed(kept))
+        return taken
+
+    def put_back(self, entries: Sequence[Entry]) -> None:
+        """What was taken, and may or may not have been written, is first in line again."""
+        self.wait([entry._replace(again=True) for entry in entries])
+
+    def wait(self, entries: Sequence[Entry]) -> None:
+        """What was taken, and not written, is first in line again."""
+        for entry in reversed(entries):
+            self._entries.appendleft(entry)
+            self._count(entry, 1)
+        self._bound()
+
+    def give_up(self, entries: Sequence[Entry]) -> None:
+        """What was taken will never be written."""
+        self.lost += sum(entry.weigh()[0] for entry in entries)
+        self.incomplete = True
+
+    def starts(self) -> dict[str, int]:
+        """Of each run of which events wait, the sequence that they follow; they go on without a gap."""
+        starts: dict[str, int] = {}
+        for entry in self._entries:
+            if entry.payloads:
+                starts.setdefault(entry.run_id, entry.follows)
+        return starts
+
+    def forget(self, run_ids: Container[str]) -> None:
+        """Drops the events of these runs, which will be written from elsewhere."""
+        kept = [entry for entry in self._entries if not (entry.payloads and entry.run_id in run_ids)]
+        self._entries = deque(kept)
+        self._events = self._bytes = 0
+        for entry in kept:
+            self._count(entry, 1)
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        events, size = entry.weigh()
+        self._events += sign * events
+        self._bytes += sign * size
+
+    def _bound(self) -> None:
+        removals: list[Entry] = []
+        while self._events > _MAX_EVENTS or self._bytes > _MAX_BYTES:
+            oldest = self._entries.popleft()
+            if oldest.payloads is None:
+                # A deleted thread must leave nothing, however much there is to write.
+                removals.append(oldest)
+                continue
+            self._count(oldest, -1)
+            self.lost += len(oldest.payloads)
+            self.incomplete = True
+        self._entries.extendleft(reversed(removals))

@@ -1,0 +1,76 @@
+"""A single connection to Redis whose owner knows when it is another one than before."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from famulus_server.coordination.errors import RedisUnavailable
+
+Command = Sequence[str | bytes | int]
+
+
+class Line:
+    """One connection. It never reconnects by itself, as the library's pools do: Redis may have come back empty."""
+
+    def __init__(self, *, url: str, timeout: float) -> None:
+        self._connection = make_connection(url, timeout=timeout)
+
+    async def renew(self) -> bool:
+        """Connects where there is no connection, or it has ended; tells whether. Raises RedisUnavailable."""
+        try:
+            if self._connection.is_connected:
+                # Nothing is outstanding, so there is something to read only where the other side has hung up.
+                if not await self._connection.can_read():
+                    return False
+                await self._connection.disconnect(nowait=True)
+            await self._connection.connect()
+        except (RedisError, OSError) as error:
+            raise RedisUnavailable(reason(error)) from error
+        return True
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to all commands, sent at once; refusals are ResponseErrors among them. Call `renew` before.
+        Raises RedisUnavailable, and then nobody knows what was done, and the connection is closed."""
+        connection = self._connection
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [await self._answer() for _ in commands]
+        except (RedisError, OSError) as error:
+            await self.close()
+            raise RedisUnavailable(reason(error)) from error
+
+    async def close(self) -> None:
+        """Closes the connection; `renew` opens another."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._connection.disconnect()
+
+    async def _answer(self) -> Any:
+        try:
+            return await self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+
+def make_connection(url: str, *, timeout: float) -> Any:
+    """A connection of the library, which gives it no types. It is yet to be connected, and tries everything once."""
+    # Only the pool knows how to read a URL.
+    pool: Any = ConnectionPool.from_url(
+        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    )
+    return pool.make_connection()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, for the log: the error's text may hold what was sent, or a password."""
+    if isinstance(error.__cause__, RedisError):
+        # The library wraps a refused password once more.
+        error = error.__cause__
+    word = str(error).partition(" ")[0]
+    # Codes of which the library knows no class come first in the text, as in "NOREPLICAS Not enough ...".
+    told = isinstance(error, ResponseError) and word.isalpha() and word.isupper()
+    return f"{type(error).__name__}: {word}" if told else type(error).__name__

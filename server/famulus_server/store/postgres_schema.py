@@ -1,0 +1,93 @@
+"""Brings a PostgreSQL database to the schema that this version of the server knows; several may try at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from famulus_server.store import schema
+from famulus_server.store.errors import NotAStore, StoreUnreachable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_OLDEST_VERSION = 15
+_CONNECT_SECONDS = 10.0
+# Whoever migrates holds it. The number only has to be the same in all replicas.
+_MIGRATION_LOCK = int.from_bytes(b"famulus")
+
+
+async def upgrade_database(url: str) -> str:
+    """Creates or migrates the schema, if need be, while others wait; returns the revision that was found, '' for none.
+
+    Raises StoreUnusable. A database that is up to date costs a few queries: Alembic is not even imported.
+    """
+    with operator_errors(url):
+        connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS, command_timeout=_CONNECT_SECONDS)
+        try:
+            found = await _revision(connection, shown(url))
+        finally:
+            await connection.close(timeout=_CONNECT_SECONDS)
+        if schema.is_outdated(found, shown(url)):
+            await _migrate(url)
+    return found
+
+
+@contextmanager
+def operator_errors(url: str) -> Iterator[None]:
+    """Raises what connecting may raise as StoreUnreachable, with a text for the operator."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise StoreUnreachable(f"{shown(url)}: no answer in {_CONNECT_SECONDS:g} s") from error
+    except (OSError, ValueError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise StoreUnreachable(f"{shown(url)}: {error}") from error
+    except asyncpg.PostgresError as error:
+        raise StoreUnreachable(f"{shown(url)}: the server says: {error}") from error
+
+
+def shown(url: str) -> str:
+    """The URL as it may be shown: without the password, and without parameters."""
+    scheme, separator, rest = url.partition("://")
+    who, at, where = rest.rpartition("@")
+    return scheme + separator + who.partition(":")[0] + at + where.partition("?")[0]
+
+
+async def _revision(connection: "asyncpg.Connection[asyncpg.Record]", where: str) -> str:
+    version = connection.get_server_version().major
+    if version < _OLDEST_VERSION:
+        raise NotAStore(f"{where}: PostgreSQL {version} is too old, at least {_OLDEST_VERSION} is needed")
+    encoding = connection.get_settings().server_encoding
+    if encoding != "UTF8":
+        raise NotAStore(f"{where}: the database's encoding is {encoding}, not UTF8")
+    rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+    tables = {name for (name,) in rows}
+    if "alembic_version" in tables:
+        return str(await connection.fetchval("SELECT version_num FROM alembic_version") or "")
+    if tables:
+        raise NotAStore(f"{where}: the database has tables of something else")
+    return ""
+
+
+async def _migrate(url: str) -> None:
+    # Imported here to keep start-up short: rarely needed, and half a second to load.
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: asyncpg.connect(url, timeout=_CONNECT_SECONDS),
+        poolclass=NullPool,
+    )
+
+    def upgrade(connection: "Connection") -> None:
+        # Whoever held the lock before may have done it.
+        if schema.is_outdated(schema.revision_of(connection), shown(url)):
+            schema.upgrade(connection)
+
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        await connection.run_sync(upgrade)
+    await engine.dispose()

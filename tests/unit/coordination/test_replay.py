@@ -1,0 +1,123 @@
+"""What is written again after Redis was away, and what waits meanwhile."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, TextDelta
+from famulus.v1.run_pb2 import Run, RunState
+from famulus_server.coordination import backlog, replay
+from famulus_server.coordination.backlog import Backlog, Entry, entries_of
+from famulus_server.coordination.replay import Replay
+
+
+def events(*sequences: int, text: str = "x") -> list[RunEvent]:
+    return [RunEvent(sequence=sequence, text_delta=TextDelta(text=text)) for sequence in sequences]
+
+
+def sequences(entries: Sequence[Entry], run_id: str) -> list[int]:
+    return [sequence for entry in entries if entry.run_id == run_id for sequence, _ in entry.payloads or ()]
+
+
+@pytest.fixture
+def again() -> Replay:
+    return Replay(active_seconds=100, ended_seconds=10)
+
+
+def test_only_what_is_not_there_is_written_again(again: Replay) -> None:
+    again.start({"run_1": events(1, 2, 3), "run_2": events(1), "run_3": events(1, 2)}, {"run_1": 2, "run_2": 1})
+    assert ("run_1" in again, "run_2" in again, "run_3" in again) == (True, False, True)
+    taken = again.take()
+    assert (sequences(taken, "run_1"), sequences(taken, "run_3")) == ([3], [1, 2])
+    assert [entry.follows for entry in taken] == [2, 0]
+    assert all(entry.again for entry in taken)
+    assert not again
+
+
+def test_writing_again_goes_in_small_steps(again: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_BATCH_EVENTS", 10)
+    again.start({"run_1": events(*range(1, 16)), "run_2": events(*range(1, 6))}, {})
+    assert sequences(again.take(), "run_1") == [*range(1, 11)]
+    assert "run_1" in again
+    rest = again.take()
+    while again:
+        rest += again.take()
+    assert sequences(rest, "run_1") == [*range(11, 16)]
+    assert sequences(rest, "run_2") == [*range(1, 6)]
+
+
+def test_steps_are_small_in_bytes_too_and_never_nothing(again: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_BATCH_BYTES", 1_000)
+    again.start({"run_1": events(1, 2, 3, text="x" * 5_000)}, {})
+    assert [sequences(again.take(), "run_1") for _ in range(3)] == [[1], [2], [3]]
+    assert not again
+
+
+def test_run_that_was_dropped_meanwhile_is_not_written_again(again: Replay) -> None:
+    again.start({"run_1": events(1), "run_2": events(1)}, {})
+    again.forget("run_1")
+    again.forget("run_3")
+    assert [entry.run_id for entry in again.take()] == ["run_2"]
+
+
+def test_ended_run_is_kept_as_long_as_an_ended_run(again: Replay) -> None:
+    final = RunEvent(sequence=3, run_state_changed=RunStateChanged(run=Run(state=RunState.RUN_STATE_FAILED)))
+    again.start({"run_1": [*events(1, 2), final], "run_2": events(1)}, {})
+    assert {entry.run_id: entry.seconds for entry in again.take()} == {"run_1": 10, "run_2": 100}
+
+
+def test_jumps_begin_entries_that_say_what_they_follow() -> None:
+    takeover = RunEvent(sequence=2**33, attempt_started=AttemptStarted(discards_after_sequence=1))
+    made = list(entries_of("run_1", [*events(1, 2), takeover, *events(2**33 + 1, 2**33 + 5)], seconds=1))
+    assert [(sequences([entry], "run_1"), entry.follows) for entry in made] == [
+        ([1, 2], 0),
+        ([2**33, 2**33 + 1], 1),
+        ([2**33 + 5], 2**33 + 4),
+    ]
+
+
+def test_newer_events_wait_for_the_replay_of_their_run_and_for_no_other(again: Replay) -> None:
+    waiting = Backlog()
+    again.start({"run_1": events(*range(1, 2_001))}, {})
+    for run_id in ("run_1", "run_2", "run_1", "run_2"):
+        waiting.put(Entry(run_id, [(9, b"x")], 100))
+    again.take()
+    assert [entry.run_id for entry in waiting.take(held=again)] == ["run_2", "run_2"]
+    assert waiting.take(held=again) == []
+    while again:
+        again.take()
+    assert [entry.run_id for entry in waiting.take(held=again)] == ["run_1", "run_1"]
+    assert not waiting
+
+
+def test_batch_is_bounded_and_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "_BATCH_EVENTS", 3)
+    waiting = Backlog()
+    for sequence in range(1, 6):
+        waiting.put(Entry("run_1", [(sequence, b"x")], 100))
+    waiting.put(Entry("run_1", (), 10))
+    taken = waiting.take(held=())
+    assert sequences(taken, "run_1") == [1, 2, 3]
+    waiting.put_back(taken)
+    order = [*waiting.take(held=()), *waiting.take(held=())]
+    assert sequences(order, "run_1") == [1, 2, 3, 4, 5]
+    assert [entry.again for entry in order] == [True] * 3 + [False] * 3
+    assert order[-1].payloads == ()
+
+
+def test_forgotten_events_leave_room_and_the_rest_of_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "_MAX_EVENTS", 4)
+    waiting = Backlog()
+    waiting.put(Entry("run_1", [(1, b"x"), (2, b"x")], 100))
+    waiting.put(Entry("run_1", (), 10))
+    waiting.put(Entry("run_2", [(1, b"x"), (2, b"x")], 100))
+    waiting.forget({"run_1"})
+    waiting.put(Entry("run_2", [(3, b"x"), (4, b"x")], 100))
+    assert (waiting.lost, waiting.incomplete) == (0, False)
+    assert [(entry.run_id, len(entry.payloads or ())) for entry in waiting.take(held=())] == [
+        ("run_1", 0),
+        ("run_2", 2),
+        ("run_2", 2),
+    ]
+    waiting.put(Entry("run_2", [(number, b"x") for number in range(5, 10)], 100))
+    assert (waiting.lost, waiting.incomplete) == (5, True)

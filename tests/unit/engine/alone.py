@@ -1,0 +1,34 @@
+"""What a process has around its engine when it has neither Redis nor other replicas."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from famulus.v1.run_event_pb2 import RunEvent
+from famulus_server.engine.feed import Feed
+from famulus_server.engine.ledger import Ledger
+from famulus_server.ports import Store
+
+
+class NoEventLog:
+    """Keeps nothing."""
+
+    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None: ...
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+        return []
+
+    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[RunEvent]]:
+        return {}
+
+    def finish(self, run_id: str) -> None: ...
+    def drop(self, run_id: str) -> None: ...
+
+
+class NoHints:
+    """Reaches nobody."""
+
+    def send(self, topic: str, text: str = "") -> None: ...
+    def listen(self, topic: str, heard: Callable[[str], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+def ledger(store: Store, feed: Feed) -> Ledger:
+    return Ledger(store=store, feed=feed, hints=NoHints())

@@ -1,0 +1,123 @@
+"""On PostgreSQL, too, what is read is found by an index, and few round trips are made."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from contract.samples import START, TENANT, add_run, add_thread, message, run, thread
+from famulus_server.ports import Transaction
+from famulus_server.store import queries
+from famulus_server.store.postgres import PostgresStore
+
+STATEMENTS = queries.load("postgres")
+END = 2**63 - 1
+
+
+@pytest.fixture
+async def connection(empty_database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A look past the store, into its database."""
+    opened = await asyncpg.connect(empty_database)
+    yield opened
+    await opened.close()
+
+
+async def test_no_query_reads_a_table_from_end_to_end(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    # The planner takes an index then, where there is one that fits.
+    await connection.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+    for name, statement in {**STATEMENTS, **queries.locking(STATEMENTS)}.items():
+        parameters = len(set(re.findall(r"\$\d+", statement)))
+        await connection.execute(f"PREPARE q AS {statement}")
+        given = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+        plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN EXECUTE q{given}"))
+        await connection.execute("DEALLOCATE q")
+        assert not re.search(r"Seq Scan on (?!alembic_version)", plan), f"{name}: {plan}"
+
+
+async def fill(store: PostgresStore, thread_id: str, count: int) -> None:
+    batch = [message(f"{thread_id}-{number}") for number in range(count)]
+    await store.write(lambda tx: tx.threads.insert(TENANT, thread(thread_id)))
+    await store.write(lambda tx: tx.messages.append(TENANT, thread_id, batch))
+
+
+async def pages(connection: "asyncpg.Connection[asyncpg.Record]", statement: str, *args: object) -> int:
+    """The database's pages of 8 KiB that a query looks at."""
+    await connection.fetch(statement, *args)
+    explained = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", *args)
+    plan = json.loads(explained)[0]["Plan"]
+    assert plan["Actual Rows"] == 5
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+async def test_window_of_messages_costs_the_same_in_a_long_thread(
+    replica: PostgresStore, connection: "asyncpg.Connection[asyncpg.Record]", analyzed: bool
+) -> None:
+    await fill(replica, "short", 10)
+    await fill(replica, "long", 10_000)
+    if analyzed:
+        await connection.execute("ANALYZE")
+    for name in ("messages_descending", "messages_ascending"):
+        after = 0 if name == "messages_descending" else 5
+        few = await pages(connection, STATEMENTS[name], TENANT, "short", after, END, 5)
+        after = 0 if name == "messages_descending" else 9_995
+        many = await pages(connection, STATEMENTS[name], TENANT, "long", after, END, 5)
+        # A larger index is deeper by a page or two.
+        assert many <= few + 10, name
+
+
+async def test_one_statement_that_reads_makes_one_round_trip(replica: PostgresStore) -> None:
+    await add_thread(replica, "thread_1", "a")
+    await add_run(replica, run())
+    before = replica.stats.statements
+    await replica.read(lambda tx: tx.threads.get(TENANT, "thread_1"))
+    assert replica.stats.statements - before == 1
+
+
+async def test_statements_that_read_see_one_moment_in_a_transaction(replica: PostgresStore) -> None:
+    await add_thread(replica, "thread_1", "a")
+
+    async def unit(tx: Transaction) -> None:
+        await tx.threads.get(TENANT, "thread_1")
+        await tx.messages.page(TENANT, "thread_1", limit=10)
+
+    before = replica.stats.statements
+    await replica.read(unit)
+    # The first one by itself, then both again between a BEGIN and a COMMIT.
+    assert replica.stats.statements - before == 5
+
+
+@pytest.mark.parametrize("count", [1, 100])
+async def test_many_messages_are_stored_in_one_round_trip(replica: PostgresStore, count: int) -> None:
+    await add_thread(replica, "thread_1")
+    batch = [message(f"m{number}") for number in range(count)]
+    before = replica.stats
+    await replica.write(lambda tx: tx.messages.append(TENANT, "thread_1", batch))
+    # BEGIN, the sequences, the messages, COMMIT.
+    assert replica.stats.statements - before.statements == 4
+    assert replica.stats.commits - before.commits == 1
+
+
+async def test_fork_costs_the_same_for_any_number_of_messages(replica: PostgresStore) -> None:
+    taken = []
+    for name, size in (("short", 10), ("long", 1_000)):
+        await fill(replica, name, size)
+        before = replica.stats.statements
+        await replica.write(lambda tx: tx.threads.fork(TENANT, name, size, thread(f"fork of {name}")))  # noqa: B023
+        taken.append(replica.stats.statements - before)
+    assert taken[0] == taken[1]
+
+
+async def test_deleted_thread_leaves_a_tombstone_without_content(
+    replica: PostgresStore, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await replica.write(lambda tx: tx.threads.insert(TENANT, thread(user="ann", metadata={"k": "v"})))
+    await replica.write(lambda tx: tx.messages.append(TENANT, "thread_1", [message("a")]))
+    await add_run(replica, run())
+    await replica.write(lambda tx: tx.threads.bury(TENANT, "thread_1", START))
+    tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    counts = {name: await connection.fetchval(f"SELECT count(*) FROM {name}") for (name,) in tables}
+    assert {name for name, count in counts.items() if count} == {"alembic_version", "threads"}
+    assert tuple(await connection.fetchrow("SELECT user_id, body FROM threads") or ()) == ("", b"")
