@@ -74,6 +74,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
         store, clock = await _store(settings, stack)
         ids = TimeOrderedIds(clock=clock)
+        if settings.store.url and not settings.redis.url:
+            progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
         redis_url, embedded = await _start_children(settings, stack, progress)
         model_settings = _all_models(embedded, settings)
         hints = RedisHints(url=redis_url)

@@ -88,6 +88,8 @@ def in_words(error: FamulusError) -> str:
     # grpc words these for developers, with addresses and source lines.
     if not error.reason_name and error.code.name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
         return "no server answers there. Start one with `famulus-server serve`, or name its address with --address"
+    if error.code.name == "UNIMPLEMENTED":
+        return "the server there answers no such calls. Name another: one with the role worker only executes runs"
     facts = ", ".join(f"{name} {value}" for name, value in error.metadata.items())
     said = f"{error.message} ({facts})" if facts else error.message
     remedy = _REMEDIES.get(error.reason_name)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option(
     "--role",
     type=click.Choice(["all", "api", "worker"]),
-    help="Answer calls, execute runs, or both; the first two need a PostgreSQL database.  [default: all]",
+    help="api answers calls, worker executes runs, all does both. One without the other needs PostgreSQL.  "
+    "[default: all]",
 )
 @listen_option
 @data_dir_option

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError, ResponseError
 
 from famulus_server.coordination.errors import RedisUnavailable
-from famulus_server.coordination.line import Line, make_connection, reason
+from famulus_server.coordination.line import Line, cancellable, make_connection, reason
 
 _TIMEOUT = 1.0
 _CHANNELS_AT_A_TIME = 500
@@ -54,7 +54,8 @@ class Subscriber:
     async def connect(self) -> None:
         """Connects, subscribed to nothing."""
         try:
-            await self._connection.connect()
+            with cancellable():
+                await self._connection.connect()
         except (RedisError, OSError) as error:
             raise RedisUnavailable(reason(error)) from error
 
@@ -102,7 +103,8 @@ class Subscriber:
         if not self._connection.is_connected:
             raise RedisUnavailable("connection lost")
         try:
-            await self._connection.send_command(*command, check_health=False)
+            with cancellable():
+                await self._connection.send_command(*command, check_health=False)
         except (RedisError, OSError) as error:
             raise RedisUnavailable(reason(error)) from error
 

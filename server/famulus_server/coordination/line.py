@@ -1,7 +1,8 @@
 """A single connection to Redis whose owner knows when it is another one than before."""
 
+import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from redis.asyncio.connection import ConnectionPool
@@ -28,7 +29,8 @@ class Line:
                 if not await self._connection.can_read():
                     return False
                 await self._connection.disconnect(nowait=True)
-            await self._connection.connect()
+            with cancellable():
+                await self._connection.connect()
         except (RedisError, OSError) as error:
             raise RedisUnavailable(reason(error)) from error
         return True
@@ -38,8 +40,9 @@ class Line:
         Raises RedisUnavailable, and then nobody knows what was done, and the connection is closed."""
         connection = self._connection
         try:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            return [await self._answer() for _ in commands]
+            with cancellable():
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                return [await self._answer() for _ in commands]
         except (RedisError, OSError) as error:
             await self.close()
             raise RedisUnavailable(reason(error)) from error
@@ -54,6 +57,19 @@ class Line:
             return await self._connection.read_response()
         except ResponseError as error:
             return error
+
+
+@contextlib.contextmanager
+def cancellable() -> Iterator[None]:
+    """Around whatever sends by the library. It uses asyncio.wait_for, which before Python 3.12 loses a cancel that
+    comes when it is about to return: whoever waits for the cancelled task would wait for ever."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def make_connection(url: str, *, timeout: float) -> Any:

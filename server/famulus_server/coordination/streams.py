@@ -16,7 +16,7 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Entry
 from famulus_server.coordination.channels import channel_of
 from famulus_server.coordination.errors import RedisUnavailable
-from famulus_server.coordination.line import Line, reason
+from famulus_server.coordination.line import Line, cancellable, reason
 from famulus_server.ports import events_topic
 
 # What a stream keeps of a run, in events.
@@ -144,13 +144,15 @@ class RedisStreams:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            return await self._reader.execute_command("EVAL", _READ, *arguments)
+            with cancellable():
+                return await self._reader.execute_command("EVAL", _READ, *arguments)
         except (RedisError, OSError) as error:
             # A timer that went off late tells of our own loop or machine, not of Redis: its answer may be there.
             if loop.time() - started < _READ_TIMEOUT + _LATE:
                 raise RedisUnavailable(reason(error)) from error
         try:
-            return await self._reader.execute_command("EVAL", _READ, *arguments)
+            with cancellable():
+                return await self._reader.execute_command("EVAL", _READ, *arguments)
         except (RedisError, OSError) as error:
             raise RedisUnavailable(reason(error)) from error
 

@@ -130,6 +130,9 @@ class Watch:
             await asyncio.sleep(_FIT_SECONDS)
             run, steps, messages = await self._store.read(read)
             sequence = run.last_sequence
+        if run.state == lifecycle.CANCELLING:
+            # Its worker tells so together with the end: as of this sequence the run is at work.
+            run.state = lifecycle.IN_PROGRESS
         event = RunEvent(sequence=sequence, snapshot=Snapshot(run=run, steps=steps, messages=messages))
         event.event_time.CopyFrom(timestamp(self._clock.now()))
         return event

@@ -151,8 +151,14 @@ class PostgresStore:
             raise overloaded()
         task = asyncio.create_task(self._persist(work))
         self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        task.add_done_callback(self._done)
         return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled():
+            # Looked at, or asyncio would complain of the failures of those whose caller has gone.
+            task.exception()
 
     async def _persist(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Does the work again where that may help, each time from its start and on any connection."""

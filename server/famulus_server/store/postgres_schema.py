@@ -41,6 +41,8 @@ def operator_errors(url: str) -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise StoreUnreachable(f"{shown(url)}: no answer in {_CONNECT_SECONDS:g} s") from error
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        raise StoreUnreachable(f"{shown(url)}: no PostgreSQL server answers there") from error
     except (OSError, ValueError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise StoreUnreachable(f"{shown(url)}: {error}") from error
     except asyncpg.PostgresError as error:
