@@ -9,11 +9,9 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crash_points import CrashPoint, Moment, arm
 from famulus_server.embedded.upstream import ScriptedUpstream
 from famulus_server.wiring import open_server
 from run_stage import Stage, stage_on, stage_settings
@@ -24,19 +22,12 @@ LEASE_SECONDS = 1.0
 
 @asynccontextmanager
 async def open_killable(
-    folder: Path,
-    upstream: ScriptedUpstream,
-    *,
-    environ: Mapping[str, str] | None = None,
-    die_at: CrashPoint | None = None,
-    **settings: Any,
+    folder: Path, upstream: ScriptedUpstream, *, environ: Mapping[str, str] | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Stage, Process]]:
     """A server on this folder, and its process, which is killed in the end if it still lives. `settings` are those of
-    `stage_settings`; its lease is short. It kills itself at `die_at`."""
+    `stage_settings`; its lease is short."""
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **(environ or {})}
     settings["worker"] = {"lease_seconds": LEASE_SECONDS} | settings.get("worker", {})
-    if die_at is not None:
-        settings["die_at"] = asdict(die_at)
     told = json.dumps({"folder": str(folder), "base_url": upstream.base_url} | settings)
     command = (sys.executable, "-m", "killable_server", told)
     process = await asyncio.create_subprocess_exec(
@@ -62,8 +53,6 @@ async def _until_address(lines: asyncio.StreamReader) -> AsyncIterator[str]:
 
 
 async def _serve(given: dict[str, Any]) -> None:
-    if point := given.pop("die_at", None):
-        arm(CrashPoint(**point | {"moment": Moment(point["moment"])}))
     settings = stage_settings(Path(given.pop("folder")), given.pop("base_url"), **given)
     async with open_server(settings, progress=lambda _: None) as running:
         print(f"address {running.address}", flush=True)  # noqa: T201 - how the test learns it

@@ -221,3 +221,15 @@ async def test_two_tenants_may_use_the_same_ids(store: Store) -> None:
     await add_thread(store, "thread_1", "a", "b", tenant=OTHER)
     await store.write(lambda tx: tx.threads.bury(OTHER, "thread_1", START))
     assert await read_texts(store, "thread_1") == ["a"]
+
+
+async def test_runs_of_a_buried_thread_are_told_once_to_whoever_cleans_up(store: Store) -> None:
+    for number in range(3):
+        await add_thread(store, f"thread_{number}")
+        await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
+    for number in range(2):
+        await store.write(lambda tx, n=number: tx.threads.bury(TENANT, f"thread_{n}", START + at(n)))  # type: ignore[misc]
+    assert await store.write(lambda tx: tx.runs.take_deleted(START - at(1), limit=9)) == []
+    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=1)) == ["run_0"]
+    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=9)) == ["run_1"]
+    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=9)) == []

@@ -11,9 +11,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from crash_points import CrashPoint, arm
 from famulus_server.embedded.upstream import ScriptedUpstream
 from famulus_server.wiring import open_server
+from replicas.crash_points import CrashPoint, arm
 from run_stage import Stage, stage_on, stage_settings
 
 _FORKS = multiprocessing.get_context("forkserver")

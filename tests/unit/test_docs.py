@@ -116,12 +116,15 @@ def test_example_of_the_configuration_loads(tmp_path: Path) -> None:
     assert settings.models[-1].retry.attempts == 5
 
 
-def test_example_of_the_settings_in_the_readme_loads(tmp_path: Path) -> None:
-    [example] = re.findall(r"```toml\n(.*?)```", read(ROOT / "README.md"), re.DOTALL)
+def test_examples_of_the_settings_in_the_readme_load_also_as_one(tmp_path: Path) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", read(ROOT / "README.md"), re.DOTALL)
+    assert len(examples) == 2
     path = tmp_path / "famulus.toml"
-    path.write_text(example, encoding="utf-8")
+    path.write_text("\n".join(examples), encoding="utf-8")
     settings = config.load(path, {"OPENAI_API_KEY": "a key"})
     assert [(model.backend, model.api_key) for model in settings.models] == [("responses", "a key"), ("chat", "")]
+    assert settings.store.url
+    assert settings.redis.url
 
 
 def test_example_of_the_environment_is_obeyed() -> None:

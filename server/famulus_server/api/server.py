@@ -51,8 +51,8 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Per connection: a client that opens and cancels calls in a loop must not starve others.
     ("grpc.max_concurrent_streams", 100),
-    # Calls that nobody has looked at yet. Of more than 1,000, as when the streams of a lost replica come all at once, gRPC
-    # would drop some by itself, with CANCELLED, which tells a caller nothing.
+    # Calls that nobody has looked at yet. Of more than 1,000, as when the streams of a lost replica come all at once,
+    # gRPC would drop some by itself, with CANCELLED, which tells a caller nothing.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # Clients reconnect now and then, so that new replicas get their share; streams have time to end or resume.

@@ -24,7 +24,7 @@ EXPIRED = RunState.RUN_STATE_EXPIRED
 
 TRANSITIONS: Mapping["RunState.ValueType", frozenset["RunState.ValueType"]] = MappingProxyType(
     {
-        QUEUED: frozenset({IN_PROGRESS, CANCELLED, EXPIRED, FAILED}),
+        QUEUED: frozenset({IN_PROGRESS, CANCELLED, EXPIRED}),
         IN_PROGRESS: frozenset({IN_PROGRESS, REQUIRES_ACTION, CANCELLING, COMPLETED, INCOMPLETE, FAILED, EXPIRED}),
         REQUIRES_ACTION: frozenset({QUEUED, IN_PROGRESS, CANCELLED, EXPIRED}),
         CANCELLING: frozenset({CANCELLED}),

@@ -6,6 +6,7 @@ Hints only save time: whatever they announce, the loops find within a second by 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 
 import structlog
 
@@ -28,6 +29,9 @@ _SWEEP_BATCH = 100
 # How long a stop waits for calls that are about to store a run, or outputs, and start it here.
 _CALLS_SECONDS = 2.0
 _FORGET_SECONDS = 3_600.0
+# The events of a deleted run are dropped once more so long after its deletion, give or take a look.
+_DROP_AGAIN = timedelta(seconds=60)
+_DROP_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -118,6 +122,7 @@ class Worker:
                 (self._obey, _SWEEP_SECONDS, self._hint),
                 (self._sweep, _SWEEP_SECONDS, None),
                 (self._forget, _FORGET_SECONDS, None),
+                (self._drop_deleted, _DROP_SECONDS, None),
             )
         ]
 
@@ -131,14 +136,15 @@ class Worker:
             # Not cancelled: what it is about to claim would be nobody's.
             await self._claiming
         await self._idle(within=grace)
-        self._giving_back = True
-        for _, control in self._executions.values():
+        self._giving_back, given_back = True, list(self._executions.values())
+        for _, control in given_back:
             control.interrupt(Interruption.DRAIN)
         # Calls in progress may still start what they are about to store.
         await self._idle(within=_CALLS_SECONDS)
         await asyncio.gather(*(task for task, _ in self._executions.values()), return_exceptions=True)
-        # What was given back waits for another worker.
-        self._hints.send(WORK)
+        if given_back:
+            # They wait for another worker.
+            self._hints.send(WORK)
         # Last, so that leases do not run out while the last runs end.
         for loop in self._others:
             loop.cancel()
@@ -263,6 +269,13 @@ class Worker:
     async def _forget(self) -> None:
         while await self._store.write(lambda tx: tx.requests.forget_old(_SWEEP_BATCH)) == _SWEEP_BATCH:
             pass
+
+    async def _drop_deleted(self) -> None:
+        """Drops what is left of deleted runs outside the store (contract 24): whoever deleted them may have died before
+        it came to that."""
+        before = self._clock.now() - _DROP_AGAIN
+        for run_id in await self._store.write(lambda tx: tx.runs.take_deleted(before, limit=_SWEEP_BATCH)):
+            self._feed.drop(run_id)
 
 
 async def _pause(seconds: float, early: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -38,8 +39,8 @@ class Executions:
         await self._act(claimed, control)
 
 
-def open_worker(store: Store, executions: Any, *, slots: int = 8) -> Worker:
-    feed = Feed(event_log=NoEventLog())
+def open_worker(store: Store, executions: Any, *, slots: int = 8, event_log: NoEventLog | None = None) -> Worker:
+    feed = Feed(event_log=event_log or NoEventLog())
     made = Worker(
         store=store,
         feed=feed,
@@ -258,4 +259,22 @@ async def test_loop_survives_what_nobody_foresaw(store: SqliteStore, monkeypatch
     made = open_worker(store, Executions(act))
     await asyncio.wait_for(done.wait(), 5.0)
     assert not faults
+    await made.close(grace=1.0)
+
+
+async def test_events_of_a_deleted_run_are_dropped_even_if_whoever_deleted_it_died(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_DROP_AGAIN", timedelta())
+    monkeypatch.setattr(worker_module, "_DROP_SECONDS", 0.02)
+    dropped: asyncio.Queue[str] = asyncio.Queue()
+
+    class Dropping(NoEventLog):
+        def drop(self, run_id: str) -> None:
+            dropped.put_nowait(run_id)
+
+    await queue(store, "deleted")
+    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=0, event_log=Dropping())
+    await store.write(lambda tx: tx.threads.bury(TENANT, "thread_deleted", SystemClock().now()))
+    assert await asyncio.wait_for(dropped.get(), 5.0) == "deleted"
     await made.close(grace=1.0)

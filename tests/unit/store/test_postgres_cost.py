@@ -119,5 +119,5 @@ async def test_deleted_thread_leaves_a_tombstone_without_content(
     await replica.write(lambda tx: tx.threads.bury(TENANT, "thread_1", START))
     tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     counts = {name: await connection.fetchval(f"SELECT count(*) FROM {name}") for (name,) in tables}
-    assert {name for name, count in counts.items() if count} == {"alembic_version", "threads"}
+    assert {name for name, count in counts.items() if count} == {"alembic_version", "threads", "deleted_runs"}
     assert tuple(await connection.fetchrow("SELECT user_id, body FROM threads") or ()) == ("", b"")

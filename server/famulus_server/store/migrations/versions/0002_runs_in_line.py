@@ -1,6 +1,7 @@
-"""Runs that wait in line behind the active one of their thread (contract 6).
+"""Runs that wait in line behind the active one of their thread (contract 6), and runs that were deleted.
 
-`line` is a run's place there, NULL for all others; its messages wait in `queued_messages` until it starts.
+`line` is a run's place in line, NULL for all others; its messages wait in `queued_messages` until it starts.
+`deleted_runs` has those whose events may still be somewhere (contract 24).
 """
 
 import sqlalchemy as sa
@@ -34,3 +35,10 @@ def upgrade() -> None:
         sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
     )
+    op.create_table(
+        "deleted_runs",
+        sa.Column("tenant", TEXT, primary_key=True),
+        sa.Column("run_id", TEXT, primary_key=True),
+        sa.Column("deleted_time", sa.BigInteger, nullable=False),
+    )
+    op.create_index("deleted_runs_by_time", "deleted_runs", ["deleted_time"])
