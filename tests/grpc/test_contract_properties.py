@@ -46,6 +46,14 @@ REFUSALS = {
     "UNKNOWN_TOOL_CALL",
     "SEQUENCE_OUT_OF_RANGE",
 }
+# How runs come to busy threads; AGAIN: where one that interrupted has not begun, or has just.
+LINED_UP = {
+    "BUSY_POLICY_ENQUEUE",
+    "BUSY_POLICY_INTERRUPT",
+    "BUSY_POLICY_INTERRUPT_AGAIN",
+    "BUSY_POLICY_ROLLBACK",
+    "BUSY_POLICY_ROLLBACK_AGAIN",
+}
 
 
 class ContractMachine(AssistantRules, ThreadRules, RunRules):
@@ -167,3 +175,4 @@ def test_server_and_model_of_the_contract_agree_on_every_sequence_of_calls(
     if profile.derandomize:
         # The same examples every time, so what they cover is no matter of luck.
         assert stage.refusals.keys() >= REFUSALS, stage.refusals
+        assert stage.lined_up.keys() == LINED_UP, stage.lined_up

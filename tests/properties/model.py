@@ -8,8 +8,8 @@ import grpc
 
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.message_pb2 import Message
-from famulus.v1.run_pb2 import Run, RunState
-from famulus.v1.run_service_pb2 import CreateRunRequest
+from famulus.v1.run_pb2 import Run, RunRating, RunState
+from famulus.v1.run_service_pb2 import BusyPolicy, CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.tool_pb2 import ToolOutput
 from famulus_server.engine.lifecycle import CANCELLED, CANCELLING, FINAL, IN_PROGRESS, QUEUED, REQUIRES_ACTION
@@ -32,6 +32,9 @@ NO_ASSISTANT = Refused(grpc.StatusCode.FAILED_PRECONDITION, "NO_ASSISTANT")
 NOT_FINISHED = Refused(grpc.StatusCode.FAILED_PRECONDITION, "RUN_NOT_FINISHED")
 MISSING_OUTPUTS = Refused(grpc.StatusCode.INVALID_ARGUMENT, "TOOL_OUTPUTS_INCOMPLETE")
 UNKNOWN_CALL = Refused(grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_TOOL_CALL")
+
+ENQUEUE, ROLLBACK = BusyPolicy.BUSY_POLICY_ENQUEUE, BusyPolicy.BUSY_POLICY_ROLLBACK
+PATIENT = frozenset({ENQUEUE, ROLLBACK, BusyPolicy.BUSY_POLICY_INTERRUPT})
 
 
 def busy(run_id: str) -> Refused:
@@ -70,11 +73,13 @@ class AssistantRecord:
 
 @dataclass(slots=True)
 class ThreadRecord:
-    """A thread as stored, and its messages in order. `last_sequence` is the highest that was ever given."""
+    """A thread as stored, its messages in order, and the runs that wait behind the active one. `last_sequence` is the
+    highest that was ever given."""
 
     thread: Thread
     messages: list[Message] = field(default_factory=list)
     forgotten: list[Message] = field(default_factory=list)
+    line: "list[RunRecord]" = field(default_factory=list)
     last_sequence: int = 0
     old_etag: str = ""
     gone: bool = False
@@ -87,10 +92,20 @@ class ThreadRecord:
         self.messages.remove(message)
         self.forgotten.append(message)
 
+    def remove_written(self, run_id: str) -> None:
+        """Removes the messages that a run wrote."""
+        for message in [message for message in self.messages if message.run_id == run_id]:
+            self.remove(message)
+
 
 @dataclass(slots=True)
 class RunRecord:
-    """A run. While `state` is None it goes on by itself, to one of the states in `next_stops`."""
+    """A run. While `state` is None it goes on by itself, to one of the states in `next_stops`.
+
+    In line it is QUEUED, and `kept` are the messages that wait with it; `first` says that it interrupted another run.
+    One that was there (`lined_up`) may be QUEUED for a moment although it is its turn. `rollbacks` is what
+    Run.rolled_back may say in the end.
+    """
 
     id: str
     number: int
@@ -103,7 +118,12 @@ class RunRecord:
     messages: list[Message] = field(default_factory=list)
     answered: dict[str, ToolOutput] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    rated: RunRating = field(default_factory=RunRating)
     cancelled: bool = False
+    kept: list[Message] = field(default_factory=list)
+    first: bool = False
+    lined_up: bool = False
+    rollbacks: set[bool] = field(default_factory=lambda: {False})
     watchers: list[Any] = field(default_factory=list)
 
     @property
@@ -115,8 +135,14 @@ class RunRecord:
         return self.thread.gone
 
     @property
+    def in_line(self) -> bool:
+        return any(run is self for run in self.thread.line)
+
+    @property
     def active(self) -> bool | None:
         """None: who knows."""
+        if self.in_line:
+            return False
         if self.state is not None:
             return self.state not in FINAL
         return None if self.next_stops & FINAL else True
@@ -126,11 +152,21 @@ class RunRecord:
         """The states that a reader may see."""
         if self.state is not None:
             return {self.state}
-        return self.next_stops | ({CANCELLING} if self.cancelled else {QUEUED, IN_PROGRESS})
+        going_on = {QUEUED, IN_PROGRESS}
+        if not self.cancelled:
+            return self.next_stops | going_on
+        return self.next_stops | {CANCELLING} | (going_on if self.lined_up else set())
 
     @property
     def open_calls(self) -> list[str]:
         return [call.id for call in self.run.required_action.tool_calls] if self.state == REQUIRES_ACTION else []
+
+    def begin(self) -> None:
+        """The run starts: it is at work until somebody releases it, or goes on to its first stop."""
+        if self.scenario.holds:
+            self.state = IN_PROGRESS
+        else:
+            self.go_on()
 
     def go_on(self) -> None:
         """The run goes on to its scenario's next stop."""
@@ -140,12 +176,33 @@ class RunRecord:
     def note_cancel(self, answer: Run) -> None:
         """Notes what CancelRun answered, which must be possible (contract 22)."""
         allowed = {CANCELLED if state == REQUIRES_ACTION else state for state in self.visible}
-        if self.state is None or self.state == IN_PROGRESS:
-            allowed = (allowed - {QUEUED, IN_PROGRESS}) | {CANCELLING}
+        if self.in_line:
+            self.thread.line.remove(self)
+            self.kept, allowed = [], {CANCELLED}
+        elif self.state is None or self.state == IN_PROGRESS:
+            allowed = (allowed - {QUEUED, IN_PROGRESS}) | {CANCELLING} | ({CANCELLED} if self.lined_up else set())
         assert answer.state in allowed, f"cancelled to {answer.state}, possible were {allowed}"
         self.cancelled = True
         if self.state is None or self.state not in FINAL:
             self.state, self.next_stops = None, {CANCELLED if answer.state == CANCELLING else answer.state}
+
+    def interrupt(self, *, rolls_back: bool) -> None:
+        """The active run is cancelled by one that takes its place; what is rolled back goes."""
+        self.state, self.next_stops, self.cancelled = None, {CANCELLED}, True
+        if rolls_back:
+            self.rollbacks = {True}
+            self.thread.remove_written(self.id)
+
+    def interrupt_perhaps(self, *, rolls_back: bool) -> list[Message]:
+        """So is the first in line, unless its turn came, and it ended, before; returns the messages it may not have
+        said."""
+        self.thread.line.remove(self)
+        ends = {stop for stop in self.scenario.stops[:1] if stop in FINAL and not self.scenario.holds}
+        self.state, self.next_stops, self.cancelled, self.first = None, {CANCELLED} | ends, True, False
+        if rolls_back:
+            self.rollbacks.add(True)
+        kept, self.kept = self.kept, []
+        return kept
 
 
 class ContractModel:
@@ -183,9 +240,48 @@ class ContractModel:
         """The run that is active on a thread, or may be."""
         return next((run for run in self.runs if run.thread is thread and run.active is not False), None)
 
+    def going_on(self, thread: ThreadRecord) -> list[RunRecord]:
+        """The runs on a thread that go on by themselves, or have just ended."""
+        return [run for run in self.runs if run.thread is thread and run.state is None]
+
     def unsettled(self, run_id: str) -> bool:
         """Whether a run may be writing messages that the model does not know yet."""
         return any(run.id == run_id and run.state is None for run in self.runs)
+
+    def uncertain(self, thread: ThreadRecord, message: Message) -> bool:
+        """Whether a message of a thread may be there already, by whatever goes on by itself."""
+        if self.unsettled(message.run_id):
+            return True
+        active = self.active_run(thread)
+        kept = (waiting for run in thread.line for waiting in run.kept)
+        return active is not None and active.state is None and any(message.content == one.content for one in kept)
+
+    def line_up(self, run: RunRecord, policy: "BusyPolicy.ValueType", messages: Sequence[Message]) -> None:
+        """A run comes in line behind the active one, or in the place of it (contract 6)."""
+        thread, active = run.thread, self.active_run(run.thread)
+        assert active is not None, "a run in line on an idle thread"
+        run.state, run.lined_up, run.kept = QUEUED, True, list(messages)
+        if policy == ENQUEUE:
+            thread.line.append(run)
+            return
+        if thread.line and thread.line[0].first:
+            if policy == ROLLBACK:
+                for other in self.going_on(thread):
+                    other.rollbacks.add(True)
+            run.kept = thread.line[0].interrupt_perhaps(rolls_back=policy == ROLLBACK) + run.kept
+        else:
+            active.interrupt(rolls_back=policy == ROLLBACK)
+        run.first = True
+        thread.line.insert(0, run)
+
+    def advance(self, thread: ThreadRecord) -> RunRecord | None:
+        """The run whose turn it is now, if the thread is idle and one waits."""
+        if not thread.line or self.active_run(thread) is not None:
+            return None
+        run = thread.line.pop(0)
+        run.first = False
+        run.begin()
+        return run
 
     def answers_to_create_run(self, request: CreateRunRequest) -> Answers:
         """How a CreateRun without a known request id must be answered (contract 6)."""
@@ -202,7 +298,7 @@ class ContractModel:
         if assistant is None or request.assistant_version > len(assistant.versions):
             return (NOT_FOUND,)
         active = self.active_run(record) if record is not None else None
-        if active is None:
+        if active is None or request.busy_policy in PATIENT:
             return OK
         return (busy(active.id),) if active.active else (None, busy(active.id))
 

@@ -189,7 +189,7 @@ class ThreadRules(Machine):
         # What a run was writing just then may be in the fork or not.
         shared = [shared_with(message, fork.id) for message in origin.messages if message.sequence <= upto]
         ids = {message.id for message in shared}
-        certain = [message for message in found if message.id in ids or not self.model.unsettled(message.run_id)]
+        certain = [message for message in found if message.id in ids or not self.model.uncertain(origin, message)]
         assert certain == shared, f"{found}\nshared: {shared}"
         record.add(found)
         self.model.threads.append(record)

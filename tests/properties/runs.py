@@ -8,18 +8,21 @@ from hypothesis import strategies as st
 
 from famulus.v1 import run_service_pb2 as runs_api
 from famulus.v1.run_pb2 import RatingVerdict, Run, RunRating, RunState
+from famulus.v1.run_service_pb2 import BusyPolicy
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import GetThreadRequest
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.engine.lifecycle import ACTIVE, BORN, FINAL, IN_PROGRESS, REQUIRES_ACTION
 from properties.machine import ETAG, KEY, NO_KEY, NUMBER, RARE, Machine, Stage, step
-from properties.model import NOT_FINISHED, NOT_FOUND, OK, RunRecord, ThreadRecord
+from properties.model import ENQUEUE, NOT_FINISHED, NOT_FOUND, OK, PATIENT, ROLLBACK, RunRecord, ThreadRecord
 from properties.stage import FUNCTION, PATIENCE, SCENARIOS, Watcher, instructions
 from serving import said
 
 _ALL = tuple(SCENARIOS)
 _WITH_TOOLS = tuple(name for name, scenario in SCENARIOS.items() if REQUIRES_ACTION in scenario.stops)
 _WRONG = ("partial", "foreign", "repeated", "other")
+POLICY = st.sampled_from(BusyPolicy.values())
+INTERRUPT = BusyPolicy.BUSY_POLICY_INTERRUPT
 WRONG_OUTPUTS = st.sampled_from(_WRONG)
 _TOOLS = runs_api.ToolOverride(tools=[Tool(function=FunctionTool(name=FUNCTION))])
 
@@ -35,6 +38,20 @@ class RunRules(Machine):
     def start_run(self, scenario: int, thread: int, assistant: int, key: int, again: bool, extra: int) -> None:
         request = self._request(_ALL, scenario, thread, assistant, extra)
         self._start(self.stage.stubs.runs.CreateRun, request, key, again)
+
+    @step(
+        thread=NUMBER, extra=st.integers(0, 2), policies=st.lists(POLICY, min_size=1, max_size=3), streams=st.booleans()
+    )
+    def start_runs_on_busy_thread(
+        self, thread: int, extra: int, policies: "list[BusyPolicy.ValueType]", streams: bool
+    ) -> None:
+        busy = [record for record in self.model.threads if not record.gone and self.model.active_run(record)]
+        for number, policy in enumerate(policies):
+            request = self._request(_ALL, number, thread, 1, extra)
+            if busy:
+                request.thread_id = busy[thread % len(busy)].thread.id
+            request.busy_policy = policy
+            self._start(self._stream if streams else self.stage.stubs.runs.CreateRun, request)
 
     @step(scenario=NUMBER, thread=NUMBER, assistant=NUMBER, after=st.integers(0, 6))
     def start_run_and_wait(self, scenario: int, thread: int, assistant: int, after: int) -> None:
@@ -71,29 +88,40 @@ class RunRules(Machine):
             self._submit_to(run, "right", is_error, True)
             self._submit_to(run, "repeated", False, True)
 
-    @step(which=NUMBER, is_error=st.booleans(), settles=st.booleans())
-    def submit_outputs(self, which: int, is_error: bool, settles: bool) -> None:
-        self._submit(which, "right", is_error, settles)
+    @step(which=NUMBER, is_error=st.booleans(), settles=st.booleans(), key=KEY, again=st.booleans())
+    def submit_outputs(self, which: int, is_error: bool, settles: bool, key: int, again: bool) -> None:
+        self._submit(which, "right", is_error, settles, key, again)
 
     @step(which=NUMBER, kind=WRONG_OUTPUTS)
     def submit_wrong_outputs(self, which: int, kind: str) -> None:
         self._submit(which, kind, False, True)
 
-    def _submit(self, which: int, kind: str, is_error: bool, settles: bool) -> None:
+    def _submit(
+        self, which: int, kind: str, is_error: bool, settles: bool, key: int = NO_KEY, again: bool = False
+    ) -> None:
         run = self._pick_run(which, state=REQUIRES_ACTION)
         if run is None:
             outputs = [ToolOutput(call_id="call_unknown", output="?")]
             request = runs_api.SubmitToolOutputsRequest(run_id="run_unknown", tool_outputs=outputs)
             self.driver.call(self.stage.stubs.runs.SubmitToolOutputs, request, (NOT_FOUND,))
             return
-        self._submit_to(run, kind, is_error, settles)
+        self._submit_to(run, kind, is_error, settles, key, again)
 
-    def _submit_to(self, run: RunRecord, kind: str, is_error: bool, settles: bool) -> None:
+    def _submit_to(
+        self, run: RunRecord, kind: str, is_error: bool, settles: bool, key: int = NO_KEY, again: bool = False
+    ) -> None:
         self.driver.settle(run)
         outputs = self._outputs(run, kind, is_error)
-        answers = self.model.answers_to_outputs(run, outputs)
-        request = runs_api.SubmitToolOutputsRequest(run_id=run.id, tool_outputs=outputs)
-        response = self.driver.call(self.stage.stubs.runs.SubmitToolOutputs, request, answers)
+        response = self.create(
+            self.stage.stubs.runs.SubmitToolOutputs,
+            runs_api.SubmitToolOutputsRequest(run_id=run.id, tool_outputs=outputs),
+            key,
+            again,
+            name="SubmitToolOutputs",
+            answers=lambda: self.model.answers_to_outputs(run, outputs),
+            id_of=lambda response: str(response.run.id),
+            alive=lambda _, run_id: self.model.run(run_id) is not None,
+        )
         if response is None or all(output.call_id in run.answered for output in outputs):
             assert response is None or response.run.state in run.visible, response
             return
@@ -111,12 +139,17 @@ class RunRules(Machine):
     @step(which=NUMBER, settles=st.booleans(), twice=st.booleans())
     def cancel_run(self, which: int, settles: bool, twice: bool) -> None:
         run = self._pick_run(which)
+        if run and run.in_line:
+            self.driver.settle(run)
         for _ in range(2 if twice else 1):
             request = runs_api.CancelRunRequest(run_id=run.id if run else "run_unknown")
             answers = OK if run and not run.gone else (NOT_FOUND,)
             response = self.driver.call(self.stage.stubs.runs.CancelRun, request, answers)
             if run and response:
+                was_in_line = run.in_line
                 run.note_cancel(response.run)
+                if was_in_line:
+                    self.driver.settle(run)
         if run and settles:
             self.driver.settle(run)
 
@@ -173,8 +206,10 @@ class RunRules(Machine):
             self.driver.call(stub.GetRun, request, (NOT_FOUND,))
             return
         found = self.driver.call(stub.GetRun, runs_api.GetRunRequest(run_id=run.id)).run
-        assert found.state in run.visible, f"{found}\npossible: {run.visible}"
+        if not run.in_line:
+            assert found.state in run.visible, f"{found}\npossible: {run.visible}"
         assert dict(found.metadata) == run.metadata, found
+        assert (found.rating.verdict, found.rating.comment) == (run.rated.verdict, run.rated.comment), found
         siblings = [other for other in reversed(self.model.runs) if other.thread is run.thread]
         for other in siblings:
             self.driver.settle(other)
@@ -200,12 +235,12 @@ class RunRules(Machine):
             run.metadata = dict(wanted.metadata)
             assert dict(response.run.metadata) == run.metadata, response
 
-    @step(which=NUMBER, verdict=st.sampled_from([1, 2]))
-    def rate_run(self, which: int, verdict: "RatingVerdict.ValueType") -> None:
+    @step(which=NUMBER, verdict=st.sampled_from([1, 2]), key=KEY, again=st.booleans())
+    def rate_run(self, which: int, verdict: "RatingVerdict.ValueType", key: int, again: bool) -> None:
         run = self._pick_run(which)
         if run is not None:
             self.driver.settle(run)
-            self._rate(run, verdict)
+            self._rate(run, verdict, key, again)
 
     def release(self, run: RunRecord) -> None:
         """Lets a held run go on, once its answer has begun."""
@@ -216,11 +251,21 @@ class RunRules(Machine):
         self.stage.upstream.release(run.number)
         run.go_on()
 
-    def _rate(self, run: RunRecord, verdict: "RatingVerdict.ValueType") -> None:
-        answers = (NOT_FOUND,) if run.gone else OK if run.state in FINAL else (NOT_FINISHED,)
-        request = runs_api.RateRunRequest(run_id=run.id, rating=RunRating(verdict=verdict))
-        response = self.driver.call(self.stage.stubs.runs.RateRun, request, answers)
-        assert response is None or response.run.rating.verdict == verdict, response
+    def _rate(self, run: RunRecord, verdict: "RatingVerdict.ValueType", key: int = NO_KEY, again: bool = False) -> None:
+        rating = RunRating(verdict=verdict, comment=self.fresh("Comment"))
+        response = self.create(
+            self.stage.stubs.runs.RateRun,
+            runs_api.RateRunRequest(run_id=run.id, rating=rating),
+            key,
+            again,
+            name="RateRun",
+            answers=lambda: (NOT_FOUND,) if run.gone else OK if run.state in FINAL else (NOT_FINISHED,),
+            id_of=lambda response: str(response.run.id),
+            alive=lambda _, run_id: self.model.run(run_id) is not None,
+        )
+        if response is not None:
+            run.rated = rating
+            assert response.run.rating.verdict == verdict, response
 
     def _request(
         self, scenarios: Sequence[str], which: int, thread: int, assistant: int, extra: int
@@ -246,6 +291,7 @@ class RunRules(Machine):
         self, method: Any, request: runs_api.CreateRunRequest, key: int = NO_KEY, again: bool = False
     ) -> RunRecord | None:
         """Starts a run if the contract lets it; None if not, or if it is there already."""
+        self._make_certain(request)
         response = self.create(
             method,
             request,
@@ -266,7 +312,8 @@ class RunRules(Machine):
             thread = ThreadRecord(self.driver.call(self.stage.stubs.threads.GetThread, get).thread)
             self.model.threads.append(thread)
         before = self.model.active_run(thread)
-        if before is not None:
+        lines_up = before is not None and request.busy_policy in PATIENT
+        if before is not None and not lines_up:
             # It went on by itself, and the server says that it has ended.
             self.driver.settle(before)
             assert before.state in FINAL, f"two active runs on a thread:\n{before.run}\n{run}"
@@ -274,15 +321,28 @@ class RunRules(Machine):
         record = RunRecord(run.id, number, thread, scenario, set(), run=run, metadata=dict(request.metadata))
         self._check_started(run, request)
         self.stage.scenarios[scenario] += 1
-        self.model.runs.append(record)
-        if record.scenario.holds:
-            record.state = IN_PROGRESS
+        if lines_up:
+            anew = "_AGAIN" if thread.line and thread.line[0].first and request.busy_policy != ENQUEUE else ""
+            self.stage.lined_up[BusyPolicy.Name(request.busy_policy) + anew] += 1
+            self.model.line_up(record, request.busy_policy, request.additional_messages)
         else:
-            record.go_on()
-        self.note_messages(thread, request.additional_messages)
+            record.begin()
+        self.model.runs.append(record)
+        if not lines_up:
+            self.note_messages(thread, request.additional_messages)
         if hasattr(response, "watcher"):
             record.watchers.append(response.watcher)
         return record
+
+    def _make_certain(self, request: runs_api.CreateRunRequest) -> None:
+        """Waits where the model could not say what the policy means for this request: only behind an interrupted run it
+        may be anything, and comes to the same."""
+        thread = self.model.thread(request.thread_id)
+        if thread is None or not (thread.line or request.busy_policy in PATIENT):
+            return
+        interrupted = bool(thread.line) and thread.line[0].first
+        if not interrupted or request.busy_policy not in (INTERRUPT, ROLLBACK):
+            self.driver.settle_thread(thread)
 
     def _check_started(self, run: Run, request: runs_api.CreateRunRequest) -> None:
         thread = self.model.thread(run.thread_id)

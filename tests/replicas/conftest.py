@@ -1,4 +1,4 @@
-"""Replicas that share a PostgreSQL database and a Valkey server: in this process, or in processes that may be killed."""
+"""Replicas that share a PostgreSQL database and a Valkey server: in this process, or in others that may be killed."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import BusyPolicy
@@ -85,6 +86,22 @@ async def test_line_goes_with_its_thread_when_that_is_deleted_through_another_re
     assert {refusal.reason for refusal in await asyncio.gather(*watching)} == {"THREAD_DELETED"}
     assert (await here.request_ended()).outcome == "disconnected"
     assert len(here.asked) == 1
+
+
+async def test_snapshot_does_not_show_a_stop_before_it_is_told(
+    tmp_path: Path, upstream: ScriptedUpstream, shared: dict[str, Any], open_replica: OpenReplica
+) -> None:
+    async with open_killable(tmp_path / "dies", upstream, **shared) as (dying, process):
+        first = await hold(dying)
+        process.kill()
+        await process.wait()
+    async with open_replica() as stage, Redis.from_url(shared["redis_url"]) as redis:
+        await redis.flushall()
+        await stage.cancel(first.id)
+        events = await stage.watch(first.id)
+        validate_stream(events)
+        assert events[0].HasField("snapshot")
+        assert events[-1].run_state_changed.run.state == CANCELLED
 
 
 async def test_thread_whose_worker_died_is_interrupted_again_and_again(
