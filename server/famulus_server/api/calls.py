@@ -18,7 +18,8 @@ class Caller:
 class Call:
     """One RPC. `method` is the full name, `/famulus.v1.RunService/GetRun`; layers fill in the rest as they learn it.
 
-    `error_facts` join the ErrorInfo metadata of whatever error ends the call.
+    `error_facts` join the ErrorInfo metadata of whatever error ends the call. `let_go` says that the server ends the
+    call, and not a caller who went away.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Call:
     request_id: str = ""
     caller: Caller | None = None
     error_facts: dict[str, str] = field(default_factory=dict)
+    let_go: bool = False
 
 
 # Each RPC is a task of its own, so this is never seen by another call.

@@ -13,7 +13,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call, enter
+from famulus_server.api.calls import Call, current_call, enter
 from famulus_server.api.wire import checked, checked_stream, reading
 from famulus_server.errors import Aborted
 
@@ -85,6 +85,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(self._slow_seconds):
                 await context.write(response)
         except TimeoutError:
+            current_call().let_go = True
             # gRPC keeps the response, and sends it before the error.
             raise Aborted(
                 reasons.ERROR_REASON_SLOW_CONSUMER, "the reader is too slow: resume after the last sequence"

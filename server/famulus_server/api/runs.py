@@ -143,18 +143,19 @@ class RunServicer(RunServiceServicer):
         self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest
     ) -> AsyncGenerator[Sequence[RunEvent], None]:
         """Batches of events. Whatever error ends them tells the sequence after which to resume (contract 13)."""
-        facts = current_call().error_facts
-        facts["last_sequence"] = str(request.after_sequence)
+        call = current_call()
+        call.error_facts["last_sequence"] = str(request.after_sequence)
         batches = self._watch.watch(tenant, run_id, request.after_sequence)
         try:
-            async for events in self._drain.until_started(batches):
-                if events:
-                    # Before they are sent: an error comes behind them, also where their reader is too slow.
-                    facts["last_sequence"] = str(events[-1].sequence)
-                yield events
+            async with aclosing(batches):
+                async for events in self._drain.until_started(batches):
+                    if events:
+                        # Before they are sent: an error comes behind them, also where their reader is too slow.
+                        call.error_facts["last_sequence"] = str(events[-1].sequence)
+                    yield events
         except (asyncio.CancelledError, GeneratorExit):
             # A stop of the server also cancels calls in the end, but the caller did not go away then.
-            if request.cancel_on_disconnect and not self._drain.started:
+            if request.cancel_on_disconnect and not (call.let_go or self._drain.started):
                 self._errands.start(self._runs.cancel(tenant, run_id))
             raise
 

@@ -90,7 +90,8 @@ class Backlog:
             taken.append(entry)
             self._count(entry, -1)
             more_events, more_size = entry.weigh()
-            events, size = events + more_events, size + more_size
+            # A removal is work, too.
+            events, size = events + max(1, more_events), size + more_size
         self._entries.extendleft(reversed(kept))
         return taken
 

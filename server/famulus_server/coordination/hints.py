@@ -32,6 +32,7 @@ class RedisHints:
         # Topics that have got their first listener, or lost their last, since the other side was told.
         self._changed: set[str] = set()
         self._change = asyncio.Event()
+        self._connected = False
         self._unsent: dict[tuple[str, str], None] = {}
         self._due = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -66,8 +67,10 @@ class RedisHints:
         return stop
 
     def _tell_change(self, topic: str) -> None:
-        self._changed.add(topic)
-        self._change.set()
+        # A new connection begins with all topics that somebody listens to then.
+        if self._connected:
+            self._changed.add(topic)
+            self._change.set()
 
     async def _run(self) -> None:
         try:
@@ -106,14 +109,17 @@ class RedisHints:
                 await self._hear(subscriber, state)
             except RedisUnavailable as error:
                 state.lost(error)
+            except Exception:  # noqa: BLE001 - nobody would miss the hints for the rest of this process's life
+                _log.exception("hearing hints failed")
             finally:
                 await subscriber.close()
             await state.pause()
 
     async def _hear(self, subscriber: "Subscriber", state: Reachability) -> None:
         """Returns never; raises RedisUnavailable once the connection is lost."""
-        self._changed.update(self._listeners)
+        self._changed = set(self._listeners)
         self._change.set()
+        self._connected = True
         subscribing = asyncio.create_task(self._subscribe(subscriber), name="hints-subscribe")
         try:
             while True:
@@ -123,9 +129,12 @@ class RedisHints:
                     news = await subscriber.hear(within=_PATIENCE_SECONDS)
                 if news is None:
                     raise RedisUnavailable("no sign of life")
+                if subscribing.done():
+                    raise RedisUnavailable("the subscriptions cannot be changed")
                 state.found()
                 self._tell(news.topic, news.text)
         finally:
+            self._connected = False
             subscribing.cancel()
             # Where it failed, the connection did, and hearing has failed, too.
             await asyncio.gather(subscribing, return_exceptions=True)

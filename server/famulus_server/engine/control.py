@@ -27,21 +27,20 @@ class Control:
 
     def __init__(self) -> None:
         self._why: Interruption | None = None
+        self.giving_up = False
+        """Whether this worker is to have done with the run, even without having stored what it wants."""
         self._task: asyncio.Task[None] | None = None
 
     def interrupt(self, why: Interruption) -> None:
-        """Stops the model turn under way. The first reason counts; of later ones only that the run is lost."""
+        """Stops the model turn under way. The first reason counts; later ones only tell that the run is lost, or to be
+        given up."""
+        self.giving_up |= why is not Interruption.CANCEL
         if self._why is None:
             self._why = why
             if self._task is not None:
                 self._task.cancel()
         elif why is Interruption.LEASE_LOST:
             self._why = why
-
-    @property
-    def why(self) -> Interruption | None:
-        """What has interrupted the execution."""
-        return self._why
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

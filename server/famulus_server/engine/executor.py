@@ -39,7 +39,6 @@ MAX_TURN_ATTEMPTS = 3
 _SECOND_PAUSE = 1.0
 # Between tries while the store is away.
 _STORE_PAUSE = 0.25
-_GIVING_UP = frozenset({Interruption.LEASE_LOST, Interruption.DRAIN})
 _MAX_PAUSE = 10.0
 # What a worker that stops working on a run leaves instead of its lease: anybody may claim the run at once.
 NOBODYS = Lease(owner="", seconds=0)
@@ -116,6 +115,7 @@ class Executor:
             # Whoever stored the run has published so, therefore it has been deleted since.
             raise LeaseLost(run.id)
         self._feed.own(run.id)
+        log.stored_sequence = run.last_sequence
         progress = _Progress(claimed.tenant, run, log, control, log.last_sequence)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
@@ -318,7 +318,7 @@ class Executor:
             try:
                 return await action()
             except Unavailable:
-                if progress.control.why in _GIVING_UP:
+                if progress.control.giving_up:
                     raise
                 await asyncio.sleep(_STORE_PAUSE)
 

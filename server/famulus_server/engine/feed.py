@@ -105,6 +105,10 @@ class RunLog:
                 break
         return self._events[start:end]
 
+    def reaches(self, sequence: int) -> bool:
+        """Whether all that follows a sequence, as far as it is known, is in memory."""
+        return sequence >= self._floor
+
     def all(self) -> Sequence[RunEvent]:
         """All events that are in memory."""
         return self._events

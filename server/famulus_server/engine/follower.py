@@ -8,6 +8,7 @@ Snapshot.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import structlog
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus_server.engine import lifecycle
-from famulus_server.engine.feed import Feed, RunLog, continues
+from famulus_server.engine.feed import Feed, RunLog
 from famulus_server.errors import NotFound, Unavailable
 from famulus_server.ports import STOP, EventLog, Hints, Store, Transaction, events_topic
 
@@ -31,13 +32,13 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Followed:
-    """A run that is watched here. `behind` is the sequence at which its log was, a round ago, behind the store."""
+    """A run that is watched here. `behind` tells at which sequence its log was found behind the store, and when."""
 
     tenant: str
     log: RunLog
     watchers: int = 0
     etag: str = ""
-    behind: int | None = None
+    behind: tuple[int, float] | None = None
     stop_listening: Callable[[], None] | None = None
 
 
@@ -52,7 +53,7 @@ class Follower:
         self._hints = hints
         self._followed: dict[str, _Followed] = {}
         self._hinted: set[str] = set()
-        self._compare_now = False
+        self._suspected: set[str] = set()
         self._wake = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
         self._deaf: Callable[[], None] | None = None
@@ -108,7 +109,7 @@ class Follower:
     def _hear_stop(self, run_id: str) -> None:
         # Without a name: hints may have been missed.
         if not run_id or run_id in self._followed:
-            self._compare_now = True
+            self._suspected |= {run_id} if run_id else set(self._followed)
             self._wake.set()
 
     async def _follow_loop(self) -> None:
@@ -119,13 +120,11 @@ class Follower:
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
             self._wake.clear()
-            if loop.time() >= due or self._compare_now:
-                self._compare_now = False
+            if loop.time() >= due:
                 await self._attempt(self._round)
                 due = loop.time() + max(_POLL_SECONDS, len(self._followed) / _RUNS_PER_SECOND)
             else:
-                hinted, self._hinted = self._hinted, set()
-                await self._attempt(lambda hinted=hinted: self._read(hinted))  # type: ignore[misc]
+                await self._attempt(self._follow_hints)
 
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -135,8 +134,15 @@ class Follower:
         except Exception:  # noqa: BLE001 - a loop that died would be missed by nobody until streams hang
             _log.exception("following failed")
 
+    async def _follow_hints(self) -> None:
+        hinted, self._hinted = self._hinted, set()
+        suspected, self._suspected = self._suspected, set()
+        await self._read(hinted)
+        await self._compare(suspected)
+
     async def _round(self) -> None:
         self._hinted.clear()
+        self._suspected.clear()
         run_ids = list(self._followed)
         for start in range(0, len(run_ids), _RUNS_PER_READ):
             some = run_ids[start : start + _RUNS_PER_READ]
@@ -158,16 +164,10 @@ class Follower:
                     waiting[run_id] = log.last_sequence
 
     def _take(self, run_id: str, log: RunLog, events: Sequence[RunEvent]) -> None:
-        last, whole = log.last_sequence, []
-        for event in events:
-            if event.sequence <= last:
-                continue
-            if not continues(event, last):
-                break
-            whole.append(event)
-            last = event.sequence
-        if whole:
-            self._feed.copy(run_id, log, whole)
+        # The EventLog may have lost what comes first, but has no hole: the log then goes on without that.
+        fresh = [event for event in events if event.sequence > log.last_sequence]
+        if fresh:
+            self._feed.copy(run_id, log, fresh)
 
     async def _compare(self, run_ids: Iterable[str]) -> None:
         """Brings logs that stay behind what is stored up to that."""
@@ -209,10 +209,10 @@ class Follower:
             followed.behind = None
             if run.state in lifecycle.FINAL:
                 log.end()
-        elif followed.behind != log.last_sequence:
+        elif followed.behind is None or followed.behind[0] != log.last_sequence:
             # What is stored is told right after: it may be on its way.
-            followed.behind = log.last_sequence
-        else:
+            followed.behind = log.last_sequence, time.monotonic()
+        elif time.monotonic() - followed.behind[1] > _POLL_SECONDS / 2:
             followed.behind = None
             log.forget(run.last_sequence)
             if run.state in lifecycle.FINAL:

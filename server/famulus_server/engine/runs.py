@@ -123,7 +123,7 @@ class RunDesk:
         now = self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            run = await lock(tx, tenant, run_id, now=now)
+            run = await lock(tx, tenant, run_id)
             if run.state in lifecycle.WAITING:
                 return await end_waiting(tx, tenant, run, lifecycle.CANCELLED, now=now)
             if run.state == lifecycle.IN_PROGRESS:
@@ -146,7 +146,7 @@ class RunDesk:
         async def unit(tx: Transaction) -> Settled:
             if key is not None and await tx.requests.find(tenant, key) is not None:
                 return Settled(await tx.runs.get(tenant, run_id))
-            run = await lock(tx, tenant, run_id, now=now)
+            run = await lock(tx, tenant, run_id)
             if key is not None:
                 await tx.requests.remember(tenant, key, run_id)
             steps = [step for step in await tx.steps.page(tenant, run_id) if step.HasField("tool_calls")]
@@ -156,6 +156,7 @@ class RunDesk:
             answered = [call for call in step.tool_calls.tool_calls if call.HasField("function")]
             step.state = RunStepState.RUN_STEP_STATE_COMPLETED
             step.end_time.CopyFrom(timestamp(now))
+            await tx.threads.touch(tenant, run.thread_id, now)
             await tx.steps.put(tenant, step)
             await self._note_outputs(tx, tenant, run, step)
             run.ClearField("required_action")

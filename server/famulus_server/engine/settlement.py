@@ -31,10 +31,10 @@ class Settlement:
     incomplete_reason: "RunIncompleteReason.ValueType" = RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED
 
 
-async def lock(tx: Transaction, tenant: str, run_id: str, *, now: datetime) -> Run:
+async def lock(tx: Transaction, tenant: str, run_id: str) -> Run:
     """The run, locked, behind its thread: in this order no two units wait for each other. Raises NotFound."""
     run = await tx.runs.get(tenant, run_id)
-    await tx.threads.touch(tenant, run.thread_id, now)
+    await tx.threads.hold(tenant, run.thread_id)
     return await tx.runs.get(tenant, run_id, lock=True)
 
 
@@ -129,6 +129,7 @@ async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.V
         RunStepState.RUN_STEP_STATE_CANCELLED if state == lifecycle.CANCELLED else RunStepState.RUN_STEP_STATE_EXPIRED
     )
     events: list[RunEvent] = []
+    await tx.threads.touch(tenant, run.thread_id, now)
     if run.state == lifecycle.REQUIRES_ACTION:
         for step in await tx.steps.page(tenant, run.id):
             if step.state == RunStepState.RUN_STEP_STATE_IN_PROGRESS:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from famulus.v1 import error_reason_pb2 as reasons
@@ -23,6 +24,8 @@ _MAX_BYTES = 1024 * 1024
 # How often a Snapshot looks whether log and store fit together; after that it shows what is stored.
 _FIT_TRIES = 100
 _FIT_SECONDS = 0.005
+# How often a watcher looks who has to wait for facts.
+_LOST_SECONDS = 1.0
 
 
 class Watch:
@@ -64,18 +67,21 @@ class Watch:
 
     async def _live(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[RunEvent], None]:
         async with self._follower.following(tenant, run) as log:
+            said = time.monotonic()
             while True:
                 events = await self._next(tenant, run.id, log, cursor)
                 if events:
                     cursor = events[-1].sequence
                     yield events
+                    said = time.monotonic()
                 elif log.deleted:
                     raise NotFound("run", run.id, reason=reasons.ERROR_REASON_THREAD_DELETED)
                 elif log.ended and cursor >= log.last_sequence:
                     _check_end(cursor, log.last_sequence)
                     return
-                elif not await self._changes(log):
+                elif not await self._changes(log, cursor, until=said + self._heartbeat_seconds):
                     yield ()
+                    said = time.monotonic()
 
     async def _next(self, tenant: str, run_id: str, log: RunLog, cursor: int) -> Sequence[RunEvent]:
         """What follows a sequence as far as it is known here."""
@@ -137,10 +143,15 @@ class Watch:
         event.event_time.CopyFrom(timestamp(self._clock.now()))
         return event
 
-    async def _changes(self, log: RunLog) -> bool:
-        """Waits for the log to change; False after the time of a heartbeat."""
+    async def _changes(self, log: RunLog, cursor: int, *, until: float) -> bool:
+        """Waits for the log to change; False once it is time for a heartbeat."""
+        left = max(0.0, until - time.monotonic())
+        if not (log.reaches(cursor) or log.deleted):
+            # What follows is lost, and each delta only adds to what lies behind it: facts will help.
+            await asyncio.sleep(min(_LOST_SECONDS, left))
+            return left > _LOST_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._heartbeat_seconds):
+            async with asyncio.timeout(left):
                 await log.wait()
                 return True
         return False

@@ -5,7 +5,7 @@ Hints only save time: whatever they announce, the loops find within a second by 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 
 import structlog
@@ -35,6 +35,8 @@ _DROP_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
 
+Execution = tuple[asyncio.Task[None], Control]
+
 
 class Worker:
     """Executes runs in a bounded number of slots. Without slots it only passes on what others shall do."""
@@ -59,7 +61,7 @@ class Worker:
         self.lease = lease
         self._slots = self._free = slots
         self._clock = clock
-        self._executions: dict[str, tuple[asyncio.Task[None], Control]] = {}
+        self._executions: dict[str, Execution] = {}
         self._wake = asyncio.Event()
         # Whether runs may be queued that somebody waits for; otherwise a freed slot is no reason to look.
         self._backlog = True
@@ -134,21 +136,21 @@ class Worker:
             stop_listening()
         if self._claiming is not None:
             # Not cancelled: what it is about to claim would be nobody's.
-            await self._claiming
+            await asyncio.wait([self._claiming], timeout=_CALLS_SECONDS)
         await self._idle(within=grace)
         self._giving_back, given_back = True, list(self._executions.values())
         for _, control in given_back:
             control.interrupt(Interruption.DRAIN)
         # Calls in progress may still start what they are about to store.
         await self._idle(within=_CALLS_SECONDS)
-        await asyncio.gather(*(task for task, _ in self._executions.values()), return_exceptions=True)
+        if self._executions:
+            # The store hangs: leases run out.
+            await _cancel([task for task, _ in self._executions.values()])
         if given_back:
             # They wait for another worker.
             self._hints.send(WORK)
         # Last, so that leases do not run out while the last runs end.
-        for loop in self._others:
-            loop.cancel()
-        await asyncio.gather(*self._others, return_exceptions=True)
+        await _cancel(self._others)
 
     async def _idle(self, *, within: float) -> None:
         """Returns once all slots are free, or after some seconds."""
@@ -221,32 +223,34 @@ class Worker:
 
     async def _renew(self) -> None:
         loop = asyncio.get_running_loop()
-        held = set(self._executions)
+        # By execution: a run that was released and started again meanwhile is another one.
+        held, started = dict(self._executions), loop.time()
         if not held:
-            self._renewed = loop.time()
+            self._renewed = started
             return
+        give_up_at = self._renewed + self.lease.seconds * _GIVE_UP_SHARE
         try:
-            kept = await self._store.write(lambda tx: tx.runs.renew(self.lease, held))
-        except Unavailable:
-            if loop.time() - self._renewed < self.lease.seconds * _GIVE_UP_SHARE:
+            # A database that hangs says nothing for longer than a lease.
+            async with asyncio.timeout_at(give_up_at):
+                kept = await self._store.write(lambda tx: tx.runs.renew(self.lease, held.keys()))
+        except (TimeoutError, Unavailable):
+            if loop.time() < give_up_at:
                 raise
             kept = set()
         else:
-            self._renewed = loop.time()
-        for run_id in held - kept:
-            self._interrupt(run_id, Interruption.LEASE_LOST)
+            self._renewed = started
+        _give_up(held, kept)
 
     async def _obey(self) -> None:
         """Stops what was cancelled, or deleted, through another replica."""
         if not self._executions:
             return
-        hinted, self._hinted = self._hinted.intersection(self._executions), set()
+        hinted = {run_id: held for run_id, held in self._executions.items() if run_id in self._hinted}
+        self._hinted = set()
         for run_id in await self._store.read(lambda tx: tx.runs.stopping(self.lease.owner)):
             self._interrupt(run_id, Interruption.CANCEL)
         if hinted:
-            kept = await self._store.write(lambda tx: tx.runs.renew(self.lease, hinted))
-            for run_id in hinted - kept:
-                self._interrupt(run_id, Interruption.LEASE_LOST)
+            _give_up(hinted, await self._store.write(lambda tx: tx.runs.renew(self.lease, hinted.keys())))
 
     async def _sweep(self) -> None:
         due = await self._store.read(lambda tx: tx.runs.due(self._clock.now(), limit=_SWEEP_BATCH))
@@ -257,7 +261,7 @@ class Worker:
         now = self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            run = await lock(tx, tenant, run_id, now=now)
+            run = await lock(tx, tenant, run_id)
             if run.state not in lifecycle.WAITING:
                 return Settled(run)
             return await end_waiting(tx, tenant, run, lifecycle.EXPIRED, now=now)
@@ -276,6 +280,19 @@ class Worker:
         before = self._clock.now() - _DROP_AGAIN
         for run_id in await self._store.write(lambda tx: tx.runs.take_deleted(before, limit=_SWEEP_BATCH)):
             self._feed.drop(run_id)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _give_up(held: Mapping[str, Execution], kept: Collection[str]) -> None:
+    """Stops those executions whose runs are somebody else's, or gone."""
+    for run_id, (_, control) in held.items():
+        if run_id not in kept:
+            control.interrupt(Interruption.LEASE_LOST)
 
 
 async def _pause(seconds: float, early: asyncio.Event) -> None:

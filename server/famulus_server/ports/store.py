@@ -138,6 +138,9 @@ class Threads(Protocol):
     async def replace(self, tenant: str, thread: Thread) -> None:
         """Stores the thread's own fields and moves the etag on."""
 
+    async def hold(self, tenant: str, thread_id: str) -> None:
+        """Locks the thread until the end of the write."""
+
     async def touch(self, tenant: str, thread_id: str, now: datetime) -> None:
         """Notes activity, never moving it back, and locks the thread until the end of the write. Nothing happens where
         the thread is deleted."""

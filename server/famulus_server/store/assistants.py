@@ -22,7 +22,7 @@ class SqlAssistants:
 
     async def get(self, tenant: str, assistant_id: str, *, version: int = 0, lock: bool = False) -> Assistant:
         if lock:
-            await self._session.one("assistants_hold", tenant, assistant_id, lock=True)
+            await self._session.hold("assistants_hold", tenant, assistant_id)
         if version == 0:
             row = await self._session.one("assistants_get", tenant, assistant_id)
         else:

@@ -78,7 +78,7 @@ class SqlMessages:
     async def _row(self, tenant: str, thread_id: str, message_id: str, *, lock: bool) -> Row:
         if lock:
             # The thread keeps forks away, the message those other threads that see it.
-            await self._session.one("threads_hold", tenant, thread_id, lock=True)
+            await self._session.hold("threads_hold", tenant, thread_id)
         row = await self._session.one("messages_get", tenant, thread_id, message_id, lock=lock)
         if row is None:
             raise NotFound("message", message_id)

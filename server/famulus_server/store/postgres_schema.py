@@ -43,7 +43,11 @@ def operator_errors(url: str) -> Iterator[None]:
         raise StoreUnreachable(f"{shown(url)}: no answer in {_CONNECT_SECONDS:g} s") from error
     except (ConnectionRefusedError, FileNotFoundError) as error:
         raise StoreUnreachable(f"{shown(url)}: no PostgreSQL server answers there") from error
-    except (OSError, ValueError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except (ValueError, asyncpg.InterfaceError):
+        # Its text may hold parts of a password.
+        reason = "the URL cannot be read: characters such as / # ? [ in a password must be written as %2F %23 %3F %5B"
+        raise StoreUnreachable(f"{shown(url)}: {reason}") from None
+    except (OSError, asyncpg.InternalClientError) as error:
         raise StoreUnreachable(f"{shown(url)}: {error}") from error
     except asyncpg.PostgresError as error:
         raise StoreUnreachable(f"{shown(url)}: the server says: {error}") from error

@@ -104,6 +104,10 @@ class PostgresSession:
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:
         return await self._call(self._connection.fetch, self._text(name, lock), *args)
 
+    async def hold(self, name: str, *args: object) -> None:
+        text = self._statements.locking.get(name) or self._statements.plain[name]
+        await self._call(self._connection.execute, text, *args)
+
     async def run(self, name: str, *args: object) -> int:
         text = self._statements.locking.get(name) or self._statements.plain[name]
         # For example "INSERT 0 1".

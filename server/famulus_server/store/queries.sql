@@ -26,7 +26,7 @@ FROM assistants a
 JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
 WHERE a.tenant = $1 AND a.id = $2;
 
--- name: assistants_hold
+-- name: assistants_hold [postgres]
 -- Locks an assistant.
 SELECT 1 FROM assistants WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
@@ -81,7 +81,7 @@ SELECT t.version, t.last_activity, t.next_sequence, t.body,
 FROM threads t
 WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
 
--- name: threads_hold
+-- name: threads_hold [postgres]
 -- Locks a thread, also a deleted one.
 SELECT 1 FROM threads WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
@@ -528,10 +528,6 @@ WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND
 
 -- ------------------------------------------------------------------------------------------ request ids, secrets
 
--- name: requests_hold [sqlite]
--- Keeps equal requests away: there is one writer.
-SELECT $1, $2, $3;
-
 -- name: requests_hold [postgres]
 -- Waits for an equal request that is at work, and keeps later ones away.
 SELECT pg_advisory_xact_lock(hashtextextended(concat_ws(chr(31), $1::text, $2::text, $3::text), 0));
@@ -551,8 +547,8 @@ DO UPDATE SET fingerprint = excluded.fingerprint, resource_id = excluded.resourc
 WHERE request_ids.create_time <= $7;
 
 -- name: requests_forget_old
--- Removes some entries as old as $1, oldest first.
-DELETE FROM request_ids WHERE (tenant, method, request_id) IN (
+-- Removes some entries as old as $1, oldest first. One that is noted anew at this moment stays.
+DELETE FROM request_ids WHERE create_time <= $1 AND (tenant, method, request_id) IN (
     SELECT tenant, method, request_id FROM request_ids WHERE create_time <= $1 ORDER BY create_time LIMIT $2
 );
 

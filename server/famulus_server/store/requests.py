@@ -18,7 +18,7 @@ class SqlRequestIds:
         self._session = session
 
     async def find(self, tenant: str, key: RequestKey) -> str | None:
-        await self._session.one("requests_hold", tenant, key.method, key.request_id)
+        await self._session.hold("requests_hold", tenant, key.method, key.request_id)
         row = await self._session.one("requests_find", tenant, key.method, key.request_id, self._oldest())
         if row is None:
             return None

@@ -39,6 +39,9 @@ class Session(Protocol):
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:
         """All rows. `lock` holds them until the end of the transaction."""
 
+    async def hold(self, name: str, *args: object) -> None:
+        """Runs a query that only keeps others away, until the end of the transaction: nothing where there are none."""
+
     async def run(self, name: str, *args: object) -> int:
         """Changes rows; returns how many."""
 

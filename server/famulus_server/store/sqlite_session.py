@@ -51,6 +51,9 @@ class SqliteSession:
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:  # noqa: ARG002 - one writer
         return self._execute(self._queries[name], _bound(args)).fetchall()
 
+    async def hold(self, name: str, *args: object) -> None:
+        """There is one writer."""
+
     async def run(self, name: str, *args: object) -> int:
         return self._execute(self._queries[name], _bound(args)).rowcount
 

@@ -23,7 +23,7 @@ class SqlThreads:
 
     async def get(self, tenant: str, thread_id: str, *, lock: bool = False) -> Thread:
         if lock:
-            await self._session.one("threads_hold", tenant, thread_id, lock=True)
+            await self._session.hold("threads_hold", tenant, thread_id)
         row = await self._session.one("threads_get", tenant, thread_id)
         if row is None:
             raise NotFound("thread", thread_id)
@@ -39,6 +39,9 @@ class SqlThreads:
         thread.etag = etag(row[0])
         await self._session.run("thread_metadata_delete", tenant, thread.id)
         await self._insert_metadata(tenant, thread)
+
+    async def hold(self, tenant: str, thread_id: str) -> None:
+        await self._session.hold("threads_hold", tenant, thread_id)
 
     async def touch(self, tenant: str, thread_id: str, now: datetime) -> None:
         await self._session.run("threads_touch", tenant, thread_id, micros(now))
@@ -69,7 +72,7 @@ class SqlThreads:
         # once, the second sees what the first has left. Children come before parents, as ids sort by time.
         logs = [log_id for (log_id,) in await self._session.all("segments_delete", tenant, thread_id)]
         for log_id in sorted(logs, reverse=True):
-            await self._session.one("threads_hold", tenant, log_id, lock=True)
+            await self._session.hold("threads_hold", tenant, log_id)
             await self._session.run("messages_delete_unreferred", tenant, log_id)
             await self._session.run("messages_delete_hidden", tenant, log_id)
 
