@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -26,7 +27,8 @@ from serving import refusal
 from validator import validate_stream
 
 # More than gRPC keeps for a reader that keeps little.
-LARGE = Scene(text=tuple(f"{'x' * 5_000} w{number}" for number in range(120)), hold_after=1)
+DELTAS = 120
+LARGE = Scene(text=tuple(f"{'x' * 5_000} w{number}" for number in range(DELTAS)), hold_after=1)
 TIGHT = (("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1_024))
 # Long enough for readers that merely share a busy machine.
 SLOW_SECONDS = 2.0
@@ -104,6 +106,27 @@ async def test_reader_that_stops_is_let_go_and_goes_on_later_without_a_gap(
         for stage in (here, there):
             assert seen + await stage.watch(run.id, seen[-1].sequence) == told
         validate_stream(told)
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_reader_that_is_let_go_has_not_gone_away_by_itself(
+    open_replica: OpenReplica, is_watched: Watched
+) -> None:
+    async with (
+        open_replica() as here,
+        open_replica(server={"slow_consumer_seconds": SLOW_SECONDS}) as there,
+        grpc.aio.insecure_channel(there.address, options=TIGHT) as channel,
+    ):
+        here.play(msgspec.structs.replace(LARGE, hold_after=DELTAS - 1))
+        run = await here.start()
+        watching = RunServiceStub(channel).WatchRun(WatchRunRequest(run_id=run.id, cancel_on_disconnect=True))
+        await anext(aiter(watching))
+        while not await is_watched(run.id):  # noqa: ASYNC110 - Redis does not tell by itself
+            await asyncio.sleep(0.01)
+        await until_unwatched(is_watched, run.id)
+        assert (await here.get(run.id)).state == RunState.RUN_STATE_IN_PROGRESS
+        (await here.request()).released.set()
+        assert (await here.tell(run.id)).run.state == RunState.RUN_STATE_COMPLETED
 
 
 @pytest.mark.usefixtures("unhurried")

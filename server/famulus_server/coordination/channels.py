@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
+from famulus_server.coordination.connection import Line, cancellable, make_connection, reason
 from famulus_server.coordination.errors import RedisUnavailable
-from famulus_server.coordination.line import Line, cancellable, make_connection, reason
 
 _TIMEOUT = 1.0
 _CHANNELS_AT_A_TIME = 500

@@ -15,8 +15,8 @@ from redis.exceptions import RedisError, ResponseError
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Entry
 from famulus_server.coordination.channels import channel_of
+from famulus_server.coordination.connection import Line, cancellable, reason
 from famulus_server.coordination.errors import RedisUnavailable
-from famulus_server.coordination.line import Line, cancellable, reason
 from famulus_server.ports import events_topic
 
 # What a stream keeps of a run, in events.
@@ -241,5 +241,4 @@ def _events(payloads: Sequence[bytes]) -> list[RunEvent]:
 
 
 def _key(run_id: str) -> bytes:
-    # The braces make a run's keys live on one node of a cluster.
     return f"famulus:{{{run_id}}}:events".encode()

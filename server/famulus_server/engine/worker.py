@@ -1,6 +1,7 @@
 """The worker of this process: holds slots, claims runs, renews leases, ends what nobody works on (contract 8-10).
 
-Hints only save time: whatever they announce, the loops find within a second by themselves.
+Hints only save time: whatever they announce, the loops find by themselves: what waits and what was cancelled within a
+second, what was deleted at the next renewal of the leases.
 """
 
 import asyncio

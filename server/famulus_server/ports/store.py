@@ -306,8 +306,8 @@ class Store(Protocol):
 
     A unit awaits nothing but methods of its transaction, and has no effect outside it: it may be run again, and on
     another thread. What it raises undoes it and reaches the caller. When `write` returns, the change is durable, and
-    every later `read` on any replica sees it (contract 28). Both raise Unavailable (STORE_UNAVAILABLE) when the
-    database is away.
+    every later `read` on any replica sees it (contract 28). Both raise Unavailable when the database is away or has
+    too much to do. After it a change may be stored or not: the answer to the commit may be what was lost.
     """
 
     async def read(self, unit: Callable[[Transaction], Awaitable[T]]) -> T: ...

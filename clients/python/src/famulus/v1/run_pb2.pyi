@@ -33,7 +33,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Not valid."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
-    """Waits for a worker."""
+    """Waits for a worker, or in line behind the active run of its thread."""
     RUN_STATE_IN_PROGRESS: _RunState.ValueType  # 2
     """A worker is making the answer."""
     RUN_STATE_REQUIRES_ACTION: _RunState.ValueType  # 3
@@ -57,7 +57,7 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Not valid."""
 RUN_STATE_QUEUED: RunState.ValueType  # 1
-"""Waits for a worker."""
+"""Waits for a worker, or in line behind the active run of its thread."""
 RUN_STATE_IN_PROGRESS: RunState.ValueType  # 2
 """A worker is making the answer."""
 RUN_STATE_REQUIRES_ACTION: RunState.ValueType  # 3
@@ -268,7 +268,9 @@ class Run(_message.Message):
     turn_attempt: _builtins.int
     """How often a worker started on the current model turn; the turn may be started 3 times."""
     rolled_back: _builtins.bool
-    """Whether another run took this one's place with ROLLBACK: what it wrote is no longer in the thread."""
+    """Whether another run took this one's place with ROLLBACK: once this one has ended, what it wrote is no longer in the
+    thread.
+    """
     model: _builtins.str
     """The model that answers."""
     instructions: _builtins.str

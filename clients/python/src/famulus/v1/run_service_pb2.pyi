@@ -41,7 +41,9 @@ class _BusyPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BusyPolicy
     BUSY_POLICY_REJECT: _BusyPolicy.ValueType  # 1
     """The new run is refused with THREAD_HAS_ACTIVE_RUN."""
     BUSY_POLICY_ENQUEUE: _BusyPolicy.ValueType  # 2
-    """The new run waits in line, QUEUED, until those before it have ended. Its messages join the thread when it starts."""
+    """The new run waits in line, QUEUED, until those before it have ended; its `ttl` counts from its creation. Its messages
+    join the thread when it starts.
+    """
     BUSY_POLICY_INTERRUPT: _BusyPolicy.ValueType  # 3
     """The active run is cancelled; what it wrote stays, marked incomplete. The new run is the next one. A run that waits
     because it interrupted another is cancelled, too, and its messages go with the new one.
@@ -59,7 +61,9 @@ BUSY_POLICY_UNSPECIFIED: BusyPolicy.ValueType  # 0
 BUSY_POLICY_REJECT: BusyPolicy.ValueType  # 1
 """The new run is refused with THREAD_HAS_ACTIVE_RUN."""
 BUSY_POLICY_ENQUEUE: BusyPolicy.ValueType  # 2
-"""The new run waits in line, QUEUED, until those before it have ended. Its messages join the thread when it starts."""
+"""The new run waits in line, QUEUED, until those before it have ended; its `ttl` counts from its creation. Its messages
+join the thread when it starts.
+"""
 BUSY_POLICY_INTERRUPT: BusyPolicy.ValueType  # 3
 """The active run is cancelled; what it wrote stays, marked incomplete. The new run is the next one. A run that waits
 because it interrupted another is cancelled, too, and its messages go with the new one.
