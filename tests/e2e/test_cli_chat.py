@@ -97,8 +97,7 @@ def test_ctrl_c_cancels_the_answer_and_at_the_prompt_leaves(address: str) -> Non
         os.write(terminal, b"and again\n")
         _expect(terminal, "You said: and again")
         _expect_prompt(terminal, chat.pid)
-        os.write(terminal, b"\x03")
-        _expect(terminal, "To go on: ")
+        _leave(terminal)
         assert chat.wait(SECONDS) == 0
 
 
@@ -177,6 +176,15 @@ def _own(terminal: int) -> None:
     import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def _leave(terminal: int) -> None:
+    """Ctrl-C at the prompt, again where nothing happens: readline misses one that comes just before it waits."""
+    for seconds in (3.0, 3.0, SECONDS):
+        os.write(terminal, b"\x03")
+        if select.select([terminal], [], [], seconds)[0]:
+            break
+    _expect(terminal, "To go on: ")
 
 
 def _expect(terminal: int, text: str) -> str:

@@ -29,6 +29,8 @@ BROKEN_TRANSPORT = (
     "GOAWAY",
     "Cancelling all calls",
 )
+# All that a server says of a call which it cut off because it stops. What is cancelled here is told with other words.
+CUT_OFF = "CANCELLED"
 TRANSPORT_CODES = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
 
 
@@ -98,7 +100,7 @@ class FamulusError(Exception):
         if self.code is grpc.StatusCode.ABORTED:
             return self.reason == ErrorReason.ERROR_REASON_SLOW_CONSUMER
         by_transport = self.code in TRANSPORT_CODES and not self.reason_name
-        return by_transport and any(words in self.message for words in BROKEN_TRANSPORT)
+        return by_transport and (self.message == CUT_OFF or any(words in self.message for words in BROKEN_TRANSPORT))
 
 
 class GapError(FamulusError):
