@@ -86,6 +86,8 @@ async def test_neighbours_of_a_client_that_opens_and_cancels_streams_are_served(
     ):
         neighbour.play(HELD, FINE)
         held = await neighbour.start("held")
+        # Before any other: runs of the flood are held as well.
+        asked = await neighbour.request()
         create = await flooding.wanted("held", thread_id=(await flooding.thread()).id)
         flooded = 0
 
@@ -111,7 +113,7 @@ async def test_neighbours_of_a_client_that_opens_and_cancels_streams_are_served(
                 assert (await neighbour.play_out()).text == "fine"
             served += 1
         await storm
-        (await neighbour.request()).released.set()
+        asked.released.set()
         assert (await neighbour.tell(held.id)).run.state == RunState.RUN_STATE_COMPLETED
         # Nothing is left of them: who comes next from there is served as well.
         assert (await asyncio.wait_for(flooding.play_out(), PATIENCE)).text == "fine"
