@@ -138,7 +138,7 @@ def _audit_run(run: Run, known: KnownRun, stored: Stored, journal: Journal) -> N
     asked = any(_text(message) == known.said for message in stored.messages[run.thread_id])
     if run.HasField("start_time") and not asked:
         journal.violate("a run's own message is lost", run.id, known.said[:80])
-    if run.turn_attempt > _TURN_ATTEMPTS + 1:
+    if run.turn_attempt > _TURN_ATTEMPTS and not _gave_up(run):
         journal.violate("too many attempts at a turn", run.id, str(run.turn_attempt))
     if run.rolled_back and written:
         journal.violate("a run that was rolled back left messages", run.id, written[:80])
@@ -169,6 +169,12 @@ def _audit_run(run: Run, known: KnownRun, stored: Stored, journal: Journal) -> N
         if run.state != settled:
             evidence = f"CancelRun said {RunState.Name(told)}, it ended {RunState.Name(run.state)}"
             journal.violate("cancelled and not cancelled", run.id, evidence)
+
+
+def _gave_up(run: Run) -> bool:
+    """Whoever claims a run behind its last attempt only ends it, and may die at that as well."""
+    lost = run.error.code == RunErrorCode.RUN_ERROR_CODE_WORKER_LOST
+    return lost or run.state in (lifecycle.CANCELLED, lifecycle.EXPIRED)
 
 
 def _text(message: Message) -> str:

@@ -23,6 +23,8 @@ _SETTLE_SECONDS = LEASE_SECONDS + 15.0
 _READERS = 8
 # A removal that Redis could not hear of is not blamed on anybody.
 _REDIS_SECONDS = 3.0
+# What Redis answers for a key that does not expire.
+_FOR_EVER = -1
 
 
 async def judge(cluster: Cluster, calls: Calls, journal: Journal, *, seed: int) -> None:
@@ -165,12 +167,16 @@ def _compare(viewings: Sequence[Viewing], journal: Journal) -> None:
 
 
 async def _judge_redis(cluster: Cluster, stored: Stored, journal: Journal) -> None:
-    """Nothing is left of runs whose thread is gone."""
+    """Nothing is left of runs whose thread is gone, except, for a while, an empty stream that refuses late writers."""
     redis: Redis = Redis.from_url(cluster.valkey.url)
     try:
         for known in journal.runs.values():
             deleted = journal.thread(known.thread_id).deleted
-            if known.id in stored.runs or deleted is None or not await redis.exists(_key(known.id)):
+            if known.id in stored.runs or deleted is None:
+                continue
+            if await redis.ttl(_key(known.id)) == _FOR_EVER:
+                journal.violate("a stream is kept for ever", known.id, await _left(redis, known.id, deleted))
+            if not await redis.xlen(_key(known.id)):
                 continue
             asked = journal.thread(known.thread_id).asked_to_delete or deleted
             if journal.faulty_between(asked - _REDIS_SECONDS, deleted + _REDIS_SECONDS, ("valkey", "replica kill")):

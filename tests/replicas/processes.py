@@ -11,12 +11,16 @@ from famulus_server.embedded.upstream import ScriptedUpstream
 from killable_server import open_killable
 from run_stage import Stage
 
+# So long that nobody can have waited for it to run out, and no run of a slow process is taken over.
+LONG_LEASE = {"lease_seconds": 600.0}
+
 
 @asynccontextmanager
 async def open_process(
     folder: Path, upstream: ScriptedUpstream, **settings: Any
 ) -> AsyncIterator[tuple[Stage, Process]]:
-    """The same as `open_killable`, and its log is read: it would stand still once the pipe is full."""
+    """The same as `open_killable`, with a long lease. Its log is read: it would stand still once the pipe is full."""
+    settings["worker"] = LONG_LEASE | settings.get("worker", {})
     async with open_killable(folder, upstream, **settings) as (stage, process):
         reading = asyncio.create_task(_read_all(process))
         try:

@@ -40,8 +40,6 @@ PATIENCE = 60.0
 EXIT_SECONDS = 30.0
 STREAMS = 200
 STREAMS_PER_CHANNEL = 50
-# So long that nobody can have waited for it to run out.
-LONG_LEASE = {"lease_seconds": 600.0}
 HELD = Scene(times=STREAMS, deltas=6, hold_after=3)
 
 
@@ -82,7 +80,7 @@ async def test_streams_of_a_stopped_replica_resume_on_another_one_without_a_gap(
     tmp_path: Path, upstream: ScriptedUpstream, shared: dict[str, Any], open_replica: OpenReplica
 ) -> None:
     async with AsyncExitStack() as stack:
-        settings: dict[str, Any] = {**shared, "worker": LONG_LEASE, "server": {"drain_seconds": 2.0}}
+        settings: dict[str, Any] = {**shared, "server": {"drain_seconds": 2.0}}
         stopping, process = await stack.enter_async_context(open_process(tmp_path / "stopping", upstream, **settings))
         other = await stack.enter_async_context(open_replica())
         stopping.play(HELD, Scene(deltas=4))
@@ -132,7 +130,7 @@ async def test_streams_of_a_stopped_replica_resume_on_another_one_without_a_gap(
 async def test_run_in_line_goes_on_elsewhere_when_its_replica_stops(
     tmp_path: Path, upstream: ScriptedUpstream, shared: dict[str, Any], open_replica: OpenReplica
 ) -> None:
-    settings: dict[str, Any] = {**shared, "worker": LONG_LEASE | {"slots": 1}}
+    settings: dict[str, Any] = {**shared, "worker": {"slots": 1}}
     async with (
         open_process(tmp_path / "stopping", upstream, **settings) as (stopping, process),
         open_replica(server={"role": "api"}) as api,
@@ -156,7 +154,7 @@ async def test_run_that_a_call_starts_while_its_replica_stops_is_given_back(
 ) -> None:
     url = shared["database_url"]
     async with (
-        open_process(tmp_path / "stopping", upstream, **shared, worker=LONG_LEASE) as (stopping, process),
+        open_process(tmp_path / "stopping", upstream, **shared) as (stopping, process),
         open_replica(server={"role": "api"}) as api,
     ):
         stopping.play(Scene(match=Match(tool_outputs=False, tool="get_time"), tool_calls=(ToolCall(name="get_time"),)))
@@ -224,7 +222,7 @@ class Fleet:
 
     async def _start(self, port: int) -> None:
         life = AsyncExitStack()
-        settings = {**self._shared, "worker": LONG_LEASE, "server": {"listen": f"127.0.0.1:{port}"}}
+        settings = {**self._shared, "server": {"listen": f"127.0.0.1:{port}"}}
         folder = self._folder / str(port)
         _, process = await life.enter_async_context(open_process(folder, self._upstream, **settings))
         self._lives[port] = life, process
