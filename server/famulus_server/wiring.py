@@ -41,10 +41,13 @@ SCRIPTED_MODEL = "scripted"
 # What llama.cpp gives each of the local model's slots.
 _LOCAL_CONTEXT = 2_048
 _PAGE_KEY = "page-tokens"
+# Of the worker's own: one to renew leases, one for what else it does.
+_WORKER_CONNECTIONS = 2
 # After the runs at work have ended or been given back, calls have this long to end.
 _CALLS_GRACE_SECONDS = 2.0
 
 Progress = Callable[[str], None]
+AnyStore = SqliteStore | PostgresStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if settings.with_local_model:
             # The model takes longer to load than the SDK to import, so that costs nothing here.
             stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
-        store, clock = await _store(settings, stack)
+        store, workers_store, clock = await _stores(settings, stack)
         ids = TimeOrderedIds(clock=clock)
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
@@ -92,7 +95,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         )
         ledger = Ledger(store=store, feed=feed, hints=hints)
         worker = Worker(
-            store=store,
+            store=workers_store,
             feed=feed,
             ledger=ledger,
             executor=Executor(store=store, feed=feed, ledger=ledger, models=models, lease=lease, clock=clock, ids=ids),
@@ -133,7 +136,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             desks=None if role == "worker" else desks,
             ids=ids,
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
-            ping=store.ping,
+            ping=workers_store.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
         )
         address = await server.start()
@@ -156,20 +159,25 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         )
 
 
-async def _store(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[SqliteStore | PostgresStore, Clock]:
-    """The store, and its clock: replicas go by the one of their database, whatever their own ones say."""
-    if settings.store.url:
-        shared = PostgresStore(url=settings.store.url, pool=settings.store.pool)
+async def _stores(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[AnyStore, AnyStore, Clock]:
+    """The store; the same one for the worker, with connections of its own, so that callers who wait for one another
+    cannot cost it its leases; and its clock: replicas go by the one of their database, whatever their own ones say."""
+    url = settings.store.url
+    if url:
+        shared = PostgresStore(url=url, pool=settings.store.pool)
         await shared.open()
         stack.push_async_callback(shared.close)
-        return shared, shared.clock
+        workers = PostgresStore(url=url, pool=_WORKER_CONNECTIONS, clock=shared.clock)
+        await workers.open()
+        stack.push_async_callback(workers.close)
+        return shared, workers, shared.clock
     if settings.server.role != "all":
         raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
     clock = SystemClock()
     store = SqliteStore(path=settings.database, clock=clock)
     await store.open()
     stack.push_async_callback(store.close)
-    return store, clock
+    return store, store, clock
 
 
 async def _start_children(

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest_asyncio
 from redis.asyncio import Redis
 
@@ -13,6 +14,7 @@ from famulus.v1.run_service_pb2 import BusyPolicy
 from famulus.v1.thread_service_pb2 import DeleteThreadRequest
 from famulus_server.embedded.upstream import Scene, ScriptedUpstream
 from killable_server import open_killable
+from postgres import until
 from replicas.conftest import OpenReplica
 from run_stage import Stage, refused
 from validator import validate_stream
@@ -133,3 +135,24 @@ async def test_thread_whose_worker_died_is_interrupted_again_and_again(
             numbers = [f"number {number}" for number in range(3)]
             answers = ["to number 2", "patient", "to patient"]
             assert await texts(stage, first.thread_id) == ["first", *numbers, *answers]
+
+
+async def test_callers_who_wait_for_one_another_do_not_cost_the_worker_its_leases(
+    shared: dict[str, Any], open_replica: OpenReplica
+) -> None:
+    url = shared["database_url"]
+    async with open_replica(worker={"lease_seconds": 3.0}) as stage:
+        first, thread = await hold(stage), await stage.thread()
+        connection = await asyncpg.connect(url)
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM threads WHERE id = $1 FOR UPDATE", thread.id)
+            # More than there are connections for them.
+            waiting = [asyncio.create_task(stage.say(thread.id, f"m{number}")) for number in range(20)]
+            for _ in range(4):
+                lease = f"(SELECT lease_expire_time FROM runs WHERE id = '{first.id}' AND attempt = 1)"
+                told = await connection.fetchval(f"SELECT {lease}")
+                await until(url, f"SELECT {lease} > {told}")
+            assert not any(one.done() for one in waiting)
+        await connection.close()
+        await asyncio.gather(*waiting)
+        assert sorted(await texts(stage, thread.id)) == sorted(f"m{number}" for number in range(20))

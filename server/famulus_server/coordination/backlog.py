@@ -1,7 +1,8 @@
 """What waits to be written to the event log: bounded, the oldest go first."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Container, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from famulus.v1.run_event_pb2 import RunEvent
@@ -9,6 +10,8 @@ from famulus.v1.run_event_pb2 import RunEvent
 # In events and bytes. More than this waiting means that Redis is away, or far too slow.
 _MAX_EVENTS = 50_000
 _MAX_BYTES = 64 * 1024 * 1024
+# Streams to remove; those that are not removed expire.
+_MAX_REMOVALS = 50_000
 # What is written at a time: a few milliseconds of work for this process.
 _BATCH_EVENTS = 1_000
 _BATCH_BYTES = 1024 * 1024
@@ -59,38 +62,47 @@ def _follows(event: RunEvent) -> int:
 
 
 class Backlog:
-    """Entries in the order in which they came. `lost` counts the events that had to go; `incomplete` tells that some
-    have gone since it was last reset."""
+    """Entries in the order in which they came, removals first: what waits of a removed run is not wanted any more.
+    `lost` counts the events that had to go; `incomplete` tells that some have gone since it was last reset."""
 
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque()
+        self._removals: OrderedDict[str, Entry] = OrderedDict()
         self._events = self._bytes = 0
         self.lost = 0
         self.incomplete = False
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._removals)
 
     def put(self, entry: Entry) -> None:
         """Adds an entry, and drops the oldest where there is no room."""
+        if entry.payloads is None:
+            self._remove(entry)
+            return
         self._entries.append(entry)
         self._count(entry, 1)
         self._bound()
 
     def take(self, *, held: Container[str]) -> list[Entry]:
         """Some of the oldest, as many as are written at a time. Those of the `held` runs stay."""
-        taken: list[Entry] = []
+        taken = list(islice(self._removals.values(), _BATCH_EVENTS))
+        removed = {entry.run_id for entry in taken}
+        for run_id in removed:
+            del self._removals[run_id]
         kept: list[Entry] = []
-        events = size = 0
+        # A removal is work, too.
+        events, size = len(taken), 0
         while self._entries and events < _BATCH_EVENTS and size < _BATCH_BYTES:
             entry = self._entries.popleft()
             if entry.run_id in held:
                 kept.append(entry)
                 continue
-            taken.append(entry)
             self._count(entry, -1)
+            if entry.run_id in removed:
+                continue
+            taken.append(entry)
             more_events, more_size = entry.weigh()
-            # A removal is work, too.
             events, size = events + max(1, more_events), size + more_size
         self._entries.extendleft(reversed(kept))
         return taken
@@ -102,6 +114,9 @@ class Backlog:
     def wait(self, entries: Sequence[Entry]) -> None:
         """What was taken, and not written, is first in line again."""
         for entry in reversed(entries):
+            if entry.payloads is None:
+                self._remove(entry)
+                continue
             self._entries.appendleft(entry)
             self._count(entry, 1)
         self._bound()
@@ -132,15 +147,14 @@ class Backlog:
         self._events += sign * events
         self._bytes += sign * size
 
+    def _remove(self, entry: Entry) -> None:
+        self._removals[entry.run_id] = entry
+        if len(self._removals) > _MAX_REMOVALS:
+            self._removals.popitem(last=False)
+
     def _bound(self) -> None:
-        removals: list[Entry] = []
         while self._events > _MAX_EVENTS or self._bytes > _MAX_BYTES:
             oldest = self._entries.popleft()
-            if oldest.payloads is None:
-                # A deleted thread must leave nothing, however much there is to write.
-                removals.append(oldest)
-                continue
             self._count(oldest, -1)
-            self.lost += len(oldest.payloads)
+            self.lost += oldest.weigh()[0]
             self.incomplete = True
-        self._entries.extendleft(reversed(removals))

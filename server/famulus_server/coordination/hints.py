@@ -96,6 +96,9 @@ class RedisHints:
                     # They are lost: whoever is connected again looks at the truth anyway.
                     state.lost(error)
                     await state.pause()
+                except Exception:  # noqa: BLE001 - as below
+                    _log.exception("sending hints failed")
+                    await state.pause()
                 else:
                     state.found()
         finally:

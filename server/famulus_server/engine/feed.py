@@ -214,8 +214,9 @@ class Feed:
             self._event_log.finish(run_id)
 
     def copy(self, run_id: str, log: RunLog, events: Sequence[RunEvent]) -> None:
-        """Shows events that came from the EventLog to watchers here."""
-        if not log.ended:
+        """Shows what is new of events that came from the EventLog to watchers here. It may have lost what comes before
+        them, but has no hole: the log then goes on without that."""
+        if not log.ended and events[-1].sequence > log.last_sequence:
             self._show(run_id, log, events)
             log.ours = False
 

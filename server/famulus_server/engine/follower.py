@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus_server.engine import lifecycle
 from famulus_server.engine.feed import Feed, RunLog
@@ -159,15 +158,9 @@ class Follower:
                 del waiting[run_id]
             for run_id, _, log in self._elsewhere(found):
                 before = log.last_sequence
-                self._take(run_id, log, found[run_id])
+                self._feed.copy(run_id, log, found[run_id])
                 if log.last_sequence > before and len(found[run_id]) == _EVENTS_PER_READ:
                     waiting[run_id] = log.last_sequence
-
-    def _take(self, run_id: str, log: RunLog, events: Sequence[RunEvent]) -> None:
-        # The EventLog may have lost what comes first, but has no hole: the log then goes on without that.
-        fresh = [event for event in events if event.sequence > log.last_sequence]
-        if fresh:
-            self._feed.copy(run_id, log, fresh)
 
     async def _compare(self, run_ids: Iterable[str]) -> None:
         """Brings logs that stay behind what is stored up to that."""

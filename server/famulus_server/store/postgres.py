@@ -70,8 +70,9 @@ class PostgresStore:
         timeout: float = 10.0,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._database_clock = DatabaseClock()
-        self.clock: Clock = clock or self._database_clock
+        database_clock = DatabaseClock()
+        self._database_clock = database_clock if clock is None else None
+        self.clock: Clock = clock or database_clock
         self._url = url
         self._size = pool
         self._patience = patience
@@ -103,19 +104,23 @@ class PostgresStore:
                 reset=_keep_as_it_is,
                 server_settings=self._session_settings(),
             )
-            try:
-                await self._read_clock(pool)
-            except BaseException:
-                pool.terminate()
-                raise
+            if self._database_clock is not None:
+                try:
+                    await self._read_clock(pool, self._database_clock)
+                except BaseException:
+                    pool.terminate()
+                    raise
+                keeping = self._keep_time(pool, self._database_clock)
+                self._timekeeper = asyncio.create_task(keeping, name="store-clock")
         self._pool = pool
-        self._timekeeper = asyncio.create_task(self._keep_time(pool), name="store-clock")
         self._open = True
 
     async def close(self) -> None:
         """Finishes what was begun, then disconnects. Later reads and writes raise Unavailable."""
         self._open = False
-        await asyncio.gather(*self._working, return_exceptions=True)
+        if self._working:
+            # Not for ever: the server may hang. What is left fails when it is disconnected.
+            await asyncio.wait(self._working, timeout=_CLOSE_SECONDS)
         if self._timekeeper is not None:
             self._timekeeper.cancel()
             await asyncio.gather(self._timekeeper, return_exceptions=True)
@@ -126,6 +131,7 @@ class PostgresStore:
                     await pool.close()
             except DRIVER_ERRORS:
                 pool.terminate()
+        await asyncio.gather(*self._working, return_exceptions=True)
 
     async def read(self, unit: Callable[[Transaction], Awaitable[T]]) -> T:
         return await self._submit(lambda connection: self._read(connection, unit))
@@ -224,16 +230,16 @@ class PostgresStore:
             connection=connection, statements=self._statements, clock=self.clock, tally=self._tally, alone=alone
         )
 
-    async def _keep_time(self, pool: "Pool[asyncpg.Record]") -> None:
+    async def _keep_time(self, pool: "Pool[asyncpg.Record]", clock: DatabaseClock) -> None:
         while True:
             await asyncio.sleep(_CLOCK_SECONDS)
             # While the database is away, the time goes on from what it last said.
             with suppress(*DRIVER_ERRORS):
-                await self._read_clock(pool)
+                await self._read_clock(pool, clock)
 
-    async def _read_clock(self, pool: "Pool[asyncpg.Record]") -> None:
+    async def _read_clock(self, pool: "Pool[asyncpg.Record]", clock: DatabaseClock) -> None:
         async with pool.acquire(timeout=self._timeout) as connection:
-            await self._database_clock.read(lambda: connection.fetchval(self._statements.plain["database_time"]))
+            await clock.read(lambda: connection.fetchval(self._statements.plain["database_time"]))
 
     def _told(self, error: Exception) -> Unavailable:
         # While the database is away, every caller comes by here.

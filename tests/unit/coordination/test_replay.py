@@ -1,22 +1,17 @@
 """What is written again after Redis was away, and what waits meanwhile."""
 
-from collections.abc import Sequence
-
 import pytest
 
 from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, TextDelta
 from famulus.v1.run_pb2 import Run, RunState
-from famulus_server.coordination import backlog, replay
+from famulus_server.coordination import replay
 from famulus_server.coordination.backlog import Backlog, Entry, entries_of
 from famulus_server.coordination.replay import Replay
+from unit.coordination.entries import sequences
 
 
 def events(*sequences: int, text: str = "x") -> list[RunEvent]:
     return [RunEvent(sequence=sequence, text_delta=TextDelta(text=text)) for sequence in sequences]
-
-
-def sequences(entries: Sequence[Entry], run_id: str) -> list[int]:
-    return [sequence for entry in entries if entry.run_id == run_id for sequence, _ in entry.payloads or ()]
 
 
 @pytest.fixture
@@ -88,36 +83,3 @@ def test_newer_events_wait_for_the_replay_of_their_run_and_for_no_other(again: R
         again.take()
     assert [entry.run_id for entry in waiting.take(held=again)] == ["run_1", "run_1"]
     assert not waiting
-
-
-def test_batch_is_bounded_and_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "_BATCH_EVENTS", 3)
-    waiting = Backlog()
-    for sequence in range(1, 6):
-        waiting.put(Entry("run_1", [(sequence, b"x")], 100))
-    waiting.put(Entry("run_1", (), 10))
-    taken = waiting.take(held=())
-    assert sequences(taken, "run_1") == [1, 2, 3]
-    waiting.put_back(taken)
-    order = [*waiting.take(held=()), *waiting.take(held=())]
-    assert sequences(order, "run_1") == [1, 2, 3, 4, 5]
-    assert [entry.again for entry in order] == [True] * 3 + [False] * 3
-    assert order[-1].payloads == ()
-
-
-def test_forgotten_events_leave_room_and_the_rest_of_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "_MAX_EVENTS", 4)
-    waiting = Backlog()
-    waiting.put(Entry("run_1", [(1, b"x"), (2, b"x")], 100))
-    waiting.put(Entry("run_1", (), 10))
-    waiting.put(Entry("run_2", [(1, b"x"), (2, b"x")], 100))
-    waiting.forget({"run_1"})
-    waiting.put(Entry("run_2", [(3, b"x"), (4, b"x")], 100))
-    assert (waiting.lost, waiting.incomplete) == (0, False)
-    assert [(entry.run_id, len(entry.payloads or ())) for entry in waiting.take(held=())] == [
-        ("run_1", 0),
-        ("run_2", 2),
-        ("run_2", 2),
-    ]
-    waiting.put(Entry("run_2", [(number, b"x") for number in range(5, 10)], 100))
-    assert (waiting.lost, waiting.incomplete) == (5, True)
