@@ -7,6 +7,7 @@
     ├── FailedPrecondition      the resource is not in a state that allows this
     ├── Aborted                 somebody else was faster
     ├── OutOfRange              a sequence behind the end
+    ├── ResourceExhausted       a limit or budget of the caller is used up
     ├── Unavailable             overloaded, draining, or the store is away; says when to come back
     └── Internal                a fault of ours; the text says nothing, a reference finds it in the log
     LeaseLost                   this worker no longer owns the run: stop, close the upstream call, write nothing
@@ -101,6 +102,25 @@ class Aborted(FamulusError):
 
 class OutOfRange(FamulusError):
     """Behind the end of something that has ended."""
+
+
+class ResourceExhausted(FamulusError):
+    """The caller has used up what he may use: whose that is, and how much it is, as in "tenant:acme" and "600 requests
+    per minute"."""
+
+    def __init__(
+        self,
+        reason: "ErrorReason.ValueType",
+        message: str,
+        *,
+        subject: str,
+        description: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(reason, message, metadata=metadata, retry_after=retry_after)
+        self.subject = subject
+        self.description = description
 
 
 class Unavailable(FamulusError):

@@ -1,11 +1,13 @@
 """What the engine needs from the world, as Protocols. Their docstrings are the contracts; adapters implement them.
 
-Store      SQL, the only source of truth (contract 1)
-EventLog   the tail of a run's events outside this process; may be lost (contract 2)
-Hints      short messages between replicas; may be lost, too
-Model      one model turn, streamed
-Clock      wall time
-Ids        new resource ids
+Store        SQL, the only source of truth (contract 1)
+EventLog     the tail of a run's events outside this process; may be lost (contract 2)
+Hints        short messages between replicas; may be lost, too
+Limiter      limits that all replicas share; may be lost
+ThreadCache  what is remembered of threads; may be lost
+Model        one model turn, streamed
+Clock        wall time
+Ids          new resource ids
 
 Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run everywhere.
 """
@@ -18,6 +20,14 @@ from famulus_server.ports.hints import (
     WORK,
     Hints,
     events_topic,
+)
+from famulus_server.ports.limiter import (
+    Demand,
+    Limit,
+    Limiter,
+    Quantity,
+    Refused,
+    Scope,
 )
 from famulus_server.ports.model import (
     AnnotationChunk,
@@ -53,6 +63,10 @@ from famulus_server.ports.store import (
     Turn,
     Turns,
 )
+from famulus_server.ports.thread_cache import (
+    Remembered,
+    ThreadCache,
+)
 from famulus_server.ports.time import (
     Clock,
     Ids,
@@ -67,27 +81,35 @@ __all__ = [
     "Claimed",
     "Clock",
     "Cursor",
+    "Demand",
     "EventLog",
     "Hints",
     "Ids",
     "Lease",
+    "Limit",
+    "Limiter",
     "Messages",
     "Model",
     "ModelCard",
     "ModelEvent",
     "ModelRequest",
     "Models",
+    "Quantity",
     "ReasoningChunk",
     "RefusalChunk",
+    "Refused",
+    "Remembered",
     "RequestIds",
     "RequestKey",
     "Retrying",
     "RunFilter",
     "Runs",
+    "Scope",
     "Secrets",
     "Steps",
     "Store",
     "TextChunk",
+    "ThreadCache",
     "ThreadFilter",
     "Threads",
     "Transaction",
