@@ -19,7 +19,8 @@ from famulus_server.ports import Lease, Transaction, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What a worker wants to be true at the end of a turn. IN_PROGRESS means that another turn follows."""
+    """What a worker wants to be true at the end of a turn. IN_PROGRESS means that another turn follows; QUEUED, that
+    the turn is to be tried again at `wake_time`."""
 
     state: "RunState.ValueType"
     messages: Sequence[Message] = ()
@@ -29,6 +30,10 @@ class Settlement:
     open_calls: Sequence[ToolCall] = ()
     error: RunError | None = None
     incomplete_reason: "RunIncompleteReason.ValueType" = RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED
+    variant: str = ""
+    """The model that answered; none where none was asked."""
+    degraded: bool = False
+    wake_time: datetime | None = None
 
 
 async def lock(tx: Transaction, tenant: str, run_id: str) -> Run:
@@ -67,6 +72,8 @@ async def settle(
         wanted = cancelled(wanted)
     if run.rolled_back:
         wanted = replace(wanted, messages=())
+    run.variant = wanted.variant or run.variant
+    run.degraded = run.degraded or wanted.degraded
     messages = [copy_of(message) for message in wanted.messages]
     if messages:
         await tx.messages.append(tenant, run.thread_id, messages)
@@ -89,7 +96,20 @@ async def settle(
     if wanted.error is not None:
         run.error.CopyFrom(wanted.error)
     run.incomplete_reason = wanted.incomplete_reason
-    return await move(tx, tenant, run, wanted.state, events, attempt=attempt, sequence=sequence, now=now)
+    if wanted.state == lifecycle.QUEUED:
+        # Whoever waits for a model is not the worse for it.
+        run.turn_attempt = max(0, run.turn_attempt - 1)
+    return await move(
+        tx,
+        tenant,
+        run,
+        wanted.state,
+        events,
+        attempt=attempt,
+        sequence=sequence,
+        now=now,
+        wake_time=wanted.wake_time,
+    )
 
 
 async def move(
@@ -103,9 +123,10 @@ async def move(
     sequence: int,
     now: datetime,
     lease: Lease | None = None,
+    wake_time: datetime | None = None,
 ) -> Settled:
     """Stores the run in a state (perhaps the same), with `last_sequence` behind the events and the fact of the change,
-    which is added to them. `attempt` is the stored one; `lease` gives a new lease. The thread must be locked. An end
+    which is added to them. `attempt` is the stored one; `lease` gives a new lease; before `wake_time` nobody claims it. The thread must be locked. An end
     lets the next run in line begin."""
     lifecycle.check(run.state, state)
     changed = state != run.state
@@ -114,7 +135,7 @@ async def move(
         run.end_time.CopyFrom(timestamp(now))
         run.ClearField("required_action")
     run.last_sequence = sequence + len(events) + changed
-    await tx.runs.replace(tenant, run, attempt=attempt, lease=lease)
+    await tx.runs.replace(tenant, run, attempt=attempt, lease=lease, wake_time=wake_time)
     if changed:
         events.append(facts.state_changed(run))
     facts.number(events, sequence, now)
