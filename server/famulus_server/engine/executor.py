@@ -26,7 +26,6 @@ from famulus_server.ports import (
     Clock,
     Ids,
     Lease,
-    ModelCard,
     Store,
     Transaction,
     Turn,

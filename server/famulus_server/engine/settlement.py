@@ -126,8 +126,8 @@ async def move(
     wake_time: datetime | None = None,
 ) -> Settled:
     """Stores the run in a state (perhaps the same), with `last_sequence` behind the events and the fact of the change,
-    which is added to them. `attempt` is the stored one; `lease` gives a new lease; before `wake_time` nobody claims it. The thread must be locked. An end
-    lets the next run in line begin."""
+    which is added to them. `attempt` is the stored one; `lease` gives a new lease; before `wake_time` nobody claims the
+    run. The thread must be locked. An end lets the next run in line begin."""
     lifecycle.check(run.state, state)
     changed = state != run.state
     run.state = state
