@@ -38,6 +38,7 @@ from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.config import RedisSettings, ServerSettings, Settings, StoreSettings, WorkerSettings
 from famulus_server.embedded.upstream import ReceivedRequest, Scene, Script, ScriptedUpstream
+from famulus_server.engine.policy import Policy
 from famulus_server.models.settings import ModelSettings, RetrySettings
 from famulus_server.wiring import open_server
 from serving import Refusal, refusal, said
@@ -242,6 +243,7 @@ def stage_settings(
     worker: dict[str, Any] | None = None,
     redis_url: str = "",
     database_url: str = "",
+    policy: Policy | None = None,
 ) -> Settings:
     """Settings with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
@@ -251,6 +253,7 @@ def stage_settings(
         store=StoreSettings(url=database_url, pool=4),
         worker=WorkerSettings(**(worker or {})),
         redis=RedisSettings(url=redis_url),
+        policy=policy or Policy(),
         models=(
             ModelSettings(name="scripted", backend="responses", reasoning=True, **model),
             ModelSettings(name="chat", backend="chat", **model),

@@ -1,16 +1,24 @@
 """Lets runs begin within the limits of their callers, and gives their places back when they have ended."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import CreateRunRequest
-from famulus_server.engine import lifecycle, quotas
+from famulus_server.engine import quotas
 from famulus_server.engine.admission import DEFAULT_TTL
 from famulus_server.engine.policy import Policies
 from famulus_server.errors import NotFound
 from famulus_server.ports import Limiter, RequestKey, Store, Transaction
+
+
+@dataclass(slots=True)
+class Passing:
+    """A request on its way in. `stays` says that its run was made."""
+
+    stays: bool = False
 
 
 class Gate:
@@ -22,39 +30,43 @@ class Gate:
         self._policies = policies
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def enter(self, tenant: str, request: CreateRunRequest, key: RequestKey | None, *, run_id: str) -> None:
-        """Returns where a new run is within the limits, or there is nothing to limit: a request that made a run before
+    @contextlib.asynccontextmanager
+    async def passing(
+        self, tenant: str, request: CreateRunRequest, key: RequestKey | None, *, run_id: str
+    ) -> AsyncIterator[Passing]:
+        """Entered where a new run is within the limits, or there is nothing to limit: a request that made a run before
         gets that, whatever the limits are. Raises ResourceExhausted."""
+        passing = Passing()
         policy = self._policies.current
-        if not quotas.limit_starts(policy, tenant):
-            return
-        run = await self._store.read(lambda tx: _outline(tx, tenant, request, key, run_id))
-        if run is None:
+        outline = None
+        if quotas.limits_starts(policy, tenant):
+            outline = await self._store.read(lambda tx: _outline(tx, tenant, request, key, run_id))
+        if outline is None:
+            yield passing
             return
         ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL
-        demands = quotas.limits_of_start(policy, tenant, run)
+        demands = quotas.limits_of_start(policy, tenant, outline)
         refused = await self._limiter.take(demands, holder=run_id, seconds=ttl.total_seconds())
         if refused is not None:
             raise quotas.refusal(refused)
+        try:
+            yield passing
+        finally:
+            if not passing.stays:
+                self.leave(tenant, outline)
 
     def leave(self, tenant: str, run: Run) -> None:
-        """The run has ended, or never began. Returns at once."""
-        limits = [
-            demand.limit
-            for demand in quotas.limits_of_start(self._policies.current, tenant, run)
-            if demand.limit.quantity == "runs"
-        ]
+        """The run has ended, or never began: its places are given back. Returns at once."""
+        demands = quotas.limits_of_start(self._policies.current, tenant, run)
+        limits = [demand.limit for demand in demands if demand.limit.quantity == "runs"]
         if limits:
-            self._start(self._limiter.release(limits, holder=run.id))
+            task = asyncio.create_task(self._limiter.release(limits, holder=run.id))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     async def close(self) -> None:
         """Returns once all places that were to be given back are."""
         await asyncio.gather(*self._leaving)
-
-    def _start(self, errand: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(errand)
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
 
 
 async def _outline(
@@ -71,4 +83,4 @@ async def _outline(
             # Admission says so.
             return None
     assistant_id = request.assistant_id or thread.default_assistant_id
-    return Run(id=run_id, user_id=thread.user_id, assistant_id=assistant_id, state=lifecycle.QUEUED)
+    return Run(id=run_id, user_id=thread.user_id, assistant_id=assistant_id)

@@ -15,6 +15,7 @@ from famulus_server.engine.admission import Admission
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
 from famulus_server.engine.settlement import end_waiting, lock, move
@@ -49,6 +50,7 @@ class RunDesk:
         worker: Worker,
         watch: Watch,
         threads: ThreadDesk,
+        gate: Gate,
         models: Models,
         clock: Clock,
         ids: Ids,
@@ -59,15 +61,23 @@ class RunDesk:
         self._worker = worker
         self._watch = watch
         self._threads = threads
+        self._gate = gate
         self._models = models
         self._clock = clock
         self._ids = ids
 
     async def create(self, tenant: str, request: CreateRunRequest, key: RequestKey | None) -> Run:
-        """Starts a run, or returns the one that the same request started before (contract 4, 5)."""
+        """Starts a run, or returns the one that the same request started before (contract 4, 5). Raises
+        ResourceExhausted where the caller has used up what he may use."""
+        run_id = self._ids.new("run")
+        async with self._gate.passing(tenant, request, key, run_id=run_id) as passing:
+            run = await self._admit(tenant, request, key, run_id)
+            passing.stays = run.id == run_id
+        return run
+
+    async def _admit(self, tenant: str, request: CreateRunRequest, key: RequestKey | None, run_id: str) -> Run:
         now = self._clock.now()
         new_thread = self._threads.prepare(request.new_thread) if request.HasField("new_thread") else None
-        run_id = self._ids.new("run")
         reserved = self._worker.reserve()
         wanted = Admission(
             tenant=tenant,

@@ -139,8 +139,9 @@ async def move(
     if changed:
         events.append(facts.state_changed(run))
     facts.number(events, sequence, now)
-    begins = state in lifecycle.FINAL and await line.advance(tx, tenant, run)
-    return Settled(run, events, queued=begins or state == lifecycle.QUEUED)
+    ended = state in lifecycle.FINAL
+    begins = ended and await line.advance(tx, tenant, run)
+    return Settled(run, events, queued=begins or state == lifecycle.QUEUED, ended=tenant if ended else "")
 
 
 async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.ValueType", *, now: datetime) -> Settled:

@@ -1,0 +1,139 @@
+"""What callers may use, and what they are told where that is used up (contract 26)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from famulus.v1.run_pb2 import RunErrorCode, RunState
+from famulus.v1.run_service_pb2 import ListRunsRequest
+from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, Usage
+from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Tier
+from run_stage import Stage, open_stage, refused, stage_settings
+from serving import Refusal
+
+HELD = Scene(deltas=6, hold_after=3)
+
+
+@asynccontextmanager
+async def stage_with(
+    tmp_path: Path, *, quotas: dict[str, Quota] | None = None, **limits: Quota
+) -> AsyncIterator[Stage]:
+    """A server whose callers have these limits, and its models these quotas."""
+    policy = Policy(tiers={DEFAULT_TIER: Tier(limits=CallerQuotas(**limits))}, quotas=quotas or {})
+    async with (
+        ScriptedUpstream() as upstream,
+        open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy), upstream) as stage,
+    ):
+        yield stage
+
+
+def check_told(refusal: Refusal, limit: str, subject: str) -> float:
+    """Which limit it is, and for how many seconds."""
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert refusal.metadata["limit"] == limit
+    quota: Any = refusal.details["QuotaFailure"]
+    assert [violation.subject for violation in quota.violations] == [subject]
+    retry: Any = refusal.details["RetryInfo"]
+    seconds = float(retry.retry_delay.ToTimedelta().total_seconds())
+    assert seconds > 0
+    return seconds
+
+
+async def test_runs_at_a_time_are_limited_and_their_places_are_given_back(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, tenant=Quota(concurrent_runs=2)) as stage:
+        stage.play(HELD)
+        first, second = await stage.start(), await stage.start()
+        refusal = await refused(stage.start())
+        check_told(refusal, "tenant.concurrent_runs", "tenant:default")
+        await stage.request(2)
+        for request in stage.upstream.requests:
+            request.released.set()
+        assert (await stage.tell(first.id)).run.state == RunState.RUN_STATE_COMPLETED
+        await stage.tell(second.id)
+        stage.play(Scene(text="fine"))
+        assert (await stage.play_out()).text == "fine"
+
+
+async def test_place_is_given_back_by_a_cancel_and_by_a_run_that_never_was(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, tenant=Quota(concurrent_runs=1)) as stage:
+        stage.play(HELD, HELD)
+        run = await stage.start()
+        await stage.cancel(run.id)
+        await stage.tell(run.id)
+        assert (await refused(stage.start(model="no such"))).reason == "UNKNOWN_MODEL"
+        await stage.start()
+
+
+async def test_requests_per_minute_are_limited_and_the_told_wait_is_enough(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, tenant=Quota(requests_per_minute=240, burst_seconds=1)) as stage:
+        stage.play(Scene(text="fine"))
+        runs = [await stage.start() for _ in range(4)]
+        refusal = await refused(stage.start())
+        await asyncio.sleep(check_told(refusal, "tenant.requests_per_minute", "tenant:default"))
+        runs.append(await stage.start())
+        for run in runs:
+            await stage.tell(run.id)
+        listed = await stage.runs.ListRuns(ListRunsRequest())
+        assert len(listed.runs) == 5
+
+
+async def test_user_and_assistant_have_limits_of_their_own(tmp_path: Path) -> None:
+    one = Quota(requests_per_minute=1)
+    async with stage_with(tmp_path, user=one) as stage:
+        stage.play(Scene(text="fine"))
+        mine, other, nobodys = [await stage.thread(user_id=user) for user in ("me", "you", "")]
+        for thread in (mine, other, nobodys, nobodys):
+            await stage.play_out(thread_id=thread.id)
+        check_told(await refused(stage.start(thread_id=mine.id)), "user.requests_per_minute", "user:me")
+
+
+async def test_same_request_gets_its_run_although_the_limit_is_reached(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, tenant=Quota(requests_per_minute=1, concurrent_runs=1)) as stage:
+        stage.play(HELD)
+        create = await stage.wanted(request_id="once")
+        first = (await stage.runs.CreateRun(create)).run
+        assert (await stage.runs.CreateRun(create)).run.id == first.id
+        assert (await refused(stage.start())).reason == "RATE_LIMITED"
+
+
+async def test_run_waits_for_tokens_that_others_used_up(tmp_path: Path) -> None:
+    quotas = {"scripted": Quota(tokens_per_minute=60_000, burst_seconds=0.5)}
+    async with stage_with(tmp_path, quotas=quotas) as stage:
+        # The first one takes more than there is: its debt delays the second.
+        stage.play(Scene(times=1, text="dear", usage=Usage(input=1_000, output=300)), Scene(text="fine"))
+        assert (await stage.play_out()).text == "dear"
+        story = await stage.play_out()
+        assert story.text == "fine"
+        waits = story.all("retry_scheduled")
+        assert [wait.reason for wait in waits] == [RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED] * len(waits)
+        assert waits
+        assert (story.run.attempt, len(stage.asked)) == (1, 2)
+
+
+async def test_model_takes_so_many_turns_at_a_time(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, quotas={"scripted": Quota(concurrent_runs=1)}) as stage:
+        stage.play(Scene(times=1, deltas=6, hold_after=3), Scene(text="fine"))
+        first, second = await stage.start(), await stage.start()
+        await stage.until(second.id, "retry_scheduled")
+        assert len(stage.asked) == 1
+        (await stage.request()).released.set()
+        await stage.tell(first.id)
+        assert (await stage.tell(second.id)).text == "fine"
+
+
+async def test_provider_that_asks_for_a_pause_gets_it_from_all_runs(tmp_path: Path) -> None:
+    quotas = {"scripted": Quota(requests_per_minute=6_000)}
+    async with stage_with(tmp_path, quotas=quotas) as stage:
+        busy = Fault(kind="status", status=429, headers={"retry-after": "90"})
+        stage.play(Scene(times=1, fault=busy), Scene(text="fine"))
+        assert (await stage.play_out()).run.error.code == RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED
+        waiting = await stage.start()
+        [wait] = [event.retry_scheduled for event in await stage.until(waiting.id, "retry_scheduled")][-1:]
+        assert wait.delay.ToTimedelta().total_seconds() > 60
+        assert len(stage.asked) == 1
+        await stage.cancel(waiting.id)
+        assert (await stage.tell(waiting.id)).run.state == RunState.RUN_STATE_CANCELLED
