@@ -28,13 +28,13 @@ class Ledger:
         self._feed = feed
         self._hints = hints
         self._wake: Callable[[], None] = lambda: None
-        self._leave: Callable[[str, Run], None] = lambda tenant, run: None
+        self._leave: Callable[[str, Run], object] = lambda *_: None
 
     def wakes(self, wake: Callable[[], None]) -> None:
         """Sets what is called at once when a run waits for a worker: a hint takes longer, and may be lost."""
         self._wake = wake
 
-    def frees(self, leave: Callable[[str, Run], None]) -> None:
+    def frees(self, leave: Callable[[str, Run], object]) -> None:
         """Sets what is told of each run that has ended, with its tenant."""
         self._leave = leave
 
