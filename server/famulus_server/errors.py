@@ -13,6 +13,7 @@
     LeaseLost                   this worker no longer owns the run: stop, close the upstream call, write nothing
     ModelError                  a model turn failed; see its subclasses
     ├── ModelUnavailable        refused, reset, 5xx
+    │   └── ModelSuspended      it failed too often lately, and was not asked
     ├── ModelRateLimited        429
     ├── ModelTimeout            silent for too long
     ├── ModelProtocolError      the stream was broken, or ended without its terminal event
@@ -138,6 +139,17 @@ class Internal(FamulusError):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What a provider says is left of its own limits on us, and in how many seconds all of it is back. None where it
+    does not say. It tells with its answers, and with its refusals."""
+
+    requests_left: int | None = None
+    requests_reset: float | None = None
+    tokens_left: int | None = None
+    tokens_reset: float | None = None
+
+
 class LeaseLost(Exception):
     """This worker no longer owns the run (contract 8)."""
 
@@ -149,10 +161,19 @@ class ModelError(Exception):
     public: ClassVar[str] = "the model failed"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str, *, retry_after: float | None = None, retry: bool | None = None) -> None:
-        """`retry_after`: seconds the provider asked to wait; `retry`: its own word (x-should-retry), if it gave one."""
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        retry: bool | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        """`retry_after`: seconds the provider asked to wait; `retry`: its own word (x-should-retry), if it gave one;
+        `allowance`: what it says is left of its limits, if it says so."""
         super().__init__(detail)
         self.retry_after = retry_after
+        self.allowance = allowance
         self.may_retry = self.retryable if retry is None else retry
 
 
@@ -162,6 +183,14 @@ class ModelUnavailable(ModelError):
     code = RunErrorCode.RUN_ERROR_CODE_MODEL_UNAVAILABLE
     public = "the model could not be reached or failed"
     retryable = True
+
+
+class ModelSuspended(ModelUnavailable):
+    """The model failed too often lately: it was not asked. After `retry_after` seconds somebody may try whether it is
+    back."""
+
+    public = "the model failed too often lately and is not asked for a while"
+    retryable = False
 
 
 class ModelRateLimited(ModelError):

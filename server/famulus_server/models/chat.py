@@ -113,6 +113,9 @@ class ChatFormat:
             unknown=self._unknown,
         )
 
+    async def count(self, *_: object) -> None:
+        return None  # this API has no endpoint for it
+
 
 class ChatReader:
     """Reads one answer. It is complete when a finish reason came and then `[DONE]`.

@@ -16,6 +16,7 @@ from famulus_server.errors import (
     ModelRejectedRequest,
     ModelUnavailable,
 )
+from famulus_server.models.allowance import read_allowance
 from famulus_server.models.words import read_name
 
 _TRANSIENT = {408, 409, 425}
@@ -45,7 +46,12 @@ def from_status(status: int, headers: Mapping[str, str], body: object) -> ModelE
     retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     if code == "insufficient_quota":
         retry = False  # a 429 that no waiting helps against
-    return _of_status(status)(_describe(f"HTTP {status}", error), retry_after=read_retry_after(headers), retry=retry)
+    return _of_status(status)(
+        _describe(f"HTTP {status}", error),
+        retry_after=read_retry_after(headers),
+        retry=retry,
+        allowance=read_allowance(headers),
+    )
 
 
 def from_error_object(error: Mapping[str, Any]) -> ModelError:

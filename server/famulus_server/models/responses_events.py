@@ -1,6 +1,6 @@
 """Shapes of the Responses API's events: only the fields that matter, all optional, since servers leave them out."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -74,9 +74,16 @@ class Response(msgspec.Struct):
     error: Json | None = None
 
 
+class TokenCount(msgspec.Struct):
+    """The answer of the endpoint that counts tokens. Numbers that no double holds are no counts."""
+
+    input_tokens: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
 EVENT = msgspec.json.Decoder(Event)
 KIND = msgspec.json.Decoder(Kind)
 RESPONSE = msgspec.json.Decoder(Response | None)
+COUNT = msgspec.json.Decoder(TokenCount)
 
 
 def read_annotation(note: Json) -> Annotation | None:

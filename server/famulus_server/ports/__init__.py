@@ -12,6 +12,7 @@ Ids          new resource ids
 Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run everywhere.
 """
 
+from famulus_server.errors import Allowance
 from famulus_server.ports.event_log import (
     EventLog,
 )
@@ -75,6 +76,7 @@ from famulus_server.ports.time import (
 __all__ = [
     "STOP",
     "WORK",
+    "Allowance",
     "AnnotationChunk",
     "Assistants",
     "CallChunk",
