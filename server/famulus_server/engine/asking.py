@@ -117,15 +117,19 @@ class Asking:
         try:
             async with aclosing(self._router.open(model).stream(request)) as stream:
                 async for events in stream:
-                    # Whatever it has said has cost something, until it tells how much.
-                    used = used or question.made.estimated_tokens
-                    for event in events:
-                        if isinstance(event, Allowance):
-                            await self._observe(model, event)
-                        elif isinstance(event, TurnEnded) and event.usage is not None:
-                            used = event.usage.total_tokens
                     if shown := [event for event in events if not isinstance(event, Allowance)]:
                         yield shown
+                    for event in events:
+                        match event:
+                            case Allowance():
+                                await self._observe(model, event)
+                            case TurnEnded(usage=Usage() as usage):
+                                used = usage.total_tokens
+                            case Retrying():
+                                pass
+                            case _:
+                                # Whatever it has said costs something, until it tells how much.
+                                used = used or question.made.estimated_tokens
         except ModelError as error:
             if error.allowance is not None:
                 await self._observe(model, error.allowance)
