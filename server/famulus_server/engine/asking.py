@@ -117,19 +117,13 @@ class Asking:
         try:
             async with aclosing(self._router.open(model).stream(request)) as stream:
                 async for events in stream:
+                    used = _used(events, question) or used
                     if shown := [event for event in events if not isinstance(event, Allowance)]:
                         yield shown
+                    # Behind what is shown: nobody waits for it.
                     for event in events:
-                        match event:
-                            case Allowance():
-                                await self._observe(model, event)
-                            case TurnEnded(usage=Usage() as usage):
-                                used = usage.total_tokens
-                            case Retrying():
-                                pass
-                            case _:
-                                # Whatever it has said costs something, until it tells how much.
-                                used = used or question.made.estimated_tokens
+                        if isinstance(event, Allowance):
+                            await self._observe(model, event)
         except ModelError as error:
             if error.allowance is not None:
                 await self._observe(model, error.allowance)
@@ -164,3 +158,12 @@ class Asking:
             }.get(limit.quantity, (None, None))
             if left is not None and reset is not None:
                 await self._limiter.observe(limit, left=left, reset=reset)
+
+
+def _used(events: Sequence[ModelEvent], question: Question) -> int:
+    """The tokens that a turn with these events has used, as far as they tell."""
+    last = events[-1]
+    if isinstance(last, TurnEnded) and last.usage is not None:
+        return last.usage.total_tokens
+    # Whatever was said costs something, until the model tells how much.
+    return 0 if isinstance(last, Retrying) else question.made.estimated_tokens
