@@ -11,7 +11,7 @@ from pathlib import Path
 
 from famulus_server.api.addresses import check_free
 from famulus_server.api.server import ApiServer, Desks
-from famulus_server.config import ConfigError, Settings
+from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.embedded.errors import EmbeddedUnavailable
@@ -26,6 +26,7 @@ from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
 from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -37,7 +38,6 @@ from famulus_server.ports import Clock, Lease
 from famulus_server.store.postgres import PostgresStore
 from famulus_server.store.sqlite import SqliteStore
 
-SCRIPTED_MODEL = "scripted"
 # What llama.cpp gives each of the local model's slots.
 _LOCAL_CONTEXT = 2_048
 _PAGE_KEY = "page-tokens"
@@ -52,12 +52,14 @@ AnyStore = SqliteStore | PostgresStore
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that accepts calls. `default_model` is the best model to try it with."""
+    """A server that accepts calls. `default_model` is the best model to try it with; what `policies` holds may be
+    exchanged."""
 
     address: str
     models: tuple[str, ...]
     default_model: str
     scripted_model: str | None
+    policies: Policies
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +70,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     Raises ConfigError, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text for the
     operator; then nothing stays behind.
     """
+    check(settings)
     check_free(settings.server.listen)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
@@ -80,7 +83,11 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
         redis_url, embedded = await _start_children(settings, stack, progress)
-        model_settings = _all_models(embedded, settings)
+        model_settings = (*embedded, *settings.models)
+        names = tuple(model.name for model in model_settings)
+        # Again, because the local model could perhaps not be had.
+        check_models(settings.policy, names)
+        policies = Policies(settings.policy)
         hints = RedisHints(url=redis_url)
         hints.open()
         stack.push_async_callback(hints.close)
@@ -150,12 +157,12 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             stack.push_async_callback(_end, asyncio.create_task(models.warm_up()))
         # Streams must be told to resume elsewhere before the runs they watch are waited for.
         stack.callback(server.drain)
-        names = tuple(model.name for model in model_settings)
         yield RunningServer(
             address=address,
             models=names,
             default_model=names[0],
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
+            policies=policies,
         )
 
 
@@ -171,8 +178,6 @@ async def _stores(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple
         await workers.open()
         stack.push_async_callback(workers.close)
         return shared, workers, shared.clock
-    if settings.server.role != "all":
-        raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
     clock = SystemClock()
     store = SqliteStore(path=settings.database, clock=clock)
     await store.open()
@@ -238,16 +243,6 @@ async def _embedded_models(
 def _supervise(child: Child, name: str, stack: contextlib.AsyncExitStack) -> None:
     """Call it once the stack will close the child: supervision ends before that."""
     stack.push_async_callback(_end, asyncio.create_task(keep_running(child, name=name), name=f"supervise {name}"))
-
-
-def _all_models(embedded: list[ModelSettings], settings: Settings) -> tuple[ModelSettings, ...]:
-    models = (*embedded, *settings.models)
-    if not models:
-        raise ConfigError("settings", "models", "there is no model: configure [[models]], or allow an embedded one")
-    for model in embedded:
-        if any(other.name == model.name for other in settings.models):
-            raise ConfigError("settings", "models", f"{model.name!r} is the name of an embedded model: choose another")
-    return models
 
 
 async def _weights(progress: Progress) -> Path:

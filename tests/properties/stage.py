@@ -12,13 +12,12 @@ import grpc
 
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunErrorCode, RunState
-from famulus_server.config import EmbeddedSettings, Settings
+from famulus_server.config import SCRIPTED_MODEL, EmbeddedSettings, Settings
 from famulus_server.embedded.upstream import Script, ScriptedUpstream
 from famulus_server.embedded.upstream.recorder import ReceivedRequest
 from famulus_server.embedded.upstream.script import Fault, Match, Scene, ToolCall
 from famulus_server.engine.lifecycle import COMPLETED, FAILED, INCOMPLETE, REQUIRES_ACTION
 from famulus_server.models.settings import ModelSettings, RetrySettings
-from famulus_server.wiring import SCRIPTED_MODEL
 from serving import settings_in
 
 PATIENCE = 20.0  # seconds until something that must happen counts as not happening

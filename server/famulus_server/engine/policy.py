@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+# The upper bounds are beyond all use. They keep what is made of these numbers exact, in doubles and in int64.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000_000)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Price = Annotated[float, msgspec.Meta(ge=0)]
+Price = Annotated[float, msgspec.Meta(ge=0, le=1_000_000_000)]
 
 DEFAULT_TIER = "default"
 
@@ -89,7 +90,7 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything of this kind that holds at one time."""
 
-    tiers: Mapping[str, Tier] = {DEFAULT_TIER: Tier()}
+    tiers: Mapping[str, Tier] = msgspec.field(default_factory=lambda: {DEFAULT_TIER: Tier()})
     tenants: Mapping[str, str] = {}  # the names of their tiers; all others have the default one
     routes: Mapping[str, Route] = {}
     prices: Mapping[str, ModelPrice] = {}  # by model
