@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from famulus_server.engine.policy import Policy
 from famulus_server.models.settings import ModelSettings
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     embedded: EmbeddedSettings = EmbeddedSettings()
     log: LogSettings = LogSettings()
     models: tuple[ModelSettings, ...] = ()
+    policy: Policy = Policy()
 
     @property
     def data_dir(self) -> Path:

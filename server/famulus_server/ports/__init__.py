@@ -45,6 +45,7 @@ from famulus_server.ports.model import (
     TurnOutcome,
 )
 from famulus_server.ports.store import (
+    Account,
     Assistants,
     Claimed,
     Cursor,
@@ -62,6 +63,9 @@ from famulus_server.ports.store import (
     Transaction,
     Turn,
     Turns,
+    UsageGroup,
+    UsageQuery,
+    Usages,
 )
 from famulus_server.ports.thread_cache import (
     Remembered,
@@ -75,6 +79,7 @@ from famulus_server.ports.time import (
 __all__ = [
     "STOP",
     "WORK",
+    "Account",
     "AnnotationChunk",
     "Assistants",
     "CallChunk",
@@ -117,5 +122,8 @@ __all__ = [
     "TurnEnded",
     "TurnOutcome",
     "Turns",
+    "UsageGroup",
+    "UsageQuery",
+    "Usages",
     "events_topic",
 ]
