@@ -29,6 +29,7 @@ from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
 from famulus_server.models.connection import load_sdk
@@ -101,11 +102,21 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
         )
         ledger = Ledger(store=store, feed=feed, hints=hints)
+        policies = Policies(settings.policy)
         worker = Worker(
             store=workers_store,
             feed=feed,
             ledger=ledger,
-            executor=Executor(store=store, feed=feed, ledger=ledger, models=models, lease=lease, clock=clock, ids=ids),
+            executor=Executor(
+                store=store,
+                feed=feed,
+                ledger=ledger,
+                models=models,
+                policies=policies,
+                lease=lease,
+                clock=clock,
+                ids=ids,
+            ),
             hints=hints,
             lease=lease,
             slots=0 if role == "api" else settings.worker.slots,
@@ -133,10 +144,12 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 watch=watch,
                 threads=threads,
                 models=models,
+                policies=policies,
                 clock=clock,
                 ids=ids,
             ),
             watch=watch,
+            usage=UsageDesk(store=store, policies=policies, clock=clock),
         )
         server = ApiServer(
             address=settings.server.listen,

@@ -11,10 +11,11 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import BusyPolicy, CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.engine import facts, lifecycle, line, tools
+from famulus_server.engine import budgets, facts, lifecycle, line, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.fields import copy_fields, copy_of, is_set, take
 from famulus_server.engine.ledger import Settled
+from famulus_server.engine.policy import Policy
 from famulus_server.engine.settlement import end_waiting
 from famulus_server.errors import FailedPrecondition, InvalidArgument, Violation
 from famulus_server.ports import Lease, Models, RequestKey, Transaction
@@ -48,6 +49,7 @@ class Admission:
     new_thread: Thread | None
     messages: list[Message]
     lease: Lease | None
+    policy: Policy
     now: datetime
 
 
@@ -74,6 +76,7 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitt
         await tx.threads.insert(tenant, thread)
     else:
         thread = await tx.threads.get(tenant, request.thread_id, lock=True)
+    await budgets.check(tx, admission.policy, tenant, thread.user_id, now=admission.now)
     assistant_id = request.assistant_id or thread.default_assistant_id
     if not assistant_id:
         raise FailedPrecondition(reasons.ERROR_REASON_NO_ASSISTANT, "name an assistant: the thread has no default one")
@@ -150,6 +153,7 @@ def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, r
         state=lifecycle.QUEUED,
         create_time=timestamp(now),
         metadata=request.metadata,
+        user_id=thread.user_id,
         model=request.model or assistant.model,
         tools=request.tools.tools if request.HasField("tools") else assistant.tools,
         reasoning_effort=request.reasoning_effort or assistant.reasoning_effort,

@@ -12,13 +12,14 @@ import structlog
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStep
-from famulus_server.engine import facts, lifecycle, outcomes, prompt, turn
+from famulus_server.engine import facts, lifecycle, outcomes, prompt
 from famulus_server.engine.asking import Asking, Parked, Question
 from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Draft, Feed, RunLog
 from famulus_server.engine.ledger import Ledger, Settled
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.routing import Router
-from famulus_server.engine.settlement import Settlement, hold, settle
+from famulus_server.engine.settlement import Settlement, hold, settle, start_over
 from famulus_server.engine.turn import TurnRecorder
 from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRejectedRequest, NotFound, Unavailable
 from famulus_server.ports import (
@@ -75,6 +76,7 @@ class Executor:
         ledger: Ledger,
         router: Router,
         asking: Asking,
+        policies: Policies,
         lease: Lease,
         clock: Clock,
         ids: Ids,
@@ -84,6 +86,7 @@ class Executor:
         self._ledger = ledger
         self._router = router
         self._asking = asking
+        self._policies = policies
         self._lease = lease
         self._clock = clock
         self._ids = ids
@@ -279,16 +282,20 @@ class Executor:
     ) -> None:
         """A retry after the first chunk is a new attempt, counted in SQL (contract 18); what the broken one cost is
         counted, too."""
-        known, now = progress.run, self._clock.now()
+        known, policy, now = progress.run, self._policies.current, self._clock.now()
 
         async def unit(tx: Transaction) -> Run:
-            run = await hold(tx, progress.tenant, known, now=now)
-            run.attempt, run.turn_attempt = known.attempt + 1, run.turn_attempt + 1
-            run.variant, run.degraded = question.variant, run.degraded or question.degraded
-            if usage is not None:
-                turn.add_usage(run.usage, usage)
-            await tx.runs.replace(progress.tenant, run, attempt=known.attempt, lease=self._lease)
-            return run
+            return await start_over(
+                tx,
+                progress.tenant,
+                known,
+                usage,
+                variant=question.variant,
+                degraded=question.degraded,
+                lease=self._lease,
+                policy=policy,
+                now=now,
+            )
 
         stored, pause = known.last_sequence, _pause(error, known.turn_attempt)
         progress.run = await self._insist(progress, lambda: self._store.write(unit))
@@ -326,10 +333,11 @@ class Executor:
         await self._store.write(unit)
 
     async def _settle(self, progress: _Progress, wanted: Settlement) -> None:
-        known, now = progress.run, self._clock.now()
+        known, policy, now = progress.run, self._policies.current, self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            return await settle(tx, progress.tenant, known, sequence=progress.sequence, wanted=wanted, now=now)
+            sequence = progress.sequence
+            return await settle(tx, progress.tenant, known, sequence=sequence, wanted=wanted, policy=policy, now=now)
 
         settled = await self._insist(progress, lambda: self._ledger.write(known.id, unit))
         progress.run, progress.sequence = settled.run, settled.run.last_sequence

@@ -18,6 +18,7 @@ from famulus_server.engine.feed import Feed
 from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.settlement import end_waiting, lock, move
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -52,6 +53,7 @@ class RunDesk:
         threads: ThreadDesk,
         gate: Gate,
         models: Models,
+        policies: Policies,
         clock: Clock,
         ids: Ids,
     ) -> None:
@@ -63,6 +65,7 @@ class RunDesk:
         self._threads = threads
         self._gate = gate
         self._models = models
+        self._policies = policies
         self._clock = clock
         self._ids = ids
 
@@ -87,6 +90,7 @@ class RunDesk:
             new_thread=new_thread,
             messages=prepare(request.additional_messages, ids=self._ids, now=now),
             lease=self._worker.lease if reserved else None,
+            policy=self._policies.current,
             now=now,
         )
         started = False
@@ -227,6 +231,7 @@ class RunDesk:
             run.rating.CopyFrom(rating)
             run.rating.rate_time.CopyFrom(timestamp(now))
             await tx.runs.replace(tenant, run, attempt=run.attempt)
+            await tx.usages.put(tenant, run)
             if key is not None:
                 await tx.requests.remember(tenant, key, run_id)
             return run

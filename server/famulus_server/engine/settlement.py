@@ -9,10 +9,11 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunError, RunIncompleteReason, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStep, RunStepState
 from famulus.v1.tool_pb2 import ToolCall
-from famulus_server.engine import facts, lifecycle, line, turn
+from famulus_server.engine import facts, lifecycle, line, prices, turn, usage
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.fields import copy_of
 from famulus_server.engine.ledger import Settled
+from famulus_server.engine.policy import Policy
 from famulus_server.errors import LeaseLost, NotFound
 from famulus_server.ports import Lease, Transaction, Turn
 
@@ -58,11 +59,11 @@ async def hold(tx: Transaction, tenant: str, run: Run, *, now: datetime) -> Run:
 
 
 async def settle(
-    tx: Transaction, tenant: str, known: Run, *, sequence: int, wanted: Settlement, now: datetime
+    tx: Transaction, tenant: str, known: Run, *, sequence: int, wanted: Settlement, policy: Policy, now: datetime
 ) -> Settled:
     """Stores a settlement of a run that is `known` as this worker left it; `sequence` is that of the last event
-    published. A run that was asked to stop meanwhile is cancelled, whatever was wanted (contract 22). Raises LeaseLost
-    if the run is no longer this worker's."""
+    published, and `policy` has the prices. A run that was asked to stop meanwhile is cancelled, whatever was wanted
+    (contract 22). Raises LeaseLost if the run is no longer this worker's."""
     run = await hold(tx, tenant, known, now=now)
     attempt = run.attempt
     events: list[RunEvent] = []
@@ -81,6 +82,8 @@ async def settle(
     for step in wanted.steps:
         if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS and not step.HasField("end_time"):
             step.end_time.CopyFrom(timestamp(now))
+        if step.HasField("usage"):
+            prices.set_cost(policy, run, step.usage)
         await tx.steps.put(tenant, step)
         if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS:
             events.append(facts.step_completed(step))
@@ -89,7 +92,7 @@ async def settle(
         run.turns += 1
         run.turn_attempt = 1 if wanted.state == lifecycle.IN_PROGRESS else 0
     if wanted.usage is not None:
-        turn.add_usage(run.usage, wanted.usage)
+        _charge(policy, run, wanted.usage)
     if wanted.open_calls:
         run.required_action.tool_calls.extend(wanted.open_calls)
         events.append(facts.calls_requested(wanted.open_calls))
@@ -99,7 +102,7 @@ async def settle(
     if wanted.state == lifecycle.QUEUED:
         # Whoever waits for a model is not the worse for it.
         run.turn_attempt = max(0, run.turn_attempt - 1)
-    return await move(
+    settled = await move(
         tx,
         tenant,
         run,
@@ -110,6 +113,32 @@ async def settle(
         now=now,
         wake_time=wanted.wake_time,
     )
+    await usage.note(tx, policy, tenant, run, wanted.usage, now=now)
+    return settled
+
+
+async def start_over(
+    tx: Transaction,
+    tenant: str,
+    known: Run,
+    used: Usage | None,
+    *,
+    variant: str,
+    degraded: bool,
+    lease: Lease,
+    policy: Policy,
+    now: datetime,
+) -> Run:
+    """Stores that a broken turn of a run begins again as a new attempt (contract 18), and what the broken one used.
+    Raises LeaseLost if the run is no longer this worker's."""
+    run = await hold(tx, tenant, known, now=now)
+    run.attempt, run.turn_attempt = known.attempt + 1, run.turn_attempt + 1
+    run.variant, run.degraded = variant or run.variant, run.degraded or degraded
+    if used is not None:
+        _charge(policy, run, used)
+    await tx.runs.replace(tenant, run, attempt=known.attempt, lease=lease)
+    await usage.note(tx, policy, tenant, run, used, now=now)
+    return run
 
 
 async def move(
@@ -162,7 +191,9 @@ async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.V
     else:
         # Those of a run in line, which will never join the thread.
         await tx.runs.take_messages(tenant, run.id)
-    return await move(tx, tenant, run, state, events, attempt=run.attempt, sequence=run.last_sequence, now=now)
+    settled = await move(tx, tenant, run, state, events, attempt=run.attempt, sequence=run.last_sequence, now=now)
+    await tx.usages.put(tenant, run)
+    return settled
 
 
 def cancelled(wanted: Settlement) -> Settlement:
@@ -186,3 +217,8 @@ def cancelled(wanted: Settlement) -> Settlement:
         error=None,
         incomplete_reason=RunIncompleteReason.RUN_INCOMPLETE_REASON_UNSPECIFIED,
     )
+
+
+def _charge(policy: Policy, run: Run, used: Usage) -> None:
+    prices.set_cost(policy, run, used)
+    turn.add_usage(run.usage, used)

@@ -347,6 +347,7 @@ def add_usage(total: Usage, more: Usage) -> None:
     total.cached_prompt_tokens += more.cached_prompt_tokens
     total.reasoning_tokens += more.reasoning_tokens
     total.estimated = total.estimated or more.estimated
+    total.cost_nanos += more.cost_nanos
 
 
 def _unfinished(step: RunStep) -> RunStep:

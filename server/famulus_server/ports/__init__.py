@@ -46,6 +46,7 @@ from famulus_server.ports.model import (
     TurnOutcome,
 )
 from famulus_server.ports.store import (
+    Account,
     Assistants,
     Claimed,
     Cursor,
@@ -63,6 +64,9 @@ from famulus_server.ports.store import (
     Transaction,
     Turn,
     Turns,
+    UsageGroup,
+    UsageQuery,
+    Usages,
 )
 from famulus_server.ports.thread_cache import (
     Remembered,
@@ -76,6 +80,7 @@ from famulus_server.ports.time import (
 __all__ = [
     "STOP",
     "WORK",
+    "Account",
     "Allowance",
     "AnnotationChunk",
     "Assistants",
@@ -119,5 +124,8 @@ __all__ = [
     "TurnEnded",
     "TurnOutcome",
     "Turns",
+    "UsageGroup",
+    "UsageQuery",
+    "Usages",
     "events_topic",
 ]

@@ -13,6 +13,7 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.thread_pb2 import Thread
+from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
 
 T = TypeVar("T")
 
@@ -59,6 +60,41 @@ class RunFilter:
     thread_id: str = ""
     assistant_id: str = ""
     states: Sequence["RunState.ValueType"] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageQuery:
+    """Which runs usage is summed up of, and in which groups; empty fields do not filter. Times are those of creation,
+    inclusive below, exclusive above."""
+
+    start: datetime
+    end: datetime
+    group_by: Collection["UsageDimension.ValueType"] = ()
+    bucket: "UsageBucket.ValueType" = UsageBucket.USAGE_BUCKET_UNSPECIFIED
+    user_id: str = ""
+    assistant_id: str = ""
+    model: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageGroup:
+    """What the runs of one group have in common. `span_start` is in microseconds since 1970. Whatever they are not
+    grouped by is empty, or 0."""
+
+    span_start: int = 0
+    user_id: str = ""
+    assistant_id: str = ""
+    model: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose spending is counted, and from when on: a user's, or that of the whole tenant where `user_id` is empty."""
+
+    user_id: str
+    period_start: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +186,7 @@ class Threads(Protocol):
 
     async def bury(self, tenant: str, thread_id: str, now: datetime) -> None:
         """Removes the thread with its messages, runs, steps and turns; messages that a fork refers to stay for the
-        fork. A tombstone without content stays. Raises NotFound."""
+        fork. A tombstone without content stays, and so do records of usage. Raises NotFound."""
 
 
 class Messages(Protocol):
@@ -270,6 +306,24 @@ class Turns(Protocol):
         """All turns of a run, in order."""
 
 
+class Usages(Protocol):
+    """What runs used, a record of each, and what was spent. Records stay when their threads are deleted."""
+
+    async def put(self, tenant: str, run: Run) -> None:
+        """Notes what a run has used so far, and how it stands, in its record."""
+
+    async def page(self, tenant: str, which: UsageQuery, *, after: UsageGroup | None, limit: int) -> list[UsageRow]:
+        """The groups that have runs, in the order of the fields of `UsageGroup`."""
+
+    async def spend(self, tenant: str, accounts: Sequence[Account], cost_nanos: int) -> None:
+        """Adds a cost to what was spent on each account, and locks them until the end of the write. An account that is
+        new begins with the cost of all records of runs created in its period: the cost that is added must not be in
+        the records yet."""
+
+    async def spent(self, tenant: str, account: Account) -> int:
+        """What was spent on an account, in nanos. It may make the account, so it needs a write."""
+
+
 class Secrets(Protocol):
     """Random keys that all replicas share."""
 
@@ -295,6 +349,8 @@ class Transaction(Protocol):
     @property
     def turns(self) -> Turns: ...
     @property
+    def usages(self) -> Usages: ...
+    @property
     def secrets(self) -> Secrets: ...
 
 
@@ -302,7 +358,8 @@ class Store(Protocol):
     """Runs units of work, each in one transaction.
 
     A unit that writes locks in one order, so that no two wait for each other: its request id (`requests.find`, which
-    comes first), the thread (`threads.touch`, or `get` with `lock`), then the thread's messages and runs.
+    comes first), the thread (`threads.touch`, or `get` with `lock`), then the thread's messages and runs, and
+    accounts (`usages.spend`), a tenant's before its user's.
 
     A unit awaits nothing but methods of its transaction, and has no effect outside it: it may be run again, and on
     another thread. What it raises undoes it and reaches the caller. When `write` returns, the change is durable, and

@@ -567,3 +567,73 @@ SELECT version_num FROM alembic_version;
 -- name: database_time [postgres]
 -- The database's clock.
 SELECT clock_timestamp();
+
+-- -------------------------------------------------------------------------------------------- usage and spending
+-- States from 5 on are final: 5 CANCELLED, 7 COMPLETED. Verdicts: 1 GOOD, 2 BAD.
+
+-- name: usage_put
+-- Notes what a run has used so far. Whose it is does not change.
+INSERT INTO run_usage (tenant, run_id, create_time, user_id, assistant_id, model, variant, state, verdict, degraded,
+                       prompt_tokens, completion_tokens, total_tokens, cached_prompt_tokens, reasoning_tokens,
+                       estimated, cost_nanos)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+ON CONFLICT (tenant, run_id)
+DO UPDATE SET variant = excluded.variant, state = excluded.state, verdict = excluded.verdict,
+              degraded = excluded.degraded, prompt_tokens = excluded.prompt_tokens,
+              completion_tokens = excluded.completion_tokens, total_tokens = excluded.total_tokens,
+              cached_prompt_tokens = excluded.cached_prompt_tokens, reasoning_tokens = excluded.reasoning_tokens,
+              estimated = excluded.estimated, cost_nanos = excluded.cost_nanos;
+
+-- name: usage_cancel_of_thread
+-- The runs of a thread that is deleted and that have not ended are cancelled.
+UPDATE run_usage SET state = 5
+WHERE tenant = $1 AND state < 5 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND r.thread_id = $2);
+
+-- name: usage_page
+-- Sums over the runs that were created from $2 and before $3, in groups: by spans of $4 microseconds, unless that is 0;
+-- by user, assistant, model and variant where $5 to $8 say so. Only those with the fields $9 to $12, where they are not
+-- empty. In order, behind a group.
+SELECT span, user_id, assistant_id, model, variant,
+       count(*),
+       count(*) FILTER (WHERE state >= 5),
+       count(*) FILTER (WHERE state = 5),
+       count(*) FILTER (WHERE state = 7 AND verdict <> 2),
+       count(*) FILTER (WHERE verdict = 1),
+       count(*) FILTER (WHERE verdict = 2),
+       count(*) FILTER (WHERE degraded),
+       CAST(sum(prompt_tokens) AS BIGINT), CAST(sum(completion_tokens) AS BIGINT), CAST(sum(total_tokens) AS BIGINT),
+       CAST(sum(cached_prompt_tokens) AS BIGINT), CAST(sum(reasoning_tokens) AS BIGINT),
+       count(*) FILTER (WHERE estimated),
+       CAST(sum(cost_nanos) AS BIGINT)
+FROM (
+    SELECT CASE WHEN CAST($4 AS BIGINT) = 0 THEN 0 ELSE create_time - create_time % CAST($4 AS BIGINT) END AS span,
+           CASE WHEN $5 THEN user_id ELSE '' END AS user_id,
+           CASE WHEN $6 THEN assistant_id ELSE '' END AS assistant_id,
+           CASE WHEN $7 THEN model ELSE '' END AS model,
+           CASE WHEN $8 THEN variant ELSE '' END AS variant,
+           state, verdict, degraded, prompt_tokens, completion_tokens, total_tokens, cached_prompt_tokens,
+           reasoning_tokens, estimated, cost_nanos
+    FROM run_usage
+    WHERE tenant = $1 AND create_time >= $2 AND create_time < $3
+      AND ($9 = '' OR user_id = $9) AND ($10 = '' OR assistant_id = $10)
+      AND ($11 = '' OR model = $11) AND ($12 = '' OR variant = $12)
+) AS seen
+WHERE (span, user_id, assistant_id, model, variant) > ($13, $14, $15, $16, $17)
+GROUP BY span, user_id, assistant_id, model, variant
+ORDER BY span, user_id, assistant_id, model, variant LIMIT $18;
+
+-- name: spending_get
+-- What a user, or the whole tenant (''), has spent in a period; nothing where it is not counted yet.
+SELECT cost_nanos FROM spending WHERE tenant = $1 AND user_id = $2 AND period_start = $3;
+
+-- name: spending_add
+-- Adds to what a user, or the whole tenant (''), has spent in a period. Where that is not counted yet, it begins with
+-- what the runs created in the period have cost, which is looked up only then.
+INSERT INTO spending (tenant, user_id, period_start, cost_nanos)
+VALUES ($1, $2, $3, CAST($4 AS BIGINT) + CASE
+    WHEN EXISTS (SELECT 1 FROM spending s WHERE s.tenant = $1 AND s.user_id = $2 AND s.period_start = $3) THEN 0
+    WHEN $2 = '' THEN (SELECT CAST(COALESCE(sum(u.cost_nanos), 0) AS BIGINT) FROM run_usage u
+                       WHERE u.tenant = $1 AND u.create_time >= $3)
+    ELSE (SELECT CAST(COALESCE(sum(u.cost_nanos), 0) AS BIGINT) FROM run_usage u
+          WHERE u.tenant = $1 AND u.user_id = $2 AND u.create_time >= $3) END)
+ON CONFLICT (tenant, user_id, period_start) DO UPDATE SET cost_nanos = spending.cost_nanos + $4;

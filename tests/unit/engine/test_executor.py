@@ -14,6 +14,7 @@ from famulus_server.engine.clock import TimeOrderedIds
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.policy import Policies
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
     Claimed,
@@ -77,6 +78,7 @@ def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock
         feed=feed,
         ledger=ledger(store, feed),
         models=models,
+        policies=Policies(),
         lease=LEASE,
         clock=clock,
         ids=TimeOrderedIds(clock=clock),

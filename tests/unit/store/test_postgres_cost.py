@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from contract.samples import START, TENANT, add_run, add_thread, message, run, thread
-from famulus_server.ports import Transaction
+from famulus_server.ports import Account, Transaction
 from famulus_server.store import queries
 from famulus_server.store.postgres import PostgresStore
 
@@ -108,6 +108,14 @@ async def test_fork_costs_the_same_for_any_number_of_messages(replica: PostgresS
         await replica.write(lambda tx: tx.threads.fork(TENANT, name, size, thread(f"fork of {name}")))  # noqa: B023
         taken.append(replica.stats.statements - before)
     assert taken[0] == taken[1]
+
+
+async def test_cost_is_added_to_all_accounts_in_one_round_trip(replica: PostgresStore) -> None:
+    accounts = [Account("", START), Account("ann", START)]
+    before = replica.stats.statements
+    await replica.write(lambda tx: tx.usages.spend(TENANT, accounts, 1))
+    # Between a BEGIN and a COMMIT.
+    assert replica.stats.statements - before == 3
 
 
 async def test_deleted_thread_leaves_a_tombstone_without_content(
