@@ -1,0 +1,95 @@
+"""Which limits a run meets, and what its caller is told where one of them is reached (contract 26)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from famulus.v1.error_reason_pb2 import ERROR_REASON_RATE_LIMITED
+from famulus.v1.run_pb2 import Run
+from famulus_server.engine.policy import Policy, Quota
+from famulus_server.errors import ResourceExhausted
+from famulus_server.ports import Demand, Limit, Quantity, Refused, Scope
+
+_WHOSE: Mapping[Scope, str] = MappingProxyType(
+    {
+        "tenant": "the tenant's limit",
+        "user": "the user's limit",
+        "assistant": "the assistant's limit",
+        "model": "the model's limit",
+        "tenant_model": "the tenant's limit for the model",
+    }
+)
+_NO_QUOTA = Quota()
+
+
+def limits_of_start(policy: Policy, tenant: str, run: Run) -> list[Demand]:
+    """What a run takes when it is created: a request and a place of its tenant, user and assistant."""
+    return [
+        Demand(limit)
+        for scope, subject, quota in _callers(policy, tenant, run)
+        for limit in _limits(scope, subject, quota, ("requests", "runs"))
+    ]
+
+
+def limits_of_turn(policy: Policy, tenant: str, run: Run, model: str, tokens: int) -> list[Demand]:
+    """What one model turn takes that may need so many tokens: these, and a request and a place of the model."""
+    demands = [
+        Demand(limit, tokens)
+        for scope, subject, quota in _callers(policy, tenant, run)
+        for limit in _limits(scope, subject, quota, ("tokens",))
+    ]
+    models: Sequence[tuple[Scope, str, Quota]] = (
+        ("tenant_model", _subject(tenant, model), policy.tier(tenant).limits.tenant_model),
+        ("model", _subject(model), policy.quotas.get(model, _NO_QUOTA)),
+    )
+    for scope, subject, quota in models:
+        for limit in _limits(scope, subject, quota, ("requests", "tokens", "runs")):
+            demands.append(Demand(limit, tokens if limit.quantity == "tokens" else 1))
+    return demands
+
+
+def limits_of_model(policy: Policy, model: str) -> list[Limit]:
+    """The limits of a model, which its provider keeps as well: requests and tokens."""
+    return list(_limits("model", _subject(model), policy.quotas.get(model, _NO_QUOTA), ("requests", "tokens")))
+
+
+def refusal(refused: Refused) -> ResourceExhausted:
+    """What the caller is told. A model's limit is that of all tenants together, and names none of them."""
+    limit = refused.limit
+    if limit.quantity == "runs":
+        name, amount = "concurrent_runs", f"{limit.most} concurrent runs"
+    else:
+        name, amount = f"{limit.quantity}_per_minute", f"{round(limit.per_second * 60)} {limit.quantity} per minute"
+    return ResourceExhausted(
+        ERROR_REASON_RATE_LIMITED,
+        f"{_WHOSE[limit.scope]} of {amount} is reached",
+        subject=f"{limit.scope}:{limit.subject}",
+        description=amount,
+        metadata={"limit": f"{limit.scope}.{name}"},
+        retry_after=refused.retry_after,
+    )
+
+
+def _callers(policy: Policy, tenant: str, run: Run) -> Iterator[tuple[Scope, str, Quota]]:
+    quotas = policy.tier(tenant).limits
+    yield "tenant", _subject(tenant), quotas.tenant
+    if run.user_id:
+        yield "user", _subject(tenant, run.user_id), quotas.user
+    yield "assistant", _subject(tenant, run.assistant_id), quotas.assistant
+
+
+def _limits(scope: Scope, subject: str, quota: Quota, quantities: Sequence[Quantity]) -> Iterator[Limit]:
+    per_minute: Mapping[Quantity, int | None] = {
+        "requests": quota.requests_per_minute,
+        "tokens": quota.tokens_per_minute,
+    }
+    for quantity in quantities:
+        if quantity == "runs":
+            if quota.concurrent_runs is not None:
+                yield Limit(scope, subject, "runs", quota.concurrent_runs)
+        elif (rate := per_minute[quantity]) is not None:
+            yield Limit(scope, subject, quantity, max(1, int(rate * quota.burst_seconds / 60)), rate / 60)
+
+
+def _subject(*parts: str) -> str:
+    # Two subjects are never the same text, whatever is in their parts.
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
