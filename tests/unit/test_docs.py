@@ -11,7 +11,7 @@ import pytest
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
 from famulus_server import config
-from famulus_server.models.settings import ModelSettings, RetrySettings
+from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -26,6 +26,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[log]": config.LogSettings,
     "[[models]]": ModelSettings,
     "[models.retry]": RetrySettings,
+    "[models.breaker]": BreakerSettings,
 }
 CODE = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|ABORTED|UNAVAILABLE|INTERNAL)\b")
 # A key is not written into the file; these say where it is.
@@ -56,7 +57,7 @@ def default_of(kind: type[msgspec.Struct], key: str) -> str | object:
     field = {field.name: field for field in msgspec.structs.fields(kind)}[key]
     if field.required:
         return "required"
-    if isinstance(field.default, RetrySettings):
+    if isinstance(field.default, RetrySettings | BreakerSettings):
         return "defaults below"
     return "none" if field.default is None else field.default
 
