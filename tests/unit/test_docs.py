@@ -12,7 +12,7 @@ from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
 from famulus_server import config
 from famulus_server.engine import policy
-from famulus_server.models.settings import ModelSettings, RetrySettings
+from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[log]": config.LogSettings,
     "[[models]]": ModelSettings,
     "[models.retry]": RetrySettings,
+    "[models.breaker]": BreakerSettings,
     "[models.limits]": policy.Quota,
     "[models.price]": policy.ModelPrice,
     "[prices]": config.PriceSettings,

@@ -56,6 +56,9 @@ class StagedModels:
         item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "word"}]}
         yield [TurnEnded(TurnOutcome.COMPLETED, [item], None)]
 
+    async def count(self, request: ModelRequest) -> int | None:
+        return None
+
 
 @pytest.fixture
 def feed() -> Feed:
