@@ -37,6 +37,18 @@ async def test_stream_that_merely_ends_is_a_failure(stage_on: Open, kind: Any) -
             await stage.play()
 
 
+async def test_of_hundreds_of_truncated_streams_none_counts_as_complete(stage_on: Open) -> None:
+    kinds: list[Any] = ["eof", "mid_json", "error_event", "reset", "disconnect"]
+    cuts = [Fault(kind=kind, after=after) for kind in kinds for after in range(8)]
+    cuts += [Fault(kind="no_completed"), Fault(kind="no_done")]
+    async with stage_on(*(Scene(times=6, deltas=8, fault=cut) for cut in cuts)) as stage:
+        for _ in range(0, 6 * len(cuts), 28):
+            turns = (stage.play() for _ in range(28))
+            outcomes = await asyncio.gather(*turns, return_exceptions=True)
+            assert all(isinstance(outcome, ModelProtocolError | ModelUnavailable) for outcome in outcomes), outcomes
+        assert len(stage.upstream.requests) == 252
+
+
 @pytest.mark.parametrize("kind", ["error_event", "response_failed"])
 async def test_error_in_the_stream_is_a_failure(stage_on: Open, kind: Any) -> None:
     async with stage_on(Scene(deltas=5, fault=Fault(kind=kind, message="secret words"))) as stage:
