@@ -14,19 +14,23 @@ from famulus_server.api.server import ApiServer, Desks
 from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
+from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.supervisor import Child, keep_running
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
+from famulus_server.engine.asking import Asking
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.clock import SystemClock, TimeOrderedIds
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
+from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.routing import Router
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
@@ -101,8 +105,14 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         lease = Lease(
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
         )
+        limiter = RedisLimiter(url=redis_url, owner=lease.owner)
+        limiter.open()
+        stack.push_async_callback(limiter.close)
+        gate = Gate(store=store, limiter=limiter, policies=policies)
+        stack.push_async_callback(gate.close)
+        router = Router(models=models, policies=policies)
         ledger = Ledger(store=store, feed=feed, hints=hints)
-        policies = Policies(settings.policy)
+        ledger.frees(gate.leave)
         worker = Worker(
             store=workers_store,
             feed=feed,
@@ -111,7 +121,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 store=store,
                 feed=feed,
                 ledger=ledger,
-                models=models,
+                router=router,
+                asking=Asking(router=router, limiter=limiter, policies=policies),
                 policies=policies,
                 lease=lease,
                 clock=clock,
@@ -143,7 +154,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 worker=worker,
                 watch=watch,
                 threads=threads,
-                models=models,
+                gate=gate,
+                models=router,
                 policies=policies,
                 clock=clock,
                 ids=ids,

@@ -118,7 +118,8 @@ class Asking:
             async with aclosing(self._router.open(model).stream(request)) as stream:
                 async for events in stream:
                     used = _used(events, question) or used
-                    if shown := [event for event in events if not isinstance(event, Allowance)]:
+                    shown: list[ModelEvent] = [event for event in events if not isinstance(event, Allowance)]
+                    if shown:
                         yield shown
                     # Behind what is shown: nobody waits for it.
                     for event in events:

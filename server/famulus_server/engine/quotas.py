@@ -21,6 +21,13 @@ _WHOSE: Mapping[Scope, str] = MappingProxyType(
 _NO_QUOTA = Quota()
 
 
+def limits_starts(policy: Policy, tenant: str) -> bool:
+    """Whether any run of a tenant could meet a limit when it is created."""
+    whole = policy.tier(tenant).limits
+    quotas = (whole.tenant, whole.user, whole.assistant)
+    return any(quota.requests_per_minute is not None or quota.concurrent_runs is not None for quota in quotas)
+
+
 def limits_of_start(policy: Policy, tenant: str, run: Run) -> list[Demand]:
     """What a run takes when it is created: a request and a place of its tenant, user and assistant."""
     return [
@@ -42,8 +49,8 @@ def limits_of_turn(policy: Policy, tenant: str, run: Run, model: str, tokens: in
         ("model", _subject(model), policy.quotas.get(model, _NO_QUOTA)),
     )
     for scope, subject, quota in models:
-        for limit in _limits(scope, subject, quota, ("requests", "tokens", "runs")):
-            demands.append(Demand(limit, tokens if limit.quantity == "tokens" else 1))
+        limits = _limits(scope, subject, quota, ("requests", "tokens", "runs"))
+        demands += [Demand(limit, tokens if limit.quantity == "tokens" else 1) for limit in limits]
     return demands
 
 

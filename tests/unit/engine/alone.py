@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Ledger
-from famulus_server.ports import Store
+from famulus_server.ports import Demand, Limit, Refused, Store
 
 
 class NoEventLog:
@@ -32,3 +32,15 @@ class NoHints:
 
 def ledger(store: Store, feed: Feed) -> Ledger:
     return Ledger(store=store, feed=feed, hints=NoHints())
+
+
+class NoLimiter:
+    """Limits nothing."""
+
+    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+        return None
+
+    async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None: ...
+    async def release(self, limits: Sequence[Limit], *, holder: str) -> None: ...
+    async def observe(self, limit: Limit, *, left: int, reset: float) -> None: ...
+    async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None: ...

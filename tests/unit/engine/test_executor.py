@@ -10,11 +10,13 @@ from famulus.v1.message_pb2 import MessageState
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunErrorCode, RunState
 from famulus_server.engine import lifecycle
+from famulus_server.engine.asking import Asking
 from famulus_server.engine.clock import TimeOrderedIds
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.routing import Router
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
     Claimed,
@@ -28,7 +30,7 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
-from unit.engine.alone import NoEventLog, ledger
+from unit.engine.alone import NoEventLog, NoLimiter, ledger
 from validator import validate_stream
 
 LEASE = Lease(owner="me", seconds=15)
@@ -76,12 +78,15 @@ async def claim(store: Store, **fields: object) -> Claimed:
 
 
 def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock) -> Executor:
+    policies = Policies()
+    router = Router(models=models, policies=policies)
     return Executor(
         store=store,
         feed=feed,
         ledger=ledger(store, feed),
-        models=models,
-        policies=Policies(),
+        router=router,
+        asking=Asking(router=router, limiter=NoLimiter(), policies=policies),
+        policies=policies,
         lease=LEASE,
         clock=clock,
         ids=TimeOrderedIds(clock=clock),
