@@ -26,6 +26,7 @@ from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
 from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -94,6 +95,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
         )
         ledger = Ledger(store=store, feed=feed, hints=hints)
+        policies = Policies()
         worker = Worker(
             store=workers_store,
             feed=feed,
@@ -102,6 +104,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             hints=hints,
             lease=lease,
             slots=0 if role == "api" else settings.worker.slots,
+            policies=policies,
             clock=clock,
         )
         follower = Follower(store=store, feed=feed, event_log=event_log, hints=hints)
@@ -126,6 +129,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 watch=watch,
                 threads=threads,
                 models=models,
+                policies=policies,
                 clock=clock,
                 ids=ids,
             ),

@@ -17,6 +17,7 @@ from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.settlement import end_waiting, lock, move
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -50,6 +51,7 @@ class RunDesk:
         watch: Watch,
         threads: ThreadDesk,
         models: Models,
+        policies: Policies,
         clock: Clock,
         ids: Ids,
     ) -> None:
@@ -60,6 +62,7 @@ class RunDesk:
         self._watch = watch
         self._threads = threads
         self._models = models
+        self._policies = policies
         self._clock = clock
         self._ids = ids
 
@@ -77,6 +80,7 @@ class RunDesk:
             new_thread=new_thread,
             messages=prepare(request.additional_messages, ids=self._ids, now=now),
             lease=self._worker.lease if reserved else None,
+            max_queued=self._policies.current.tier(tenant).max_queued_runs,
             now=now,
         )
         started = False

@@ -46,10 +46,12 @@ from famulus_server.ports.model import (
 )
 from famulus_server.ports.store import (
     Assistants,
+    Backlog,
     Claimed,
     Cursor,
     Lease,
     Messages,
+    Queue,
     RequestIds,
     RequestKey,
     RunFilter,
@@ -77,6 +79,7 @@ __all__ = [
     "WORK",
     "AnnotationChunk",
     "Assistants",
+    "Backlog",
     "CallChunk",
     "Claimed",
     "Clock",
@@ -95,6 +98,7 @@ __all__ = [
     "ModelRequest",
     "Models",
     "Quantity",
+    "Queue",
     "ReasoningChunk",
     "RefusalChunk",
     "Refused",
