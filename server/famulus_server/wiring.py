@@ -131,6 +131,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             hints=hints,
             lease=lease,
             slots=0 if role == "api" else settings.worker.slots,
+            policies=policies,
             clock=clock,
         )
         follower = Follower(store=store, feed=feed, event_log=event_log, hints=hints)

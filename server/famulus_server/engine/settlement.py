@@ -160,6 +160,8 @@ async def move(
     lifecycle.check(run.state, state)
     changed = state != run.state
     run.state = state
+    if state != lifecycle.QUEUED:
+        run.ClearField("estimated_start_time")
     if state in lifecycle.FINAL:
         run.end_time.CopyFrom(timestamp(now))
         run.ClearField("required_action")

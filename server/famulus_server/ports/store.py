@@ -119,6 +119,30 @@ class Claimed:
     taken_over: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What there is for a worker to do, each number counted up to a limit: runs whose lease has run out, parked runs
+    whose time has come, and how many runs of which tenants wait, in the order of their turns."""
+
+    abandoned: int
+    parked: int
+    waiting: Mapping[str, int]
+
+    def __bool__(self) -> bool:
+        return bool(self.abandoned or self.parked or self.waiting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """How the runs of a tenant wait. `queued` are all that are QUEUED, `ahead` those that workers take before another
+    one, both counted up to a limit. `starts` runs were started within the last `seconds`."""
+
+    queued: int
+    ahead: int
+    starts: int
+    seconds: float
+
+
 class RequestIds(Protocol):
     """Request ids with what they made."""
 
@@ -221,7 +245,8 @@ class Messages(Protocol):
 class Runs(Protocol):
     """Runs; the row is also the queue entry. `etag` is set here. `lifecycle.ACTIVE` has the states that are active.
 
-    A QUEUED run may wait in line behind the active one of its thread: it is then nobody's to claim, and not active.
+    A QUEUED run may wait in line behind the active one of its thread: it is then nobody's to claim, and not active. Or
+    it may be parked, until its `wake_time` has come and `wake` was called: until then it is nobody's to claim, either.
     """
 
     async def insert(self, tenant: str, run: Run, *, lease: Lease | None, line: int | None = None) -> None:
@@ -238,18 +263,32 @@ class Runs(Protocol):
     async def ids(self, tenant: str, thread_id: str) -> list[str]:
         """The ids of all runs on a thread."""
 
-    async def replace(self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None) -> None:
+    async def replace(
+        self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None
+    ) -> None:
         """Stores a run whose stored attempt is `attempt`; raises LeaseLost where it is not (zero rows changed) or the
         run is gone. The lease stays while the new state is IN_PROGRESS or CANCELLING, and ends otherwise;
-        `lease` gives a new one."""
+        `lease` gives a new one. `wake_time` parks a QUEUED run; a parked one stays so while it is QUEUED."""
 
-    async def claim(self, lease: Lease, *, limit: int) -> list[Claimed]:
-        """Gives this worker up to `limit` runs, oldest first: QUEUED ones, and IN_PROGRESS or CANCELLING ones whose
-        lease has run out. Adds one to `attempt` and `turn_attempt`. A QUEUED run becomes IN_PROGRESS, which is a fact
-        and takes the next sequence."""
+    async def queue(self, *, first: str, limit: int) -> Queue:
+        """What there is to claim. Of those tenants whose runs wait, at most `limit` are named: from `first` on in the
+        order of their names, and round to it. Everything is counted up to `limit`."""
 
-    async def is_claimable(self) -> bool:
-        """Whether `claim` would find something."""
+    async def claim(self, lease: Lease, shares: Mapping[str, int]) -> list[Claimed]:
+        """Gives this worker the first QUEUED runs of each tenant, at most so many; fewer where others are faster.
+
+        A run becomes IN_PROGRESS, which is a fact and takes the next sequence; `attempt` and `turn_attempt` grow by
+        one. Of one tenant, those first whose create_time, and the delay of their priority with it, is the lowest."""
+
+    async def take_over(self, lease: Lease, *, limit: int) -> list[Claimed]:
+        """Gives this worker up to `limit` IN_PROGRESS or CANCELLING runs whose lease has run out, oldest first. Adds
+        one to `attempt` and `turn_attempt`."""
+
+    async def wake(self, *, limit: int) -> int:
+        """Lets at most `limit` parked runs be claimed whose time has come; returns how many."""
+
+    async def backlog(self, tenant: str, run: Run, *, limit: int) -> Backlog:
+        """How the tenant's runs wait, seen from a run that is about to wait as well. Counted up to `limit`."""
 
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         """Renews this owner's leases on these runs in one statement; returns the ids of those it still holds."""

@@ -342,8 +342,8 @@ DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2;
 -- name: runs_insert
 -- Adds a run, unless it would be the second active one of its thread.
 INSERT INTO runs (tenant, id, thread_id, assistant_id, state, active, create_time, expire_time, attempt,
-                  lease_owner, lease_expire_time, line, version, body)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 1, $13)
+                  lease_owner, lease_expire_time, line, queue_time, start_time, version, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $15)
 ON CONFLICT (tenant, thread_id) WHERE active DO NOTHING;
 
 -- name: runs_active
@@ -376,33 +376,95 @@ ORDER BY create_time DESC, id DESC LIMIT $5;
 
 -- name: runs_replace
 -- Stores a run if its attempt is still $3. An owned run ($8) keeps its lease unless given another; others have none.
--- A run in line stays there until it has ended.
+-- A run in line stays there until it has ended, a parked one while it is QUEUED.
 UPDATE runs
 SET state = $4, active = $5 AND line IS NULL, line = CASE WHEN $5 THEN line END, expire_time = $6, attempt = $7,
     lease_owner = CASE WHEN $8 THEN COALESCE($9, lease_owner) END,
     lease_expire_time = CASE WHEN $8 THEN COALESCE($10, lease_expire_time, 0) END,
-    version = version + 1, body = $11
+    wake_time = CASE WHEN $4 = 1 THEN COALESCE($11, wake_time) ELSE 0 END,
+    version = version + 1, body = $12
 WHERE tenant = $1 AND id = $2 AND attempt = $3
 RETURNING version;
 
--- name: runs_claimable
--- Runs that wait for a worker or whose lease has run out, oldest first.
-SELECT tenant, version, body, state FROM (
-    SELECT * FROM (SELECT tenant, id, version, body, state, create_time FROM runs
-                   WHERE state = 1 AND active ORDER BY create_time, id LIMIT $2
-                   /* FOR UPDATE SKIP LOCKED */) AS waiting
-    UNION ALL
-    SELECT * FROM (SELECT tenant, id, version, body, state, create_time FROM runs
-                   WHERE lease_expire_time <= $1 ORDER BY create_time, id LIMIT $2
-                   /* FOR UPDATE SKIP LOCKED */) AS abandoned
-) AS claimable
-ORDER BY create_time, id LIMIT $2;
+-- name: runs_queue
+-- What there is to claim: runs whose lease has run out at $3, parked runs whose time has come, and the tenants whose runs
+-- wait, from $1 on and round to it, at most $2. Each with how many there are, counted up to $2. A tenant costs one look
+-- into the index, however many runs it has; a UNION knows when it has come round.
+SELECT 'abandoned' AS kind, '' AS tenant, count(*) AS number
+FROM (SELECT 1 FROM runs WHERE lease_expire_time <= $3 LIMIT $2) AS abandoned
+UNION ALL
+SELECT 'parked', '', count(*)
+FROM (SELECT 1 FROM runs WHERE wake_time > 0 AND wake_time <= $3 LIMIT $2) AS parked
+UNION ALL
+SELECT 'waiting', turn.tenant,
+       (SELECT count(*) FROM (SELECT 1 FROM runs r WHERE r.tenant = turn.tenant
+                              AND r.state = 1 AND r.active AND r.wake_time = 0 LIMIT $2) AS counted)
+FROM (
+    WITH RECURSIVE turns (tenant) AS (
+        SELECT COALESCE((SELECT r.tenant FROM runs r WHERE r.tenant >= $1
+                         AND r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1),
+                        (SELECT r.tenant FROM runs r
+                         WHERE r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1))
+        UNION
+        SELECT COALESCE((SELECT r.tenant FROM runs r WHERE r.tenant > turns.tenant
+                         AND r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1),
+                        (SELECT r.tenant FROM runs r
+                         WHERE r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1))
+        FROM turns
+    )
+    SELECT tenant FROM turns WHERE tenant IS NOT NULL LIMIT $2
+) AS turn;
+
+-- name: runs_first [sqlite]
+-- The first runs that wait of each tenant in a JSON array of [tenant, how many], at most $2 of each.
+SELECT r.tenant, r.version, r.body
+FROM json_each($1) AS wanted
+CROSS JOIN runs r ON r.rowid IN (SELECT f.rowid FROM runs f WHERE f.tenant = wanted.value ->> 0
+                                 AND f.state = 1 AND f.active AND f.wake_time = 0
+                                 ORDER BY f.queue_time, f.id LIMIT $2)
+ORDER BY wanted.key, r.queue_time, r.id;
+
+-- name: runs_first [postgres]
+-- The same; here they are as many as are wanted.
+SELECT first.tenant, first.version, first.body
+FROM jsonb_array_elements($1::text::jsonb) WITH ORDINALITY AS wanted (pair, place)
+CROSS JOIN LATERAL (SELECT r.* FROM runs r WHERE r.tenant = wanted.pair ->> 0
+                    AND r.state = 1 AND r.active AND r.wake_time = 0
+                    ORDER BY r.queue_time, r.id LIMIT LEAST((wanted.pair ->> 1)::bigint, $2)
+                    /* FOR UPDATE SKIP LOCKED */) AS first
+ORDER BY wanted.place, first.queue_time, first.id;
+
+-- name: runs_abandoned
+-- Runs whose lease has run out, oldest first.
+SELECT tenant, version, body FROM runs WHERE lease_expire_time <= $1
+ORDER BY create_time, id LIMIT $2 /* FOR UPDATE SKIP LOCKED */;
 
 -- name: runs_claim
 -- Gives a locked run to an owner.
 UPDATE runs
-SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, version = version + 1, body = $7
+SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, start_time = COALESCE(start_time, $7),
+    version = version + 1, body = $8
 WHERE tenant = $1 AND id = $2;
+
+-- name: runs_wake
+-- Lets parked runs be claimed whose time has come, at most $2.
+UPDATE runs SET wake_time = 0
+WHERE (tenant, id) IN (SELECT tenant, id FROM runs WHERE wake_time > 0 AND wake_time <= $1
+                       ORDER BY wake_time LIMIT $2 /* FOR UPDATE SKIP LOCKED */);
+
+-- name: runs_backlog
+-- Of a tenant, counted up to $3: runs that are QUEUED, those that are claimed before one with the time $2, and those that
+-- were started after $4, with the first of these times, at most $5.
+SELECT
+    (SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = $1 AND state = 1 AND active AND wake_time = 0
+                           LIMIT $3) AS waiting)
+    + (SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = $1 AND state = 1 AND (NOT active OR wake_time > 0)
+                             LIMIT $3) AS held),
+    (SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = $1 AND state = 1 AND active AND wake_time = 0
+                           AND queue_time <= $2 LIMIT $3) AS ahead),
+    count(*), min(start_time)
+FROM (SELECT start_time FROM runs WHERE tenant = $1 AND start_time > $4
+      ORDER BY start_time DESC LIMIT $5) AS started;
 
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
-from contract.samples import TENANT, MovableClock, add_run, add_thread, run
+from contract.samples import TENANT, MovableClock, add_run, add_thread, claim_runs, run
 from famulus.v1.message_pb2 import MessageState
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunErrorCode, RunState
@@ -73,7 +73,7 @@ def feed() -> Feed:
 async def claim(store: Store, **fields: object) -> Claimed:
     await add_thread(store, "thread_1", "hello")
     await add_run(store, run(**fields))  # type: ignore[arg-type]
-    [claimed] = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+    [claimed] = await claim_runs(store, LEASE, limit=1)
     return claimed
 
 
@@ -154,7 +154,7 @@ async def test_interrupted_execution_ends_and_writes_nothing_of_the_turn(
     left = await stored(store)
     assert (left.state, left.attempt) == (RunState.RUN_STATE_IN_PROGRESS, 1)
     assert await store.read(lambda tx: tx.messages.page(TENANT, "thread_1", run_id="run_1", limit=10)) == []
-    again = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+    again = await claim_runs(store, LEASE, limit=1)
     # Given back at once, or left until the lease runs out.
     assert len(again) == (1 if why is Interruption.DRAIN else 0)
 
@@ -164,7 +164,7 @@ async def test_worker_that_lost_the_run_writes_and_tells_nothing_more(
 ) -> None:
     async def taken_over() -> None:
         clock.advance(LEASE.seconds + 1)
-        [other] = await store.write(lambda tx: tx.runs.claim(Lease(owner="other", seconds=15), limit=1))
+        [other] = await claim_runs(store, Lease(owner="other", seconds=15), limit=1)
         assert other.taken_over
 
     claimed = await claim(store)

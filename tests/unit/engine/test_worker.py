@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from contract.samples import TENANT, add_run, add_thread, run
+from contract.samples import TENANT, add_run, add_thread, claim_runs, run
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine import worker as worker_module
 from famulus_server.engine.clock import SystemClock
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.worker import Worker
-from famulus_server.ports import Claimed, Lease, Store
+from famulus_server.ports import Claimed, Lease, Queue, Store
 from famulus_server.store.sqlite import SqliteStore
 from unit.engine.alone import NoEventLog, NoHints, ledger
 
@@ -49,6 +50,7 @@ def open_worker(store: Store, executions: Any, *, slots: int = 8, event_log: NoE
         hints=NoHints(),
         lease=LEASE,
         slots=slots,
+        policies=Policies(),
         clock=SystemClock(),
     )
     made.open()
@@ -182,7 +184,7 @@ async def test_run_that_comes_in_while_the_queue_is_looked_through_finds_a_slot(
 
     async def slow(unit: Any) -> Any:
         result = await plain_read(unit)
-        if result is False:
+        if isinstance(result, Queue):
             looking.set()
             await go_on.wait()
         return result
@@ -225,7 +227,7 @@ async def test_run_that_is_claimed_again_by_its_own_worker_is_executed_once(stor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_module, "Control", Noting)
         await queue(store, "frozen")
-        [claimed] = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+        [claimed] = await claim_runs(store, LEASE, limit=1)
         made = open_worker(store, Executions(act))
         assert made.reserve()
         made.start(claimed)
