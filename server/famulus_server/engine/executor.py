@@ -28,6 +28,7 @@ from famulus_server.ports import (
     ModelEvent,
     Models,
     Store,
+    ThreadCache,
     Transaction,
     Turn,
     TurnEnded,
@@ -67,9 +68,19 @@ class Executor:
     """Executes runs that a worker has claimed."""
 
     def __init__(
-        self, *, store: Store, feed: Feed, ledger: Ledger, models: Models, lease: Lease, clock: Clock, ids: Ids
+        self,
+        *,
+        store: Store,
+        thread_cache: ThreadCache,
+        feed: Feed,
+        ledger: Ledger,
+        models: Models,
+        lease: Lease,
+        clock: Clock,
+        ids: Ids,
     ) -> None:
         self._store = store
+        self._thread_cache = thread_cache
         self._feed = feed
         self._ledger = ledger
         self._models = models
@@ -189,7 +200,9 @@ class Executor:
 
     async def _prompt(self, progress: _Progress, card: ModelCard) -> Prompt:
         run, turns = progress.run, progress.turns
-        return await self._insist(progress, lambda: prompt.build(self._store, progress.tenant, run, card, turns))
+        return await self._insist(
+            progress, lambda: prompt.build(self._store, self._thread_cache, progress.tenant, run, card, turns)
+        )
 
     async def _listen(self, progress: _Progress, recorder: TurnRecorder, made: Prompt) -> None:
         """Shows what the model says, as it comes, until its terminal event."""

@@ -27,7 +27,7 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
-from unit.engine.alone import NoEventLog, ledger
+from unit.engine.alone import NoEventLog, NoThreadCache, ledger
 from validator import validate_stream
 
 LEASE = Lease(owner="me", seconds=15)
@@ -74,6 +74,7 @@ async def claim(store: Store, **fields: object) -> Claimed:
 def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock) -> Executor:
     return Executor(
         store=store,
+        thread_cache=NoThreadCache(),
         feed=feed,
         ledger=ledger(store, feed),
         models=models,
