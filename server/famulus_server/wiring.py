@@ -14,6 +14,7 @@ from famulus_server.api.server import ApiServer, Desks
 from famulus_server.config import ConfigError, Settings
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
+from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.supervisor import Child, keep_running
@@ -88,6 +89,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         feed = Feed(event_log=event_log)
         event_log.open(replay=feed.memory)
         stack.push_async_callback(event_log.close)
+        thread_cache = RedisThreadCache(url=redis_url)
+        thread_cache.open()
+        stack.push_async_callback(thread_cache.close)
         models = ModelRegistry(settings=model_settings)
         stack.push_async_callback(models.close)
         lease = Lease(
@@ -98,7 +102,16 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             store=workers_store,
             feed=feed,
             ledger=ledger,
-            executor=Executor(store=store, feed=feed, ledger=ledger, models=models, lease=lease, clock=clock, ids=ids),
+            executor=Executor(
+                store=store,
+                thread_cache=thread_cache,
+                feed=feed,
+                ledger=ledger,
+                models=models,
+                lease=lease,
+                clock=clock,
+                ids=ids,
+            ),
             hints=hints,
             lease=lease,
             slots=0 if role == "api" else settings.worker.slots,
@@ -113,7 +126,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             clock=clock,
             heartbeat_seconds=settings.server.heartbeat_seconds,
         )
-        threads = ThreadDesk(store=store, feed=feed, worker=worker, clock=clock, ids=ids)
+        threads = ThreadDesk(store=store, thread_cache=thread_cache, feed=feed, worker=worker, clock=clock, ids=ids)
         desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
             threads=threads,
