@@ -15,6 +15,7 @@ from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.supervisor import Child, keep_running
@@ -100,6 +101,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         feed = Feed(event_log=event_log)
         event_log.open(replay=feed.memory)
         stack.push_async_callback(event_log.close)
+        thread_cache = RedisThreadCache(url=redis_url)
+        thread_cache.open()
+        stack.push_async_callback(thread_cache.close)
         models = ModelRegistry(settings=model_settings)
         stack.push_async_callback(models.close)
         lease = Lease(
@@ -119,6 +123,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             ledger=ledger,
             executor=Executor(
                 store=store,
+                thread_cache=thread_cache,
                 feed=feed,
                 ledger=ledger,
                 router=router,
@@ -143,7 +148,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             clock=clock,
             heartbeat_seconds=settings.server.heartbeat_seconds,
         )
-        threads = ThreadDesk(store=store, feed=feed, worker=worker, clock=clock, ids=ids)
+        threads = ThreadDesk(store=store, thread_cache=thread_cache, feed=feed, worker=worker, clock=clock, ids=ids)
         desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
             threads=threads,

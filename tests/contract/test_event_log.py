@@ -252,7 +252,7 @@ async def test_valkey_that_stays_frozen_is_left_alone_after_five_reads(
     assert len(told) == 1
     assert await log.read("run_1", after_sequence=0, limit=10) == []
     # Its time is over.
-    monkeypatch.setattr(log, "_left_alone_until", 0.0)
+    monkeypatch.setattr(log._patience, "_left_alone_until", 0.0)
     assert await read(log) == [1]
 
 

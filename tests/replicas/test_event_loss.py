@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import WatchRunRequest
-from famulus_server.coordination import event_log, streams
+from famulus_server.coordination import patience, streams
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.embedded.upstream import Scene
 from famulus_server.embedded.valkey import EmbeddedValkey
@@ -111,7 +111,7 @@ async def redis(valkey: EmbeddedValkey, tmp_path: Path, shared: dict[str, Any]) 
 @pytest.fixture(autouse=True)
 def _soon_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody wants to wait for five seconds."""
-    monkeypatch.setattr(event_log, "_LEFT_ALONE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "_LEFT_ALONE_SECONDS", 0.2)
 
 
 def kinds(events: Sequence[RunEvent]) -> list[str]:
@@ -237,7 +237,7 @@ async def test_redis_that_hangs_is_asked_five_times_and_left_alone(
     async with open_replica(server={"role": "api"}) as late:
         await redis.freeze()
         monkeypatch.setattr(streams.RedisStreams, "_ask_reader", count)
-        monkeypatch.setattr(event_log, "_LEFT_ALONE_SECONDS", 3_600.0)
+        monkeypatch.setattr(patience, "_LEFT_ALONE_SECONDS", 3_600.0)
         for run in runs:
             [event] = await late.watch(run.id)
             assert event.snapshot.run == run

@@ -1,16 +1,20 @@
-"""A single connection to Redis whose owner knows when it is another one than before."""
+"""Connections to Redis: a single one whose owner knows when it is another one than before, and some to ask by."""
 
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from famulus_server.coordination.errors import RedisUnavailable
+
+# In seconds.
+_LATE = 0.005
 
 Command = Sequence[str | bytes | int]
 
@@ -57,6 +61,39 @@ class Line:
             return await self._connection.read_response()
         except ResponseError as error:
             return error
+
+
+class Reader:
+    """Asks for somebody who waits: `timeout` is in seconds, and short."""
+
+    def __init__(self, *, url: str, timeout: float) -> None:
+        self._timeout = timeout
+        # The library's own defaults would hang for seconds on a dead server.
+        # Any: the library gives its commands no types.
+        self._client: Any = Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+        )
+
+    async def ask(self, *command: str | bytes | int) -> Any:
+        """The answer to a command that changes nothing. Raises RedisUnavailable, also where it is refused."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            with cancellable():
+                return await self._client.execute_command(*command)
+        except (RedisError, OSError) as error:
+            # A timer that went off late tells of our own loop or machine, not of Redis: its answer may be there.
+            if loop.time() - started < self._timeout + _LATE:
+                raise RedisUnavailable(reason(error)) from error
+        try:
+            with cancellable():
+                return await self._client.execute_command(*command)
+        except (RedisError, OSError) as error:
+            raise RedisUnavailable(reason(error)) from error
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from famulus_server.ports import (
     Ids,
     Lease,
     Store,
+    ThreadCache,
     Transaction,
     Turn,
     TurnEnded,
@@ -72,6 +73,7 @@ class Executor:
         self,
         *,
         store: Store,
+        thread_cache: ThreadCache,
         feed: Feed,
         ledger: Ledger,
         router: Router,
@@ -82,6 +84,7 @@ class Executor:
         ids: Ids,
     ) -> None:
         self._store = store
+        self._thread_cache = thread_cache
         self._feed = feed
         self._ledger = ledger
         self._router = router
@@ -208,7 +211,9 @@ class Executor:
         card = self._router.card(run.model)
         if card is None:
             raise ModelRejectedRequest("the configuration no longer has this model")
-        made = await self._insist(progress, lambda: prompt.build(self._store, tenant, run, card, turns))
+        made = await self._insist(
+            progress, lambda: prompt.build(self._store, self._thread_cache, tenant, run, card, turns)
+        )
         return Question(tenant=tenant, run=run, made=made, avoid=progress.avoid)
 
     async def _listen(self, progress: _Progress, recorder: TurnRecorder, question: Question) -> None:

@@ -17,6 +17,7 @@ from famulus_server.ports import (
     Ids,
     RequestKey,
     Store,
+    ThreadCache,
     ThreadFilter,
     Transaction,
 )
@@ -29,8 +30,11 @@ _SETTABLE = ("user_id", *_MUTABLE)
 class ThreadDesk:
     """Threads: create, read, change, fork, delete."""
 
-    def __init__(self, *, store: Store, feed: Feed, worker: Worker, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self, *, store: Store, thread_cache: ThreadCache, feed: Feed, worker: Worker, clock: Clock, ids: Ids
+    ) -> None:
         self._store = store
+        self._thread_cache = thread_cache
         self._feed = feed
         self._worker = worker
         self._clock = clock
@@ -97,7 +101,9 @@ class ThreadDesk:
             await tx.threads.bury(tenant, thread_id, now)
             return runs
 
-        for run_id in await self._store.write(unit):
+        run_ids = await self._store.write(unit)
+        self._thread_cache.forget(tenant, thread_id)
+        for run_id in run_ids:
             self._worker.stop(run_id, Interruption.LEASE_LOST)
             async with self._feed.order(run_id):
                 self._feed.drop(run_id)

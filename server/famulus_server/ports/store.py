@@ -235,11 +235,17 @@ class Messages(Protocol):
     ) -> list[Message]:
         """Messages with after_sequence < sequence < before_sequence, in order; none where there is no thread."""
 
+    async def newest(
+        self, tenant: str, thread_id: str, *, limit: int, after_sequence: int = 0
+    ) -> tuple[int, list[Message]]:
+        """The thread's revision, and its newest messages with sequence > after_sequence, newest first, as of one
+        moment. The revision counts `replace` and `delete`. 0 and none where there is no thread."""
+
     async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
-        """Changes a message for this thread only. Raises NotFound."""
+        """Changes a message for this thread only, and counts its revision up. Raises NotFound."""
 
     async def delete(self, tenant: str, thread_id: str, message_id: str) -> None:
-        """Removes a message from this thread only. Raises NotFound."""
+        """Removes a message from this thread only, and counts its revision up. Raises NotFound."""
 
 
 class Runs(Protocol):

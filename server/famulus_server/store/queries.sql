@@ -157,6 +157,10 @@ UPDATE threads SET next_sequence = next_sequence + $3
 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
 RETURNING next_sequence;
 
+-- name: threads_revise
+-- Counts a change of the messages that a thread sees, other than a new one. Locks the thread.
+UPDATE threads SET revision = revision + 1 WHERE tenant = $1 AND id = $2;
+
 -- name: threads_bury
 -- Leaves a tombstone.
 UPDATE threads SET deleted_time = $3, user_id = '', body = $4, version = version + 1
@@ -261,6 +265,48 @@ CROSS JOIN LATERAL (
 ) AS seen
 WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
 ORDER BY seen.sequence DESC LIMIT $5;
+
+-- name: messages_newest [sqlite]
+-- The revision of a thread with its newest messages behind a sequence, newest first: one row without a message where
+-- there is none.
+SELECT t.revision, seen.sequence, seen.version, seen.body
+FROM threads t
+LEFT JOIN (
+    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    FROM thread_segments s
+    JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
+        AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+        AND m.sequence <= s.upto_sequence
+    LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+    WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3
+      AND (o.deleted IS NULL OR NOT o.deleted)
+    ORDER BY s.from_sequence DESC, m.sequence DESC LIMIT $4
+) AS seen ON TRUE
+WHERE t.tenant = $1 AND t.id = $2
+ORDER BY seen.sequence DESC;
+
+-- name: messages_newest [postgres]
+-- The same, of each segment no more than are wanted.
+SELECT t.revision, seen.sequence, seen.version, seen.body
+FROM threads t
+LEFT JOIN (
+    SELECT found.sequence, found.version, found.body
+    FROM thread_segments s
+    CROSS JOIN LATERAL (
+        SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+        FROM messages m
+        LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+        WHERE m.tenant = s.tenant AND m.log_id = s.log_id
+          AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+          AND m.sequence <= s.upto_sequence
+          AND (o.deleted IS NULL OR NOT o.deleted)
+        ORDER BY m.sequence DESC LIMIT $4
+    ) AS found
+    WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3
+    ORDER BY found.sequence DESC LIMIT $4
+) AS seen ON TRUE
+WHERE t.tenant = $1 AND t.id = $2
+ORDER BY seen.sequence DESC;
 
 -- name: messages_of_run
 -- Messages that a run wrote and a thread sees between two sequences, oldest first. They are few.

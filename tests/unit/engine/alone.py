@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Ledger
-from famulus_server.ports import Demand, Limit, Refused, Store
+from famulus_server.ports import Demand, Limit, Refused, Remembered, Store
 
 
 class NoEventLog:
@@ -20,6 +20,17 @@ class NoEventLog:
 
     def finish(self, run_id: str) -> None: ...
     def drop(self, run_id: str) -> None: ...
+
+
+class NoThreadCache:
+    """Remembers nothing."""
+
+    async def get(self, tenant: str, thread_id: str) -> Remembered | None:
+        return None
+
+    def note_stale(self) -> None: ...
+    def put(self, tenant: str, thread_id: str, remembered: Remembered) -> None: ...
+    def forget(self, tenant: str, thread_id: str) -> None: ...
 
 
 class NoHints:

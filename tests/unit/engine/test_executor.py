@@ -30,7 +30,7 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
-from unit.engine.alone import NoEventLog, NoLimiter, ledger
+from unit.engine.alone import NoEventLog, NoLimiter, NoThreadCache, ledger
 from validator import validate_stream
 
 LEASE = Lease(owner="me", seconds=15)
@@ -82,6 +82,7 @@ def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock
     router = Router(models=models, policies=policies)
     return Executor(
         store=store,
+        thread_cache=NoThreadCache(),
         feed=feed,
         ledger=ledger(store, feed),
         router=router,

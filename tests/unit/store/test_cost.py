@@ -24,12 +24,12 @@ from famulus_server.ports import Turn
 from famulus_server.store import queries
 from famulus_server.store.sqlite import SqliteStore
 
-# The queue, the arguments given as JSON and the list of an operator's single row are small; all else is found by an
-# index.
+# The queue, the arguments given as JSON, what was found by an index before and the list of an operator's single row are
+# small; all else is found by an index.
 SCANNED = {
     *("abandoned", "parked", "turns", "turn", "counted", "r"),
     *("waiting", "held", "ahead", "started"),
-    *("found", "wanted", "json_each", "alembic_version"),
+    *("found", "seen", "wanted", "json_each", "alembic_version"),
 }
 
 
@@ -95,6 +95,11 @@ async def test_window_of_messages_costs_the_same_in_a_long_thread(
     few = steps(connection, oldest, TENANT, "short", 5, end, 5)
     assert few[1] == 5
     assert steps(connection, oldest, TENANT, "long", size - 5, end, 5) == few
+    few = steps(connection, statements["messages_newest"], TENANT, "short", 5, 9)
+    many = steps(connection, statements["messages_newest"], TENANT, "long", size - 5, 9)
+    assert few[1] == many[1] == 5
+    # Longer numbers are sorted by a step more or less.
+    assert abs(many[0] - few[0]) <= 2
 
 
 async def test_fork_costs_the_same_for_any_number_of_messages_and_copies_none(

@@ -70,6 +70,9 @@ async def test_window_of_messages_costs_the_same_in_a_long_thread(
         many = await pages(connection, STATEMENTS[name], TENANT, "long", after, END, 5)
         # A larger index is deeper by a page or two.
         assert many <= few + 10, name
+    few = await pages(connection, STATEMENTS["messages_newest"], TENANT, "short", 5, 9)
+    many = await pages(connection, STATEMENTS["messages_newest"], TENANT, "long", 9_995, 9)
+    assert many <= few + 10
 
 
 # Of each tenant some runs have ended, are in line, and are parked.

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0002"
+down_revision = "0004"
 
 # Ids are compared byte by byte on both engines.
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
