@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_service_pb2 import ListRunsRequest
@@ -14,6 +15,8 @@ from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, Usa
 from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Tier
 from run_stage import Stage, open_stage, refused, stage_settings
 from serving import Refusal
+
+pytestmark = pytest.mark.usefixtures("unhurried")
 
 HELD = Scene(deltas=6, hold_after=3)
 
@@ -69,7 +72,7 @@ async def test_place_is_given_back_by_a_cancel_and_by_a_run_that_never_was(tmp_p
 
 
 async def test_requests_per_minute_are_limited_and_the_told_wait_is_enough(tmp_path: Path) -> None:
-    async with stage_with(tmp_path, tenant=Quota(requests_per_minute=240, burst_seconds=1)) as stage:
+    async with stage_with(tmp_path, tenant=Quota(requests_per_minute=30, burst_seconds=8)) as stage:
         stage.play(Scene(text="fine"))
         runs = [await stage.start() for _ in range(4)]
         refusal = await refused(stage.start())
@@ -88,7 +91,7 @@ async def test_user_and_assistant_have_limits_of_their_own(tmp_path: Path) -> No
         mine, other, nobodys = [await stage.thread(user_id=user) for user in ("me", "you", "")]
         for thread in (mine, other, nobodys, nobodys):
             await stage.play_out(thread_id=thread.id)
-        check_told(await refused(stage.start(thread_id=mine.id)), "user.requests_per_minute", "user:me")
+        check_told(await refused(stage.start(thread_id=mine.id)), "user.requests_per_minute", "user:default/me")
 
 
 async def test_same_request_gets_its_run_although_the_limit_is_reached(tmp_path: Path) -> None:
@@ -117,7 +120,9 @@ async def test_run_waits_for_tokens_that_others_used_up(tmp_path: Path) -> None:
 async def test_model_takes_so_many_turns_at_a_time(tmp_path: Path) -> None:
     async with stage_with(tmp_path, quotas={"scripted": Quota(concurrent_runs=1)}) as stage:
         stage.play(Scene(times=1, deltas=6, hold_after=3), Scene(text="fine"))
-        first, second = await stage.start(), await stage.start()
+        first = await stage.start()
+        await stage.request()
+        second = await stage.start()
         await stage.until(second.id, "retry_scheduled")
         assert len(stage.asked) == 1
         (await stage.request()).released.set()

@@ -21,7 +21,6 @@ ROUTES = (
     Route(name="parking", variants=FIRST, fallbacks=("chat",), when_down="park", park_seconds=0.05),
     Route(name="parking for long", variants=FIRST, when_down="park", park_seconds=600),
     Route(name="replying", variants=FIRST, fallbacks=("chat",), when_down="reply", reply="Come back later."),
-    Route(name="nowhere", variants=(Variant(model="gone"),)),
 )
 DOWN = Fault(kind="status", status=500)
 
@@ -157,7 +156,3 @@ async def test_tool_that_a_fallback_lacks_is_refused_before_the_run(stage: Stage
     assistant = await stage.assistant(tools=[Tool(code_interpreter=CodeInterpreterTool())], model="careful")
     refusal = await refused(stage.start(assistant_id=assistant.id))
     assert (refusal.reason, refusal.metadata["model"]) == ("TOOL_UNSUPPORTED", "careful")
-
-
-async def test_route_without_a_configured_model_is_unknown(stage: Stage) -> None:
-    assert (await refused(stage.start(model="nowhere"))).reason == "UNKNOWN_MODEL"
