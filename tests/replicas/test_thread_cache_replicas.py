@@ -1,6 +1,7 @@
 """What one replica does to a thread, the next run on another sees exactly, whatever is remembered (contract 2, 28)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -169,8 +170,8 @@ async def test_flushed_or_poisoned_redis_changes_no_prompt(
     key, other = (f"famulus:{{{one}}}:context" for one in (thread_id, other_id))
     async with redis.client() as client:
         for number in range(3):
-            old = await client.get(key)
-            assert old is not None
+            old: Any = await client.get(key)
+            assert old
             for poison in (b"", b"garbage", old[:-7], old.replace(b"one", b"two"), await client.get(other), None):
                 if poison is None:
                     await client.flushall()
