@@ -20,7 +20,7 @@ from contract.samples import (
     thread,
 )
 from famulus.v1.run_pb2 import RunState
-from famulus_server.ports import Turn
+from famulus_server.ports import Transaction, Turn
 from famulus_server.store import queries
 from famulus_server.store.sqlite import SqliteStore
 
@@ -113,6 +113,29 @@ async def test_fork_costs_the_same_for_any_number_of_messages_and_copies_none(
         taken.append(store.stats.statements - before)
     assert taken[0] == taken[1]
     assert connection.execute("SELECT count(*) FROM messages").fetchone() == (10_010,)
+
+
+async def test_spending_costs_the_same_however_many_runs_there_were(
+    store: SqliteStore, connection: sqlite3.Connection, statements: dict[str, str]
+) -> None:
+    add, month = statements["spending_add"], 0
+
+    async def use(runs: int) -> None:
+        async def unit(tx: Transaction) -> None:
+            for number in range(runs):
+                await tx.usages.put(TENANT, run(f"of many {number}"))
+
+        await store.write(unit)
+
+    await use(1)
+    few = [steps(connection, add, TENANT, user, month, 1) for user in ("", "ann")]
+    connection.commit()
+    await use(1_000)
+    assert [steps(connection, add, TENANT, user, month, 1) for user in ("", "ann")] == few
+    # Where a period begins, the runs of one user are found without those of the others.
+    args = {str(number): "" for number in range(1, 5)}
+    plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {add}", args)]
+    assert "SEARCH u USING INDEX run_usage_of_user (tenant=? AND user_id=? AND create_time>?)" in plan
 
 
 async def test_thread_is_read_by_one_statement(store: SqliteStore) -> None:
