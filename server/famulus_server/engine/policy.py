@@ -89,7 +89,7 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything of this kind that holds at one time."""
 
-    tiers: Mapping[str, Tier] = {DEFAULT_TIER: Tier()}
+    tiers: Mapping[str, Tier] = msgspec.field(default_factory=lambda: {DEFAULT_TIER: Tier()})
     tenants: Mapping[str, str] = {}  # the names of their tiers; all others have the default one
     routes: Mapping[str, Route] = {}
     prices: Mapping[str, ModelPrice] = {}  # by model
