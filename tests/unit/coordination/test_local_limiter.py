@@ -13,7 +13,7 @@ from famulus_server.ports import Demand, Limit
 
 T = TypeVar("T")
 
-TOKENS = Limit("tenant", "acme", "tokens", 100, 7.0)
+TOKENS = Limit("tenant", "acme", "tokens", 100, 8.0)
 REQUESTS = Limit("tenant", "acme", "requests", 5, 0.5)
 RUNS = Limit("tenant", "acme", "runs", 4)
 
