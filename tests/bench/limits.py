@@ -34,7 +34,7 @@ async def main() -> None:
         url = await valkey.start()
         line, limiter = Line(url=url, timeout=1.0), RedisLimiter(url=url, owner="bench")
         limiter.open()
-        while not limiter.is_shared:
+        while not limiter.is_shared:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
         await line.renew()
         figures = {

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,20 @@ async def test_short_stall_keeps_the_limits_shared(one: RedisLimiter, redis: Any
         granted += await taken(one, demand, tries=20)
     # What was allowed meanwhile has been counted.
     assert granted == 10
+    assert told == []
+
+
+async def test_process_that_stands_still_does_not_blame_redis(one: RedisLimiter) -> None:
+    demand = Demand(limit(most=100))
+    with capture_logs() as told:
+        for _ in range(8):
+            taking = asyncio.create_task(taken(one, demand, tries=1))
+            # Until it is sent.
+            for _ in range(5):
+                await asyncio.sleep(0)
+            time.sleep(0.07)  # noqa: ASYNC251 - that is what is tested
+            assert await taking == 1
+    assert one.is_shared
     assert told == []
 
 
