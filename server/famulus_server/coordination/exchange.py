@@ -20,6 +20,7 @@ _FAILURES = 5
 # No caller waits for this one: a Redis that hangs for less keeps its connection.
 _TIMEOUT = 1.0
 _QUESTIONS_AT_A_TIME = 256
+_MAX_WAITING = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +124,7 @@ class Exchange:
         await self._line.close()
 
     def _put(self, question: _Question) -> None:
-        if self._is_open:
+        if self._is_open and len(self._waiting) < _MAX_WAITING:
             self._waiting.append(question)
             self._due.set()
 

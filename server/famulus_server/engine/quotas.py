@@ -45,18 +45,20 @@ def limits_of_turn(policy: Policy, tenant: str, run: Run, model: str, tokens: in
         for limit in _limits(scope, subject, quota, ("tokens",))
     ]
     models: Sequence[tuple[Scope, str, Quota]] = (
-        ("tenant_model", _subject(tenant, model), policy.tier(tenant).limits.tenant_model),
-        ("model", _subject(model), policy.quotas.get(model, _NO_QUOTA)),
+        ("tenant_model", _within(tenant, model), policy.tier(tenant).limits.tenant_model),
+        ("model", model, policy.quotas.get(model, _NO_QUOTA)),
     )
-    for scope, subject, quota in models:
-        limits = _limits(scope, subject, quota, ("requests", "tokens", "runs"))
-        demands += [Demand(limit, tokens if limit.quantity == "tokens" else 1) for limit in limits]
+    demands += [
+        Demand(limit, tokens if limit.quantity == "tokens" else 1)
+        for scope, subject, quota in models
+        for limit in _limits(scope, subject, quota, ("requests", "tokens", "runs"))
+    ]
     return demands
 
 
 def limits_of_model(policy: Policy, model: str) -> list[Limit]:
     """The limits of a model, which its provider keeps as well: requests and tokens."""
-    return list(_limits("model", _subject(model), policy.quotas.get(model, _NO_QUOTA), ("requests", "tokens")))
+    return list(_limits("model", model, policy.quotas.get(model, _NO_QUOTA), ("requests", "tokens")))
 
 
 def refusal(refused: Refused) -> ResourceExhausted:
@@ -78,10 +80,10 @@ def refusal(refused: Refused) -> ResourceExhausted:
 
 def _callers(policy: Policy, tenant: str, run: Run) -> Iterator[tuple[Scope, str, Quota]]:
     quotas = policy.tier(tenant).limits
-    yield "tenant", _subject(tenant), quotas.tenant
+    yield "tenant", tenant, quotas.tenant
     if run.user_id:
-        yield "user", _subject(tenant, run.user_id), quotas.user
-    yield "assistant", _subject(tenant, run.assistant_id), quotas.assistant
+        yield "user", _within(tenant, run.user_id), quotas.user
+    yield "assistant", _within(tenant, run.assistant_id), quotas.assistant
 
 
 def _limits(scope: Scope, subject: str, quota: Quota, quantities: Sequence[Quantity]) -> Iterator[Limit]:
@@ -97,6 +99,7 @@ def _limits(scope: Scope, subject: str, quota: Quota, quantities: Sequence[Quant
             yield Limit(scope, subject, quantity, max(1, int(rate * quota.burst_seconds / 60)), rate / 60)
 
 
-def _subject(*parts: str) -> str:
-    # Two subjects are never the same text, whatever is in their parts.
-    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+def _within(tenant: str, name: str) -> str:
+    # Two tenants never have the same subject, whatever is in their names.
+    escaped = tenant.replace("%", "%25").replace("/", "%2F")
+    return f"{escaped}/{name}"
