@@ -165,6 +165,8 @@ async def test_flushed_or_poisoned_redis_changes_no_prompt(
     here, there = pair
     thread_id = (await run(here, strategy, "one")).thread_id
     other_id = (await run(here, strategy, "something else")).thread_id
+    for known_id in (thread_id, other_id):
+        await run(here, strategy, "and so on", known_id)
     for cache in caches:
         await cache.flush()
     key, other = (f"famulus:{{{one}}}:context" for one in (thread_id, other_id))
@@ -195,6 +197,7 @@ async def test_deleted_thread_leaves_nothing_in_redis(
 ) -> None:
     here, there = pair
     ended = await run(here, AUTO, "a secret")
+    await run(here, AUTO, "keep it", ended.thread_id)
     await caches[0].flush()
     key = f"famulus:{{{ended.thread_id}}}:context"
     async with redis.client() as client:

@@ -62,8 +62,8 @@ async def build(
     old = first + last
     if context.stale:
         cache.note_stale()
-    if start is None and old:
-        cache.put(tenant, run.thread_id, context.since((last or first)[0].sequence))
+    if start is None and last:
+        cache.put(tenant, run.thread_id, context.since(last[0].sequence))
     others = [message for message in new if message.run_id != run.id]
     items: list[Item] = [item for message in old for item in message_items(message)]
     pending = deque(others)

@@ -119,7 +119,7 @@ class History:
 
     async def go_on(self) -> None:
         step = self._random.choice(
-            [self._append, self._append, self._append, self._edit, self._delete, self._fork, self._roll_back]
+            [*[self._append] * 6, *[self._edit, self._delete, self._fork, self._roll_back] * 2, self._clear]
         )
         await step(self._random.choice(self.threads))
 
@@ -152,6 +152,14 @@ class History:
             # Often at an end, where windows and what is remembered of them begin.
             gone = self._random.choice([known[0], known[-1], self._random.choice(known)]).id
             await self._store.write(lambda tx: tx.messages.delete(TENANT, thread_id, gone))
+
+    async def _clear(self, thread_id: str) -> None:
+        """Nearly all goes."""
+        known = await self.all(thread_id)
+        left = self._random.sample(known, min(len(known), self._random.choice([0, 1, 2])))
+        for gone in known:
+            if gone not in left:
+                await self._store.write(lambda tx: tx.messages.delete(TENANT, thread_id, gone.id))  # noqa: B023
 
     async def _fork(self, thread_id: str) -> None:
         name = f"fork_{len(self.threads)}_{self._made}_{self._random.random()}"
@@ -288,6 +296,22 @@ async def test_change_of_a_remembered_message_is_seen_and_counted(
     assert cache.stale == 2
     assert words(await build(store, cache, the_run(strategy))) == ["A", "b"]
     assert cache.stale == 2
+
+
+@pytest.mark.parametrize("strategy", [LAST_FIVE, AUTO])
+@pytest.mark.parametrize("left", ["", "a", "b", "c", "ab", "ac"])
+async def test_thread_of_which_little_is_left_is_seen_as_it_is(
+    store: SqliteStore, strategy: TruncationStrategy, left: str
+) -> None:
+    await add_thread(store, "thread_1", *"abc")
+    cache = Memory()
+    await build(store, cache, the_run(strategy))
+    for name in set("abc") - set(left):
+        await store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", name))  # noqa: B023
+    for _ in range(2):
+        assert words(await build(store, cache, the_run(strategy))) == list(left)
+    await add_messages(store, "thread_1", "d")
+    assert words(await build(store, cache, the_run(strategy))) == [*left, "d"]
 
 
 async def test_store_that_was_restored_from_a_backup_is_believed(store: SqliteStore) -> None:

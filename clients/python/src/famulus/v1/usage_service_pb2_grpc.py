@@ -47,8 +47,8 @@ class UsageServiceServicer(object):
     """
 
     def QueryUsage(self, request, context):
-        """Sums up the runs of a span of time, in groups. A run counts where it was created, from its first model turn on,
-        and also once its thread is deleted.
+        """Sums up the runs of a span of time, in groups. A run counts at the time when it was created, once its first model
+        turn or itself has ended, and also when its thread is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,8 @@ class UsageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageRequest, _usage_service_pb2.QueryUsageResponse]
-    """Sums up the runs of a span of time, in groups. A run counts where it was created, from its first model turn on,
-    and also once its thread is deleted.
+    """Sums up the runs of a span of time, in groups. A run counts at the time when it was created, once its first model
+    turn or itself has ended, and also when its thread is deleted.
     """
 
 @_typing.type_check_only
@@ -46,8 +46,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     QueryUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageRequest, _usage_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
-    """Sums up the runs of a span of time, in groups. A run counts where it was created, from its first model turn on,
-    and also once its thread is deleted.
+    """Sums up the runs of a span of time, in groups. A run counts at the time when it was created, once its first model
+    turn or itself has ended, and also when its thread is deleted.
     """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,8 +59,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.QueryUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.QueryUsageResponse, _abc.Awaitable[_usage_service_pb2.QueryUsageResponse]]:
-        """Sums up the runs of a span of time, in groups. A run counts where it was created, from its first model turn on,
-        and also once its thread is deleted.
+        """Sums up the runs of a span of time, in groups. A run counts at the time when it was created, once its first model
+        turn or itself has ended, and also when its thread is deleted.
         """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
