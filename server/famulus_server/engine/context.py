@@ -51,8 +51,8 @@ class Context:
         return self._first
 
     async def older(self, count: int, *, after: int, before: int | None) -> list[Message]:
-        """Some of the newest messages between two sequences, newest first and at most so many. None where there are
-        none: only then, and where nothing of them is known, the store is asked."""
+        """Some of the newest messages between two sequences, newest first and at most so many; an empty list only where
+        there are none. The store is asked where none of them is known."""
         known = self._between(after, before)
         if known or self._floor <= after:
             return known[-count:][::-1]
