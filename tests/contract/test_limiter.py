@@ -306,3 +306,24 @@ async def test_cancelled_caller_leaves_the_connection_to_the_others(url: str) ->
             answers = await asyncio.gather(*callers, return_exceptions=True)
             assert answers[1::2] == [None] * 5
         assert one.is_shared
+
+
+async def test_cancelled_take_holds_no_place(url: str) -> None:
+    places = [Demand(limit("runs", most=1))]
+    async with opened(url, "one") as one:
+        for turns in range(8):
+            # At any point of its way: before it is sent, on the way, answered.
+            caller = asyncio.create_task(one.take(places, holder=f"run_{turns}", seconds=600.0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            caller.cancel()
+            [answer] = await asyncio.gather(caller, return_exceptions=True)
+            if answer is None:
+                await one.release([places[0].limit], holder=f"run_{turns}")
+        assert await one.take(places, holder="run", seconds=600.0) is None
+        # Who holds a place already keeps it.
+        caller = asyncio.create_task(one.take(places, holder="run", seconds=600.0))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert await one.take(places, holder="other", seconds=600.0) is not None

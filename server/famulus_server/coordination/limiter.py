@@ -75,7 +75,12 @@ class RedisLimiter:
         if not ordered:
             return None
         command = scripts.take(ordered, buckets=len(buckets), holder=holder, seconds=seconds)
-        match await self._ask(command):
+        try:
+            answer = await self._ask(command)
+        except asyncio.CancelledError:
+            self._give_back(ordered[len(buckets) :], holder=holder)
+            raise
+        match answer:
             case [0, _, *debts]:
                 self._remember(buckets, debts)
                 self._local.hold([demand.limit for demand in ordered], holder=holder, seconds=seconds)
@@ -85,10 +90,8 @@ class RedisLimiter:
                 self._remember(buckets, debts)
                 return Refused(ordered[number - 1].limit, to_seconds(wait))
         refused = await self._local.take(ordered, holder=holder, seconds=seconds)
-        runs = [demand.limit for demand in ordered[len(buckets) :] if not self._local.holds(demand.limit, holder)]
-        if refused is not None and runs:
-            # Redis may have given him places, or may be about to.
-            self._give_back(runs, holder=holder)
+        if refused is not None:
+            self._give_back(ordered[len(buckets) :], holder=holder)
         return refused
 
     async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
@@ -105,7 +108,7 @@ class RedisLimiter:
         runs = [limit for limit in limits if limit.quantity == "runs"]
         await self._local.release(runs, holder=holder)
         if runs and await self._ask(scripts.release(runs, holder=holder)) is None:
-            self._give_back(runs, holder=holder)
+            self._release_later(runs, holder=holder)
 
     async def observe(self, limit: Limit, *, left: int, reset: float) -> None:
         if limit.quantity != "runs":
@@ -117,7 +120,13 @@ class RedisLimiter:
             await self._local.pause(limits, seconds=seconds)
             await self._ask(scripts.pause(limits, seconds=seconds))
 
-    def _give_back(self, runs: Sequence[Limit], *, holder: str) -> None:
+    def _give_back(self, demands: Sequence[Demand], *, holder: str) -> None:
+        """Of a take whose answer did not come: Redis may have given the holder new places, or may be about to."""
+        new = [demand.limit for demand in demands if not self._local.holds(demand.limit, holder)]
+        if new:
+            self._release_later(new, holder=holder)
+
+    def _release_later(self, runs: Sequence[Limit], *, holder: str) -> None:
         """Gives places back as soon as Redis can be told."""
         if self._exchange is not None:
             self._exchange.tell(scripts.release(runs, holder=holder))
@@ -185,6 +194,10 @@ class RedisLimiter:
     async def _register(self) -> None:
         while True:
             await asyncio.sleep(_ROUND_SECONDS)
+            told = list(self._unreleased)
             replicas = await self._ask(scripts.register(self._owner))
             if replicas is not None:
                 self._replicas.append(replicas)
+                # What it was told before has been done before.
+                for holder in told:
+                    self._unreleased.pop(holder, None)

@@ -24,8 +24,8 @@ _ROOM = 1_000
 class LocalLimiter:
     """See `ports.Limiter`. `share` tells how many replicas share the limits; `clock` counts seconds.
 
-    A bucket's capacity is a time, and the same for all; what costs a replica's bucket more is each thing taken. So what
-    others have found of a bucket can be copied (`remember`) and told (`debts`) as it is.
+    A smaller share makes each thing taken cost more time, and leaves a bucket's capacity, which is a time, as it is. So
+    what is owed is the same for all replicas: it can be remembered as Redis has found it, and told.
     """
 
     def __init__(self, *, share: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
