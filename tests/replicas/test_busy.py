@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
@@ -18,6 +19,8 @@ from postgres import until
 from replicas.conftest import OpenReplica
 from run_stage import Stage, refused
 from validator import validate_stream
+
+pytestmark = pytest.mark.usefixtures("unhurried")
 
 ENQUEUE = BusyPolicy.BUSY_POLICY_ENQUEUE
 INTERRUPT = BusyPolicy.BUSY_POLICY_INTERRUPT

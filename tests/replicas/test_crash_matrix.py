@@ -22,6 +22,8 @@ from replicas.mortal import died, open_mortal
 from run_stage import Stage, open_stage, stage_settings
 from validator import validate_final, validate_stream
 
+pytestmark = pytest.mark.usefixtures("unhurried")
+
 Play = Callable[..., Awaitable[None]]
 
 # The shortest that there is: a test has to wait for it.

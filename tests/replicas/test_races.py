@@ -26,6 +26,8 @@ from replicas.conftest import OpenReplica
 from run_stage import TOOLS, Stage, Story, refused, text_of
 from serving import Refusal, refusal
 
+pytestmark = pytest.mark.usefixtures("unhurried")
+
 T = TypeVar("T")
 
 RACES = int(os.environ.get("RACES", "60"))

@@ -158,7 +158,8 @@ class Asking:
                 "tokens": (allowance.tokens_left, allowance.tokens_reset),
             }.get(limit.quantity, (None, None))
             if left is not None and reset is not None:
-                await self._limiter.observe(limit, left=left, reset=reset)
+                # Where nothing is left, the provider says by a 429 how long that holds: `reset` is when all is back.
+                await self._limiter.observe(limit, left=max(1, left), reset=reset)
 
 
 def _used(events: Sequence[ModelEvent], question: Question) -> int:

@@ -18,6 +18,8 @@ from famulus_server.store.sqlite import SqliteStore
 from killable_server import LEASE_SECONDS, open_killable
 from run_stage import TOOLS, Stage, open_stage, stage_settings
 
+pytestmark = pytest.mark.usefixtures("unhurried")
+
 HELD = Scene(deltas=6, hold_after=3)
 TIME_CALLED = Scene(times=1, tool_calls=(ToolCall(name="get_time"),))
 
