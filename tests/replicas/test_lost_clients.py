@@ -56,7 +56,9 @@ async def test_run_on_another_replica_is_cancelled_with_its_watcher_if_that_aske
 ) -> None:
     async with open_replica() as here, open_replica(server={"role": "api"}) as there:
         here.play(HELD)
-        kept, dropped = await here.start("held"), await here.start("held")
+        kept = await here.start("held")
+        asked = await here.request()
+        dropped = await here.start("held")
         calls: list[Any] = [
             there.runs.WatchRun(WatchRunRequest(run_id=kept.id)),
             there.runs.WatchRun(WatchRunRequest(run_id=dropped.id, cancel_on_disconnect=True)),
@@ -66,7 +68,7 @@ async def test_run_on_another_replica_is_cancelled_with_its_watcher_if_that_aske
             call.cancel()
         assert (await asyncio.wait_for(here.tell(dropped.id), PATIENCE)).run.state == RunState.RUN_STATE_CANCELLED
         assert (await there.get(kept.id)).state == RunState.RUN_STATE_IN_PROGRESS
-        (await here.request(1)).released.set()
+        asked.released.set()
         assert (await there.tell(kept.id)).run.state == RunState.RUN_STATE_COMPLETED
 
 
