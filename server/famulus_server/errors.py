@@ -18,6 +18,7 @@
     ├── ModelTimeout            silent for too long
     ├── ModelProtocolError      the stream was broken, or ended without its terminal event
     ├── ModelRejectedRequest    4xx: the request will never work
+    │   └── ModelRemoved        the configuration no longer has a model for it
     └── ModelAuthenticationError   the provider refused our key
 
 `api/errors.py` has the table from these to gRPC codes. Texts in them are public: nothing of an exception's own words.
@@ -222,6 +223,12 @@ class ModelRejectedRequest(ModelError):
 
     code = RunErrorCode.RUN_ERROR_CODE_INVALID_PROMPT
     public = "the model's provider refused the request as invalid"
+
+
+class ModelRemoved(ModelRejectedRequest):
+    """The configuration has changed under the run: it no longer has a model that can answer it."""
+
+    public = "the server's configuration no longer has a model for this run"
 
 
 class ModelAuthenticationError(ModelError):

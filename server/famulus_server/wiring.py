@@ -115,6 +115,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         gate = Gate(store=store, limiter=limiter, policies=policies)
         stack.push_async_callback(gate.close)
         router = Router(models=models, policies=policies)
+        asking = Asking(router=router, limiter=limiter, policies=policies)
+        stack.push_async_callback(asking.close)
         ledger = Ledger(store=store, feed=feed, hints=hints)
         ledger.frees(gate.leave)
         worker = Worker(
@@ -127,7 +129,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 feed=feed,
                 ledger=ledger,
                 router=router,
-                asking=Asking(router=router, limiter=limiter, policies=policies),
+                asking=asking,
                 policies=policies,
                 lease=lease,
                 clock=clock,

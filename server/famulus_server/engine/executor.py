@@ -21,7 +21,7 @@ from famulus_server.engine.policy import Policies
 from famulus_server.engine.routing import Router
 from famulus_server.engine.settlement import Settlement, hold, settle, start_over
 from famulus_server.engine.turn import TurnRecorder
-from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRejectedRequest, NotFound, Unavailable
+from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRemoved, NotFound, Unavailable
 from famulus_server.ports import (
     Claimed,
     Clock,
@@ -198,7 +198,7 @@ class Executor:
         except ModelError as error:
             await self._model_failed(progress, recorder, question, error)
         except Parked as parked:
-            self._publish(progress, [facts.retry_scheduled(parked.error.code, parked.seconds)])
+            self._publish(progress, [facts.retry_scheduled(parked.code, parked.seconds)])
             wake_time = self._clock.now() + timedelta(seconds=parked.seconds)
             await self._settle(progress, Settlement(state=lifecycle.QUEUED, wake_time=wake_time))
         finally:
@@ -210,7 +210,7 @@ class Executor:
         tenant, run, turns = progress.tenant, progress.run, progress.turns
         card = self._router.card(run.model)
         if card is None:
-            raise ModelRejectedRequest("the configuration no longer has this model")
+            raise ModelRemoved("no model of this name")
         made = await self._insist(
             progress, lambda: prompt.build(self._store, self._thread_cache, tenant, run, card, turns)
         )
@@ -280,7 +280,10 @@ class Executor:
             await self._start_over(progress, question, usage, error)
             return
         public = RunError(code=error.code, message=error.public)
-        await self._settle(progress, Settlement(state=lifecycle.FAILED, error=public, usage=usage))
+        wanted = Settlement(state=lifecycle.FAILED, error=public, usage=usage)
+        if question is not None:
+            wanted = replace(wanted, variant=question.variant, degraded=question.degraded)
+        await self._settle(progress, wanted)
 
     async def _start_over(
         self, progress: _Progress, question: Question, usage: Usage | None, error: ModelError

@@ -77,7 +77,10 @@ def broken_off(
 
 
 def estimate_usage(recorder: TurnRecorder, question: Question | None) -> Usage | None:
-    """What a turn cost whose provider told nothing; None where it never began to answer."""
+    """What a turn cost that did not end as it should, or whose provider told nothing; None where it never began to
+    answer."""
+    if recorder.ended is not None and recorder.ended.usage is not None:
+        return recorder.ended.usage
     if question is None or not recorder.heard:
         return None
     return turn.estimated_usage(question.made.estimated_tokens, prompt.estimate_length(recorder.characters))

@@ -25,15 +25,17 @@ def limits_starts(policy: Policy, tenant: str) -> bool:
     """Whether any run of a tenant could meet a limit when it is created."""
     whole = policy.tier(tenant).limits
     quotas = (whole.tenant, whole.user, whole.assistant)
-    return any(quota.requests_per_minute is not None or quota.concurrent_runs is not None for quota in quotas)
+    limits = ((one.requests_per_minute, one.tokens_per_minute, one.concurrent_runs) for one in quotas)
+    return any(limit is not None for one in limits for limit in one)
 
 
 def limits_of_start(policy: Policy, tenant: str, run: Run) -> list[Demand]:
-    """What a run takes when it is created: a request and a place of its tenant, user and assistant."""
+    """What a run takes when it is created: a request and a place of its tenant, user and assistant, and a token each:
+    where there is none, the run would only wait."""
     return [
         Demand(limit)
         for scope, subject, quota in _callers(policy, tenant, run)
-        for limit in _limits(scope, subject, quota, ("requests", "runs"))
+        for limit in _limits(scope, subject, quota, ("requests", "runs", "tokens"))
     ]
 
 

@@ -22,8 +22,7 @@ class Router:
         route = self.route(name)
         if route is None:
             return self._models.card(name)
-        names = (*(variant.model for variant in route.variants), *route.fallbacks)
-        cards = [card for card in map(self._models.card, names) if card is not None]
+        cards = [card for card in map(self._models.card, _models_of(route)) if card is not None]
         if not cards:
             return None
         limits = [card.max_output_tokens for card in cards if card.max_output_tokens is not None]
@@ -42,13 +41,23 @@ class Router:
         """The route of that name."""
         return self._policies.current.routes.get(name)
 
+    def rests(self, name: str) -> float:
+        """Seconds for which the model is not to be asked; 0 where it may be."""
+        return self._models.rests(name)
+
     def candidates(self, run: Run, *, avoid: Collection[str] = ()) -> Sequence[str]:
-        """The models to ask for a run, the first one first. Those to `avoid` come last."""
+        """The models to ask for a run, the first one first: who answered its turns so far goes on. Those to `avoid`
+        come last. Those that lack what the run needs are none."""
         route = self.route(run.model)
-        if route is None:
-            return [run.model] if self._models.card(run.model) else []
-        names = dict.fromkeys((choose(route, run), *route.fallbacks))
-        return sorted(filter(self._models.card, names), key=lambda name: name in avoid)
+        names = [run.model] if route is None else [choose(route, run), *route.fallbacks]
+        if route is not None and run.turns and run.variant in _models_of(route):
+            names.insert(0, run.variant)
+        return sorted(filter(lambda name: self._can(name, run), dict.fromkeys(names)), key=lambda name: name in avoid)
+
+    def _can(self, name: str, run: Run) -> bool:
+        # Looked at when the run was created; but the route may be another one since.
+        card = self._models.card(name)
+        return card is not None and (card.built_in_tools or all(tool.HasField("function") for tool in run.tools))
 
     def is_degraded(self, run: Run, model: str) -> bool:
         """Whether this model is not the one that the run should have."""
@@ -69,3 +78,7 @@ def choose(route: Route, run: Run) -> str:
         if place < 0:
             return variant.model
     raise ValueError(f"no variant of route {route.name} has a weight")
+
+
+def _models_of(route: Route) -> Sequence[str]:
+    return [*(variant.model for variant in route.variants), *route.fallbacks]

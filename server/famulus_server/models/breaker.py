@@ -67,15 +67,22 @@ class Breaker:
         """As it is now."""
         return BreakerState(self.phase, *self._window.totals())
 
+    @property
+    def rest(self) -> float:
+        """Seconds until a call may begin; 0 where it may at once."""
+        if not self._opened:
+            return 0.0
+        wait = self._open_until - self._now()
+        if wait > 0:
+            return wait
+        # Nobody knows how long a probe takes: then it is when to ask again.
+        return self._settings.open_seconds if self._probing else 0.0
+
     def admit(self) -> int:
         """The number of a call that may begin. Raises ModelSuspended."""
+        if rest := self.rest:
+            raise ModelSuspended("the breaker is open", retry_after=rest)
         if self._opened:
-            wait = self._open_until - self._now()
-            if wait > 0 or self._probing:
-                # Nobody knows how long a probe takes: then it is when to ask again.
-                raise ModelSuspended(
-                    "the breaker is open", retry_after=wait if wait > 0 else self._settings.open_seconds
-                )
             self._probing = True
         return self._era
 

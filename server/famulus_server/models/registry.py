@@ -39,6 +39,9 @@ class ModelRegistry:
     def open(self, name: str) -> Model:
         return self._entries[name].model
 
+    def rests(self, name: str) -> float:
+        return self._entries[name].breaker.rest
+
     def breakers(self) -> Mapping[str, BreakerState]:
         """How the breaker of each model is, by the model's name."""
         return {name: entry.breaker.state for name, entry in self._entries.items()}

@@ -144,3 +144,6 @@ class Models(Protocol):
 
     def open(self, name: str) -> Model:
         """The model of that name; KeyError where there is none."""
+
+    def rests(self, name: str) -> float:
+        """Seconds for which the model of that name is not to be asked, because it fails; 0 where it may be."""

@@ -23,13 +23,17 @@ HELD = Scene(deltas=6, hold_after=3)
 
 @asynccontextmanager
 async def stage_with(
-    tmp_path: Path, *, quotas: dict[str, Quota] | None = None, **limits: Quota
+    tmp_path: Path,
+    *,
+    quotas: dict[str, Quota] | None = None,
+    worker: dict[str, Any] | None = None,
+    **limits: Quota,
 ) -> AsyncIterator[Stage]:
     """A server whose callers have these limits, and its models these quotas."""
     policy = Policy(tiers={DEFAULT_TIER: Tier(limits=CallerQuotas(**limits))}, quotas=quotas or {})
     async with (
         ScriptedUpstream() as upstream,
-        open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy), upstream) as stage,
+        open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy, worker=worker), upstream) as stage,
     ):
         yield stage
 
@@ -132,13 +136,40 @@ async def test_model_takes_so_many_turns_at_a_time(tmp_path: Path) -> None:
 
 async def test_provider_that_asks_for_a_pause_gets_it_from_all_runs(tmp_path: Path) -> None:
     quotas = {"scripted": Quota(requests_per_minute=6_000)}
-    async with stage_with(tmp_path, quotas=quotas) as stage:
+    async with stage_with(tmp_path, quotas=quotas, worker={"slots": 1}) as stage:
         busy = Fault(kind="status", status=429, headers={"retry-after": "90"})
         stage.play(Scene(times=1, fault=busy), Scene(text="fine"))
-        assert (await stage.play_out()).run.error.code == RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED
-        waiting = await stage.start()
-        [wait] = [event.retry_scheduled for event in await stage.until(waiting.id, "retry_scheduled")][-1:]
-        assert wait.delay.ToTimedelta().total_seconds() > 60
+        runs = [await stage.start() for _ in range(2)]
+        for run in runs:
+            # It fails nobody, and keeps nobody else from the only slot.
+            [*_, wait] = await stage.until(run.id, "retry_scheduled")
+            assert wait.retry_scheduled.reason == RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED
+            assert wait.retry_scheduled.delay.ToTimedelta().total_seconds() > 30
         assert len(stage.asked) == 1
-        await stage.cancel(waiting.id)
-        assert (await stage.tell(waiting.id)).run.state == RunState.RUN_STATE_CANCELLED
+        assert (await stage.play_out(model="chat")).text == "fine"
+        for run in runs:
+            await stage.cancel(run.id)
+            assert (await stage.tell(run.id)).run.state == RunState.RUN_STATE_CANCELLED
+
+
+async def test_run_that_waits_for_a_limit_leaves_its_slot_to_others(tmp_path: Path) -> None:
+    quotas = {"scripted": Quota(requests_per_minute=1)}
+    async with stage_with(tmp_path, quotas=quotas, worker={"slots": 1}) as stage:
+        stage.play(Scene(text="fine"))
+        await stage.play_out()
+        waiting = await stage.start()
+        await stage.until(waiting.id, "retry_scheduled")
+        assert (await stage.play_out(model="chat")).text == "fine"
+        assert (await stage.get(waiting.id)).state == RunState.RUN_STATE_QUEUED
+        assert len(stage.asked) == 2
+
+
+async def test_caller_without_tokens_is_refused_before_his_run_would_only_wait(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, user=Quota(tokens_per_minute=60)) as stage:
+        stage.play(Scene(text="dear", usage=Usage(input=1_000, output=300)))
+        thread = await stage.thread(user_id="me")
+        await stage.play_out(thread_id=thread.id)
+        seconds = check_told(
+            await refused(stage.start(thread_id=thread.id)), "user.tokens_per_minute", "user:default/me"
+        )
+        assert seconds > 1_000

@@ -50,6 +50,9 @@ class StagedModels:
     def open(self, name: str) -> "StagedModels":
         return self
 
+    def rests(self, name: str) -> float:
+        return 0.0
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
         self.turns += 1
         yield [TextChunk(0, 0, "word")]
