@@ -1,7 +1,7 @@
 """What callers may use, and what they are told where that is used up (contract 26)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_service_pb2 import ListRunsRequest
 from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, Usage
-from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Tier
+from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Route, Tier, Variant
 from run_stage import Stage, open_stage, refused, stage_settings
 from serving import Refusal
 
@@ -26,11 +26,16 @@ async def stage_with(
     tmp_path: Path,
     *,
     quotas: dict[str, Quota] | None = None,
+    routes: Sequence[Route] = (),
     worker: dict[str, Any] | None = None,
     **limits: Quota,
 ) -> AsyncIterator[Stage]:
     """A server whose callers have these limits, and its models these quotas."""
-    policy = Policy(tiers={DEFAULT_TIER: Tier(limits=CallerQuotas(**limits))}, quotas=quotas or {})
+    policy = Policy(
+        tiers={DEFAULT_TIER: Tier(limits=CallerQuotas(**limits))},
+        quotas=quotas or {},
+        routes={route.name: route for route in routes},
+    )
     async with (
         ScriptedUpstream() as upstream,
         open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy, worker=worker), upstream) as stage,
@@ -173,3 +178,38 @@ async def test_caller_without_tokens_is_refused_before_his_run_would_only_wait(t
             await refused(stage.start(thread_id=thread.id)), "user.tokens_per_minute", "user:default/me"
         )
         assert seconds > 1_000
+
+
+async def test_limit_of_the_variant_goes_to_the_fallback_and_kills_no_run_where_that_is_down(tmp_path: Path) -> None:
+    quotas = {"scripted": Quota(requests_per_minute=1)}
+    route = Route(name="careful", variants=(Variant(model="scripted"),), fallbacks=("chat",))
+    async with stage_with(tmp_path, quotas=quotas, routes=[route]) as stage:
+        stage.play(Scene(times=2, text="fine"), Scene(fault=Fault(kind="status", status=500)))
+        variants = [(await stage.play_out(model="careful")).run.variant for _ in range(2)]
+        assert variants == ["scripted", "chat"]
+        waiting = await stage.start(model="careful")
+        [*_, wait] = await stage.until(waiting.id, "retry_scheduled")
+        while wait.retry_scheduled.reason != RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED:
+            [*_, wait] = await stage.until(waiting.id, "retry_scheduled", after=wait.sequence)
+        assert wait.retry_scheduled.delay.ToTimedelta().total_seconds() > 2
+        await stage.cancel(waiting.id)
+        assert (await stage.tell(waiting.id)).run.state == RunState.RUN_STATE_CANCELLED
+
+
+async def test_run_that_is_broken_off_gives_its_place_with_the_model_back(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, quotas={"scripted": Quota(concurrent_runs=1)}) as stage:
+        stage.play(Scene(times=3, deltas=6, hold_after=3), Scene(text="fine"))
+        for number in range(1, 4):
+            run = await stage.start()
+            await stage.request(number)
+            await stage.cancel(run.id)
+            assert (await stage.tell(run.id)).run.state == RunState.RUN_STATE_CANCELLED
+        assert (await stage.play_out()).text == "fine"
+
+
+async def test_failed_run_names_the_model_that_failed(tmp_path: Path) -> None:
+    route = Route(name="plain", variants=(Variant(model="chat"),))
+    async with stage_with(tmp_path, routes=[route]) as stage:
+        stage.play(Scene(fault=Fault(kind="status", status=400)))
+        run = (await stage.play_out(model="plain")).run
+        assert (run.state, run.variant) == (RunState.RUN_STATE_FAILED, "chat")

@@ -21,14 +21,17 @@ POLICY = Policy(
 RUN = Run(user_id="user_1", assistant_id="asst_1")
 
 
-def test_start_takes_a_request_and_a_place_of_tenant_user_and_assistant() -> None:
+def test_start_takes_a_request_a_place_and_a_token_of_tenant_user_and_assistant() -> None:
     assert limits_of_start(POLICY, "acme", RUN) == [
         Demand(Limit("tenant", "acme", "requests", 600, 10.0)),
         Demand(Limit("tenant", "acme", "runs", 4)),
+        Demand(Limit("tenant", "acme", "tokens", 60_000, 1_000.0)),
         Demand(Limit("user", "acme/user_1", "requests", 600, 10.0)),
         Demand(Limit("user", "acme/user_1", "runs", 4)),
+        Demand(Limit("user", "acme/user_1", "tokens", 60_000, 1_000.0)),
         Demand(Limit("assistant", "acme/asst_1", "requests", 600, 10.0)),
         Demand(Limit("assistant", "acme/asst_1", "runs", 4)),
+        Demand(Limit("assistant", "acme/asst_1", "tokens", 60_000, 1_000.0)),
     ]
 
 
