@@ -307,8 +307,8 @@ class Run(_message.Message):
     thread.
     """
     variant: _builtins.str
-    """The configured model that answers, or answered last: the one that a route chose, or `model` where that is no route.
-    Empty: none was asked yet.
+    """The configured model that answered the last turn: the one that a route chose, or `model` where that is no route.
+    Empty: no turn is stored yet.
     """
     degraded: _builtins.bool
     """Whether something else than what was asked for answers: a fallback of the route, or its configured reply."""
