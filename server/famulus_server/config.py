@@ -6,6 +6,7 @@ Keys of models come from the environment or from files, never from the TOML file
 What may change while the server runs is in `Settings.policy`; all else holds until the next start.
 """
 
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -250,7 +251,9 @@ def _model(entry: Mapping[str, Any], key: str, source: str, environ: Mapping[str
         raise ConfigError(source, key, "has both api_key_env and api_key_file")
     if variable is not None:
         if not environ.get(str(variable)):
-            raise ConfigError(source, f"{key}.api_key_env", f"the environment has no {variable}")
+            # It may be the key itself, by mistake.
+            named = variable if re.fullmatch(r"[A-Z_][A-Z0-9_]*", str(variable)) else "variable of this name"
+            raise ConfigError(source, f"{key}.api_key_env", f"the environment has no {named}")
         fields["api_key"] = environ[str(variable)]
     elif file is not None:
         try:

@@ -266,7 +266,7 @@ async def test_user_who_has_spent_his_budget_starts_no_run_and_stores_nothing(st
         quota = told.details["QuotaFailure"]
         assert isinstance(quota, QuotaFailure)
         [violation] = quota.violations
-        assert violation.subject == "user:spender"
+        assert violation.subject == "user:default/spender"
         assert violation.description.endswith(" EUR per month")
     assert await stage.texts(thread.id) == texts
     # What was started before is still told, and others start.

@@ -42,8 +42,16 @@ class Reloading:
         except ConfigError as error:
             _log.error("settings not reloaded", reason=str(error))
             return
-        changed = list(_changed_policy(self._server.policies.current, settings.policy))
-        self._server.policies.current = settings.policy
+        old, new = self._server.policies.current, settings.policy
+        # Models that the file no longer has are served until the next start, within their limits and at their prices.
+        gone = {name for name in self._server.models if name not in {model.name for model in settings.models}}
+        new = msgspec.structs.replace(
+            new,
+            quotas={**new.quotas, **{name: quota for name, quota in old.quotas.items() if name in gone}},
+            prices={**new.prices, **{name: price for name, price in old.prices.items() if name in gone}},
+        )
+        changed = list(_changed_policy(old, new))
+        self._server.policies.current = new
         _log.info("settings reloaded", file=str(file), changed=changed)
         if rest := list(_changed_settings(self._settings, settings)):
             _log.warning("settings changed that need a restart", keys=rest)

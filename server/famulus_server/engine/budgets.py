@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.engine import prices
+from famulus_server.engine import prices, quotas
 from famulus_server.engine.policy import Budget, Policy
 from famulus_server.errors import ResourceExhausted
 from famulus_server.ports import Account, Transaction
@@ -78,7 +78,7 @@ def _spent(bound: _Bound, tenant: str, currency: str, now: datetime) -> Resource
     return ResourceExhausted(
         reasons.ERROR_REASON_BUDGET_EXHAUSTED,
         f"the {whose}'s budget for this {bound.budget.period} is spent",
-        subject=f"{whose}:{bound.account.user_id or tenant}",
+        subject=f"{whose}:{quotas.within(tenant, bound.account.user_id) if bound.account.user_id else tenant}",
         description=f"{amount} {currency} per {bound.budget.period}",
         metadata={"budget": whose, "renew_time": bound.renewal.strftime("%Y-%m-%dT%H:%M:%SZ")},
         retry_after=wait.total_seconds() if wait <= _WORTH_WAITING else None,

@@ -47,7 +47,7 @@ def limits_of_turn(policy: Policy, tenant: str, run: Run, model: str, tokens: in
         for limit in _limits(scope, subject, quota, ("tokens",))
     ]
     models: Sequence[tuple[Scope, str, Quota]] = (
-        ("tenant_model", _within(tenant, model), policy.tier(tenant).limits.tenant_model),
+        ("tenant_model", within(tenant, model), policy.tier(tenant).limits.tenant_model),
         ("model", model, policy.quotas.get(model, _NO_QUOTA)),
     )
     demands += [
@@ -84,8 +84,8 @@ def _callers(policy: Policy, tenant: str, run: Run) -> Iterator[tuple[Scope, str
     quotas = policy.tier(tenant).limits
     yield "tenant", tenant, quotas.tenant
     if run.user_id:
-        yield "user", _within(tenant, run.user_id), quotas.user
-    yield "assistant", _within(tenant, run.assistant_id), quotas.assistant
+        yield "user", within(tenant, run.user_id), quotas.user
+    yield "assistant", within(tenant, run.assistant_id), quotas.assistant
 
 
 def _limits(scope: Scope, subject: str, quota: Quota, quantities: Sequence[Quantity]) -> Iterator[Limit]:
@@ -101,7 +101,8 @@ def _limits(scope: Scope, subject: str, quota: Quota, quantities: Sequence[Quant
             yield Limit(scope, subject, quantity, max(1, int(rate * quota.burst_seconds / 60)), rate / 60)
 
 
-def _within(tenant: str, name: str) -> str:
+def within(tenant: str, name: str) -> str:
+    """Something of a tenant's, as limits and budgets name it."""
     # Two tenants never have the same subject, whatever is in their names.
     escaped = tenant.replace("%", "%25").replace("/", "%2F")
     return f"{escaped}/{name}"

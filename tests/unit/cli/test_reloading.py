@@ -106,6 +106,14 @@ def test_what_needs_a_restart_is_named_until_it_had_one(tmp_path: Path) -> None:
     assert stage.reload() == [reloaded(stage), warned]
 
 
+def test_model_that_left_the_file_keeps_its_limits_and_price_while_it_is_served(tmp_path: Path) -> None:
+    limited = MODEL.format(name="gone") + "limits = { concurrent_runs = 2 }\nprice = { input = 1, output = 1 }\n"
+    stage = Stage(tmp_path, MODEL.format(name="m") + limited)
+    before = stage.policy
+    told, rest = stage.reload(MODEL.format(name="m"))
+    assert (stage.policy, told["changed"], rest["keys"]) == (before, [], ["models.gone"])
+
+
 def test_route_to_a_model_that_comes_with_the_next_start_is_refused(tmp_path: Path) -> None:
     stage = Stage(tmp_path, MODEL.format(name="m"))
     route = "[[routes]]\nname = 'r'\nvariants = [{ model = 'new' }]\n"

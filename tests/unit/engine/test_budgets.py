@@ -70,7 +70,7 @@ async def test_each_user_has_a_budget_of_his_own(store: SqliteStore) -> None:
     await spend(store, holding, UNIT)
     told = await refusal(store, holding)
     assert told is not None
-    assert (told.subject, told.description) == ("user:ann", "1 USD per day")
+    assert (told.subject, told.description) == ("user:acme/ann", "1 USD per day")
     assert told.metadata == {"budget": "user", "renew_time": "2026-11-23T00:00:00Z"}
     for user in ("bob", ""):
         assert await refusal(store, holding, user=user) is None
