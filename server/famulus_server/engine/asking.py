@@ -159,7 +159,7 @@ class Asking:
             }.get(limit.quantity, (None, None))
             if left is not None and reset is not None:
                 # Where nothing is left, the provider says by a 429 how long that holds: `reset` is when all is back.
-                await self._limiter.observe(limit, left=max(1, left), reset=reset)
+                await self._limiter.observe(limit, left=max(1, left))
 
 
 def _used(events: Sequence[ModelEvent], question: Question) -> int:
