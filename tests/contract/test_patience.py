@@ -1,6 +1,7 @@
 """The patience that all callers of one process share with a Redis that hangs or refuses (contract 27)."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from redis.asyncio import Redis
 from contract.limiter_stage import limit, opened, until
 from contract.samples import TENANT, message
 from famulus_server.coordination import patience as patience_module
+from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.coordination.patience import Patience
@@ -82,6 +84,23 @@ async def frozen(stage: Stage) -> AsyncIterator[None]:
 def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis is left alone until the end of the test."""
     monkeypatch.setattr(patience_module, "_LEFT_ALONE_SECONDS", 3_600.0)
+
+
+async def fail(patience: Patience, *, after: int = 0) -> None:
+    with contextlib.suppress(RedisUnavailable), patience.wait():
+        for _ in range(after):
+            await asyncio.sleep(0)
+        raise RedisUnavailable("no answer in time")
+
+
+async def test_calls_that_began_before_a_failure_say_nothing_new() -> None:
+    patience = Patience()
+    await asyncio.gather(*(fail(patience, after=1 + number) for number in range(20)))
+    assert not patience.is_over
+    for _ in range(4):
+        assert not patience.is_over
+        await fail(patience)
+    assert patience.is_over
 
 
 @pytest.mark.usefixtures("stubborn", "frozen")
