@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from famulus_server.coordination import contexts, exchange, streams
+from famulus_server.coordination import patience
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.weights import cache_dir, pull_weights
 from postgres import empty_database, migrated_database, new_database, postgres_server, postgres_url
@@ -32,5 +32,4 @@ def weights() -> Path:
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks Redis for a caller waits longer than for a caller: for tests of what is read and counted, on machines
     that stand still now and then."""
-    for module, name in ((streams, "_READ_TIMEOUT"), (contexts, "_READ_TIMEOUT"), (exchange, "_PATIENCE")):
-        monkeypatch.setattr(module, name, 10.0)
+    monkeypatch.setattr(patience, "_SECONDS", 10.0)

@@ -15,6 +15,7 @@ from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
@@ -97,11 +98,12 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         hints = RedisHints(url=redis_url)
         hints.open()
         stack.push_async_callback(hints.close)
-        event_log = RedisEventLog(url=redis_url)
+        patience = Patience()
+        event_log = RedisEventLog(url=redis_url, patience=patience)
         feed = Feed(event_log=event_log)
         event_log.open(replay=feed.memory)
         stack.push_async_callback(event_log.close)
-        thread_cache = RedisThreadCache(url=redis_url)
+        thread_cache = RedisThreadCache(url=redis_url, patience=patience)
         thread_cache.open()
         stack.push_async_callback(thread_cache.close)
         models = ModelRegistry(settings=model_settings)
@@ -109,7 +111,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         lease = Lease(
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
         )
-        limiter = RedisLimiter(url=redis_url, owner=lease.owner)
+        limiter = RedisLimiter(url=redis_url, patience=patience, owner=lease.owner)
         limiter.open()
         stack.push_async_callback(limiter.close)
         gate = Gate(store=store, limiter=limiter, policies=policies)

@@ -15,6 +15,7 @@ from typing import Any
 
 from famulus_server.coordination.connection import Line
 from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.ports import Demand, Limit, Quantity, Scope
 
@@ -32,7 +33,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         valkey = EmbeddedValkey(data_dir=Path(folder))
         url = await valkey.start()
-        line, limiter = Line(url=url, timeout=1.0), RedisLimiter(url=url, owner="bench")
+        line, limiter = Line(url=url, timeout=1.0), RedisLimiter(url=url, patience=Patience(), owner="bench")
         limiter.open()
         while not limiter.is_shared:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)

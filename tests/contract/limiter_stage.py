@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.patience import Patience
 from famulus_server.ports import Demand, Limit, Limiter, Quantity
 
 # Nothing to speak of comes back during a test.
@@ -15,10 +16,20 @@ def limit(quantity: Quantity = "requests", *, most: int = 3, per_second: float =
     return Limit("tenant", subject, quantity, most, 0.0 if quantity == "runs" else per_second)
 
 
+class Stopwatch:
+    """A clock that a test moves, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @contextlib.asynccontextmanager
-async def opened(url: str, owner: str) -> AsyncIterator[RedisLimiter]:
+async def opened(url: str, owner: str, *, patience: Patience | None = None) -> AsyncIterator[RedisLimiter]:
     """A limiter that has reached Redis."""
-    limiter = RedisLimiter(url=url, owner=owner)
+    limiter = RedisLimiter(url=url, patience=patience or Patience(), owner=owner)
     limiter.open()
     await until(lambda: limiter.is_shared)
     yield limiter

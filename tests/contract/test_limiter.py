@@ -1,6 +1,7 @@
 """The contract of a limiter: over Redis, and locally."""
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contract.limiter_stage import limit, opened, taken, until
-from famulus_server.coordination import exchange
+from contract.limiter_stage import Stopwatch, limit, opened, taken, until
+from famulus_server.coordination import exchange, patience
 from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.coordination.local_limiter import LocalLimiter
 from famulus_server.embedded.valkey import EmbeddedValkey
@@ -25,7 +26,7 @@ _CALLERS = 32
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted here is counted in Redis, also on machines that stand still now and then."""
-    monkeypatch.setattr(exchange, "_PATIENCE", 10.0)
+    monkeypatch.setattr(patience, "_SECONDS", 10.0)
     monkeypatch.setattr(exchange, "_TIMEOUT", 10.0)
 
 
@@ -183,21 +184,11 @@ async def test_holder_that_comes_again_holds_on_longer(limiter: Limiter) -> None
 
 async def test_observing_shrinks_and_never_grows(limiter: Limiter) -> None:
     requests = limit(most=10)
-    await limiter.observe(requests, left=4, reset=3_600.0)
-    await limiter.observe(requests, left=9, reset=0.0)
+    await limiter.observe(requests, left=4)
+    await limiter.observe(requests, left=9)
     assert await taken(limiter, Demand(requests), tries=12) == 4
-    await limiter.observe(requests, left=8, reset=0.0)
+    await limiter.observe(requests, left=8)
     assert await taken(limiter, Demand(requests), tries=2) == 0
-
-
-async def test_nothing_left_means_nothing_until_the_reset(limiter: Limiter) -> None:
-    requests = limit(most=1_000, per_second=1_000.0)
-    await limiter.observe(requests, left=0, reset=0.3)
-    refused = await limiter.take([Demand(requests)])
-    assert refused is not None
-    assert 0.1 < refused.retry_after <= 0.302
-    await asyncio.sleep(refused.retry_after)
-    assert await limiter.take([Demand(requests)]) is None
 
 
 async def test_pause_holds_for_all_kinds_of_limits_and_is_not_shortened(limiter: Limiter) -> None:
@@ -217,6 +208,15 @@ async def test_pause_holds_for_all_kinds_of_limits_and_is_not_shortened(limiter:
     assert await limiter.take([Demand(one) for one in limits], holder="run_2", seconds=60.0) is None
 
 
+@pytest.mark.parametrize("seconds", [1_763_838_427.0, 1e300, math.inf])
+async def test_pause_is_over_after_a_minute(limiter: Limiter, seconds: float) -> None:
+    requests = limit(most=10)
+    await limiter.pause([requests], seconds=seconds)
+    refused = await limiter.take([Demand(requests)])
+    assert refused is not None
+    assert 50.0 < refused.retry_after <= 60.002
+
+
 async def test_replicas_share_what_is_taken_settled_observed_and_paused(
     replicas: tuple[RedisLimiter, RedisLimiter],
 ) -> None:
@@ -228,7 +228,7 @@ async def test_replicas_share_what_is_taken_settled_observed_and_paused(
     await other.settle([tokens], key="run_1/1", used=1)
     assert await other.take([tokens]) is None
     requests = limit(most=10)
-    await one.observe(requests, left=2, reset=60.0)
+    await one.observe(requests, left=2)
     assert await taken(other, Demand(requests), tries=4) == 2
     model = Limit("model", "gpt", "requests", 10, 1.0)
     await other.pause([model], seconds=60.0)
@@ -306,6 +306,38 @@ async def test_cancelled_caller_leaves_the_connection_to_the_others(url: str) ->
             answers = await asyncio.gather(*callers, return_exceptions=True)
             assert answers[1::2] == [None] * 5
         assert one.is_shared
+
+
+async def test_cancelled_caller_has_settled_and_released_all_the_same(url: str) -> None:
+    places, tokens = limit("runs", most=1), limit("tokens", most=10)
+    async with opened(url, "one") as one, opened(url, "other") as other:
+        for steps in range(8):
+            # At any point of its way: before it is sent, on the way, answered.
+            key = f"run_{steps}"
+            assert await one.take([Demand(tokens, 10), Demand(places)], holder=key, seconds=600.0) is None
+            for work in (one.settle([Demand(tokens, 10)], key=key, used=0), one.release([places], holder=key)):
+                caller = asyncio.create_task(work)
+                # Who is cancelled before it has begun has not called.
+                for _ in range(steps + 1):
+                    await asyncio.sleep(0)
+                caller.cancel()
+                await asyncio.wait([caller])
+            await until(lambda: not one._errands)
+            assert await other.take([Demand(tokens, 10), Demand(places)], holder=key, seconds=600.0) is None
+            await other.settle([Demand(tokens, 10)], key=f"other_{steps}", used=0)
+            await other.release([places], holder=key)
+
+
+async def test_places_that_redis_has_given_are_known_for_a_minute_at_most(url: str) -> None:
+    clock = Stopwatch()
+    demands = [Demand(limit("runs", most=10_000))]
+    async with opened(url, "one") as one:
+        one._local._clock = clock
+        for number in range(4_000):
+            clock.seconds += 1.0
+            assert await one.take(demands, holder=f"run_{number}", seconds=3_600.0) is None
+        # Nobody has given one back here.
+        assert sum(map(len, one._local._holders.values())) < 2_500
 
 
 async def test_cancelled_take_holds_no_place(url: str) -> None:

@@ -14,21 +14,23 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from contract.limiter_stage import limit, opened, taken, until
-from famulus_server.coordination import limiter
+from famulus_server.coordination import limiter, patience
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.exchange import Exchange
 from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.ports import Demand
 
 LOST, FOUND = "limits unreachable", "limits reachable again"
+SILENT = "Redis unreachable"
 LIMITS = [limit("requests"), limit("tokens"), limit("runs")]
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis is left alone for less than 5 seconds: what happens then is the same."""
-    monkeypatch.setattr(limiter, "_LEFT_ALONE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "_LEFT_ALONE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ async def test_hung_redis_costs_five_calls_and_nothing_is_allowed_twice(one: Red
     assert calls <= 5
     granted += await taken(one, demand, tries=30)
     assert granted == 20
-    assert events_in(told) == [LOST, FOUND]
+    assert events_in(told) == [SILENT, LOST, FOUND]
 
 
 async def test_hung_redis_makes_many_callers_wait_once(
@@ -199,7 +201,7 @@ async def test_redis_that_refuses_to_write_counts_as_away(
         calls, more = await take_until_local(one, demand)
         granted += more + await taken(one, demand, tries=30)
         await one.settle([Demand(LIMITS[1])], key="run_1/1", used=3)
-        await one.observe(LIMITS[0], left=1, reset=60.0)
+        await one.observe(LIMITS[0], left=1)
         await one.pause(LIMITS, seconds=0.0)
         await one.release([LIMITS[2]], holder="run_1")
         await redis.execute_command(*healed.split())
@@ -264,7 +266,7 @@ async def test_places_given_back_meanwhile_are_free_when_redis_is_back(
 
 
 async def test_url_on_which_nothing_listens_costs_nothing(tmp_path: Path) -> None:
-    alone = RedisLimiter(url=f"unix://{tmp_path}/nobody.sock", owner="one")
+    alone = RedisLimiter(url=f"unix://{tmp_path}/nobody.sock", patience=Patience(), owner="one")
     with capture_logs() as told:
         assert await taken(alone, Demand(limit(most=3)), tries=1) == 1
         alone.open()
@@ -275,7 +277,7 @@ async def test_url_on_which_nothing_listens_costs_nothing(tmp_path: Path) -> Non
 
 
 async def test_url_that_nobody_understands_is_told_without_its_secrets() -> None:
-    alone = RedisLimiter(url="redis://:secret/1@nowhere", owner="one")
+    alone = RedisLimiter(url="redis://:secret/1@nowhere", patience=Patience(), owner="one")
     with capture_logs() as told:
         alone.open()
         await until(lambda: bool(told))
@@ -287,7 +289,7 @@ async def test_url_that_nobody_understands_is_told_without_its_secrets() -> None
 
 async def test_closed_limiter_leaves_no_task_and_no_connection(url: str, redis: Any) -> None:
     tasks = asyncio.all_tasks()
-    unopened = RedisLimiter(url=url, owner="one")
+    unopened = RedisLimiter(url=url, patience=Patience(), owner="one")
     await unopened.close()
     unopened.open()
     await asyncio.sleep(0)

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from contract.samples import OTHER, TENANT, message
 from famulus.v1.message_pb2 import Message
 from famulus_server.coordination import patience, thread_cache
+from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.ports import Remembered
@@ -49,7 +50,7 @@ async def cache(url: str) -> AsyncIterator[RedisThreadCache]:
 
 
 async def open_cache(url: str, **settings: object) -> RedisThreadCache:
-    made = RedisThreadCache(url=url, **settings)  # type: ignore[arg-type]
+    made = RedisThreadCache(url=url, patience=Patience(), **settings)  # type: ignore[arg-type]
     made.open()
     assert made._connecting is not None
     await made._connecting
@@ -375,7 +376,7 @@ async def test_no_more_waits_than_is_bounded_and_the_newest_of_a_thread_goes_fir
 
 async def test_wrong_url_only_costs_what_would_be_remembered(tmp_path: Path) -> None:
     for wrong in (f"unix://{tmp_path}/none.sock", "nonsense://"):
-        cache = RedisThreadCache(url=wrong)
+        cache = RedisThreadCache(url=wrong, patience=Patience())
         cache.open()
         cache.put(TENANT, "thread_1", remembered(1))
         await cache.flush()
@@ -385,6 +386,6 @@ async def test_wrong_url_only_costs_what_would_be_remembered(tmp_path: Path) -> 
 
 
 async def test_cache_that_was_never_opened_remembers_nothing(tmp_path: Path) -> None:
-    cache = RedisThreadCache(url=f"unix://{tmp_path}/none.sock")
+    cache = RedisThreadCache(url=f"unix://{tmp_path}/none.sock", patience=Patience())
     assert await get(cache) is None
     await cache.close()

@@ -37,8 +37,8 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[RedisThreadCache]:
     """The thread caches of the replicas, in the order in which these were opened."""
     made: list[RedisThreadCache] = []
 
-    def make(*, url: str) -> RedisThreadCache:
-        made.append(RedisThreadCache(url=url))
+    def make(**settings: Any) -> RedisThreadCache:
+        made.append(RedisThreadCache(**settings))
         return made[-1]
 
     monkeypatch.setattr(wiring, "RedisThreadCache", make)

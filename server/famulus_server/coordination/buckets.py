@@ -10,6 +10,8 @@ Name = tuple[Scope, Quantity, str]
 
 LONGEST_WAIT_FOR_RUNS = 1_000_000
 """In microseconds: nobody knows when a run ends, so whoever was refused a place asks again after this at the latest."""
+LONGEST_PAUSE = 60.0
+"""In seconds: whoever asked for more says so again when he is asked again."""
 SETTLED_SECONDS = 3_600
 """For so long it is known that something was settled."""
 

@@ -12,9 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from famulus_server.coordination.errors import RedisUnavailable
-
-# In seconds.
-_LATE = 0.005
+from famulus_server.coordination.patience import Patience
 
 Command = Sequence[str | bytes | int]
 
@@ -64,10 +62,11 @@ class Line:
 
 
 class Reader:
-    """Asks for somebody who waits: `timeout` is in seconds, and short."""
+    """Asks for somebody who waits, and waits no longer than his patience lasts."""
 
-    def __init__(self, *, url: str, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, *, url: str, patience: Patience) -> None:
+        self._patience = patience
+        timeout = patience.seconds
         # The library's own defaults would hang for seconds on a dead server.
         # Any: the library gives its commands no types.
         self._client: Any = Redis.from_url(
@@ -76,14 +75,12 @@ class Reader:
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """The answer to a command that changes nothing. Raises RedisUnavailable, also where it is refused."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = asyncio.get_running_loop().time()
         try:
             with cancellable():
                 return await self._client.execute_command(*command)
         except (RedisError, OSError) as error:
-            # A timer that went off late tells of our own loop or machine, not of Redis: its answer may be there.
-            if loop.time() - started < self._timeout + _LATE:
+            if not self._patience.is_late(started):
                 raise RedisUnavailable(reason(error)) from error
         try:
             with cancellable():

@@ -7,10 +7,9 @@ from redis.exceptions import ResponseError
 from famulus_server.coordination.connection import Command, Line, Reader, reason
 from famulus_server.coordination.context_entries import TOMBSTONE
 from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.patience import Patience
 
 _WRITE_TIMEOUT = 1.0
-# A reader is somebody's call (contract 27).
-_READ_TIMEOUT = 0.05
 
 # Compare and set: what is there stays, unless it is older, as old and narrower, or unreadable. Whether Redis is full is
 # asked before the first write, which therefore has to be the only one.
@@ -33,11 +32,12 @@ return 1
 
 
 class RedisContexts:
-    """What is remembered of all threads behind one URL; each value for `seconds` from its last write."""
+    """What is remembered of all threads behind one URL; each value for `seconds` from its last write.
+    `patience` is that of its readers."""
 
-    def __init__(self, *, url: str, seconds: int) -> None:
+    def __init__(self, *, url: str, patience: Patience, seconds: int) -> None:
         self._line = Line(url=url, timeout=_WRITE_TIMEOUT)
-        self._reader = Reader(url=url, timeout=_READ_TIMEOUT)
+        self._reader = Reader(url=url, patience=patience)
         self._seconds = seconds
 
     async def close(self) -> None:

@@ -39,10 +39,11 @@ Memory = Callable[[], Iterable[tuple[str, Sequence[RunEvent]]]]
 
 
 class RedisEventLog:
-    """See `ports.EventLog`. Open and close it."""
+    """See `ports.EventLog`. Open and close it; `patience` is that of this process's callers with Redis."""
 
-    def __init__(self, *, url: str) -> None:
+    def __init__(self, *, url: str, patience: Patience) -> None:
         self._url = url
+        self._patience = patience
         self._backlog = Backlog()
         self._replay = Replay(active_seconds=_ACTIVE_SECONDS, ended_seconds=_ENDED_SECONDS)
         self._memory: Memory = tuple
@@ -51,7 +52,6 @@ class RedisEventLog:
         self._connecting: asyncio.Task[RedisStreams] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._writer_state = Reachability(name="event log (writing)")
-        self._patience = Patience(name="event log (reading)")
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
         self._refused = 0
         self._refusal_told = False
@@ -110,21 +110,17 @@ class RedisEventLog:
         if self._connecting is None:
             return {}
         async with self._reads:
-            if self._patience.is_over:
+            if self._patience.is_spent:
                 return {}
-            try:
+            with contextlib.suppress(RedisUnavailable), self._patience.wait():
                 streams = await asyncio.shield(self._connecting)
-                found = await streams.read(cursors, limit=limit)
-            except RedisUnavailable as error:
-                self._patience.failed(error)
-                return {}
-        self._patience.answered()
-        return found
+                return await streams.read(cursors, limit=limit)
+        return {}
 
     async def _connect(self) -> "RedisStreams":
         try:
             module = await load("streams")
-            streams: RedisStreams = module.RedisStreams(url=self._url)
+            streams: RedisStreams = module.RedisStreams(url=self._url, patience=self._patience)
         except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
             _log.warning("event log cannot be used", error=type(error).__name__)
             raise RedisUnavailable(type(error).__name__) from None

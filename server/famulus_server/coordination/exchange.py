@@ -9,14 +9,10 @@ from redis.exceptions import ResponseError
 
 from famulus_server.coordination.connection import Command, Line, reason
 from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.patience import Patience
 
-# What a caller waits at most (contract 27), and how much longer where the timer went off late: that tells of our own
-# loop or machine, not of Redis, and its answer may be there.
-_PATIENCE = 0.05
-_LATE = 0.005
+# How much longer a caller waits where the timer went off late.
 _GRACE = 0.02
-# After so many failures in a row Redis is not asked any more.
-_FAILURES = 5
 # No caller waits for this one: a Redis that hangs for less keeps its connection.
 _TIMEOUT = 1.0
 _QUESTIONS_AT_A_TIME = 256
@@ -31,30 +27,24 @@ class _Question:
 
 
 class Exchange:
-    """One connection, which belongs to the task that joins and serves. While it serves, any task may ask."""
+    """One connection, which belongs to the task that joins and serves. While it serves, any task may ask, as far as
+    `patience` allows: that of this process's callers with Redis."""
 
-    def __init__(self, *, url: str) -> None:
+    def __init__(self, *, url: str, patience: Patience) -> None:
+        self._patience = patience
         self._line = Line(url=url, timeout=_TIMEOUT)
         self._waiting: list[_Question] = []
         self._due = asyncio.Event()
         self._is_open = False
-        self._failures = 0
-        self._failed_at = 0.0
-        self._patient = 0
+        self._left_because = ""
 
     @property
     def is_open(self) -> bool:
         """Whether there is a point in asking."""
-        return self._is_open
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it is closed because Redis failed too often, although there was a connection."""
-        return self._failures >= _FAILURES
+        return self._is_open and not self._patience.is_over
 
     async def join(self, commands: Iterable[Command]) -> list[Any]:
         """Connects, and says what has to be said before anybody asks. Raises RedisUnavailable."""
-        self._failures = 0
         await self._line.renew()
         # One after another: nobody waits for them, and each may be long.
         answers = [(await self._line.ask([command]))[0] for command in commands]
@@ -65,8 +55,8 @@ class Exchange:
         return answers
 
     async def serve(self) -> None:
-        """Sends what is asked, and never returns. Raises RedisUnavailable once the connection is lost, or Redis has
-        failed too often; then nobody can ask until it is joined again."""
+        """Sends what is asked, and never returns. Raises RedisUnavailable once the connection is lost, Redis refuses,
+        or somebody asks when patience is over; then nobody can ask until it is joined again."""
         asked: list[_Question] = []
         try:
             while self._is_open:
@@ -80,7 +70,7 @@ class Exchange:
                     for question, answer in zip(asked, answers, strict=True):
                         if not question.answer.done():
                             question.answer.set_result(answer)
-            raise RedisUnavailable("too many failures")
+            raise RedisUnavailable(self._left_because)
         finally:
             self._is_open = False
             for question in (*asked, *self._waiting):
@@ -91,26 +81,20 @@ class Exchange:
     async def ask(self, command: Command) -> Any:
         """The answer, in time or not at all. Raises RedisUnavailable, also where Redis refuses; what was asked may be
         done all the same, and later."""
+        if self._patience.is_over:
+            # Others may have lost it. Redis hears of what is answered otherwise from now on when it is joined again.
+            self._leave("left alone")
         if not self._is_open:
             raise RedisUnavailable("not connected")
-        # As long as Redis may be hanging, one caller at a time waits for it.
-        if self._failures and self._patient:
+        if self._patience.is_spent:
             self.tell(command)
             raise RedisUnavailable("in doubt")
-        loop = asyncio.get_running_loop()
-        question = _Question(command, loop.create_future(), loop.time())
-        self._put(question)
-        timer = loop.call_later(_PATIENCE, self._lose_patience, question)
-        self._patient += 1
-        try:
-            answer = await question.answer
-        finally:
-            self._patient -= 1
-            timer.cancel()
+        with self._patience.wait():
+            answer = await self._answer(command)
         if isinstance(answer, ResponseError):
-            self._count_failure(question)
+            # It is there, and cannot count: full, or to be read only. That costs nobody any time.
+            self._leave(reason(answer))
             raise RedisUnavailable(reason(answer))
-        self._failures = 0
         return answer
 
     def tell(self, command: Command) -> None:
@@ -122,6 +106,21 @@ class Exchange:
     async def close(self) -> None:
         """Closes the connection."""
         await self._line.close()
+
+    async def _answer(self, command: Command) -> Any:
+        loop = asyncio.get_running_loop()
+        question = _Question(command, loop.create_future(), loop.time())
+        self._put(question)
+        timer = loop.call_later(self._patience.seconds, self._lose_patience, question)
+        try:
+            return await question.answer
+        finally:
+            timer.cancel()
+
+    def _leave(self, why: str) -> None:
+        if self._is_open:
+            self._is_open, self._left_because = False, why
+            self._due.set()
 
     def _put(self, question: _Question) -> None:
         if self._is_open and len(self._waiting) < _MAX_WAITING:
@@ -135,23 +134,11 @@ class Exchange:
         return waiting[:_QUESTIONS_AT_A_TIME]
 
     def _lose_patience(self, question: _Question) -> None:
-        loop = asyncio.get_running_loop()
-        if loop.time() - question.time > _PATIENCE + _LATE:
-            loop.call_later(_GRACE, self._give_up, question)
+        if self._patience.is_late(question.time):
+            asyncio.get_running_loop().call_later(_GRACE, self._give_up, question)
         else:
             self._give_up(question)
 
     def _give_up(self, question: _Question) -> None:
         if not question.answer.done():
             question.answer.set_exception(RedisUnavailable("no answer in time"))
-            self._count_failure(question)
-
-    def _count_failure(self, question: _Question) -> None:
-        # What was asked before the last failure says nothing new.
-        if question.time < self._failed_at:
-            return
-        self._failed_at = asyncio.get_running_loop().time()
-        self._failures += 1
-        if self._failures >= _FAILURES:
-            self._is_open = False
-            self._due.set()

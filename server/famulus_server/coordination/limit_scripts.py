@@ -11,7 +11,14 @@ calls that write nothing, and would seem to be well.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from famulus_server.coordination.buckets import SETTLED_SECONDS, Name, name_of, price_of, to_microseconds
+from famulus_server.coordination.buckets import (
+    LONGEST_WAIT_FOR_RUNS,
+    SETTLED_SECONDS,
+    Name,
+    name_of,
+    price_of,
+    to_microseconds,
+)
 from famulus_server.ports import Demand, Limit
 
 Command: TypeAlias = list[str | bytes | int]
@@ -38,24 +45,21 @@ local function fill_at(key, time)
   end
 end
 """
-_PAUSE = b"""
-local function pause(key, milliseconds)
-  if milliseconds > math.max(redis.call('PTTL', key), 0) then redis.call('SET', key, '', 'PX', milliseconds) end
-end
-"""
 # All is looked at before anything is written. A pause that is not there has a time to live of -2.
 # KEYS: for each demand the bucket or the holders, and the pause. ARGV: how many demands are of buckets, which come
-# first; holder; how long he holds his places; then for each demand capacity and cost, or the most places and 0.
+# first; holder; how long he holds his places; the longest wait for a place; then for each demand capacity and cost, or
+# the most places and 0.
 # Answers 0 twice, or which demand has to wait longest (from 1) and how long; and in how long each bucket will be full.
 _TAKE = (
     _NOW
     + _FULL_AT
     + b"""
 local buckets, holder, expiry = tonumber(ARGV[1]), ARGV[2], now + ARGV[3]
+local longest_for_place = tonumber(ARGV[4])
 local refusing, longest = 0, 0
 local times = {}
 for i = 1, #KEYS / 2 do
-  local key, most, cost = KEYS[2 * i - 1], tonumber(ARGV[2 * i + 2]), tonumber(ARGV[2 * i + 3])
+  local key, most, cost = KEYS[2 * i - 1], tonumber(ARGV[2 * i + 3]), tonumber(ARGV[2 * i + 4])
   local wait = (redis.call('PTTL', KEYS[2 * i]) + 1) * 1000
   if i <= buckets then
     local time = times[key] or full_at(key)
@@ -65,14 +69,14 @@ for i = 1, #KEYS / 2 do
     wait = 0
   elseif (tonumber(redis.pcall('ZCOUNT', key, now, '+inf')) or 0) >= most then
     local first = redis.call('ZRANGEBYSCORE', key, now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-    wait = math.max(wait, math.min(first - now + 1, 1000000))
+    wait = math.max(wait, math.min(first - now + 1, longest_for_place))
   end
   if wait > longest then refusing, longest = i, wait end
 end
 local answer = {refusing, longest}
 for i = 1, buckets do answer[i + 2] = times[KEYS[2 * i - 1]] - now end
 if refusing > 0 then
-  for i = 1, buckets do answer[i + 2] = answer[i + 2] - ARGV[2 * i + 3] end
+  for i = 1, buckets do answer[i + 2] = answer[i + 2] - ARGV[2 * i + 4] end
   return answer
 end
 for i = 1, #KEYS / 2 do
@@ -118,24 +122,12 @@ _OWE = (
 for i, key in ipairs(KEYS) do fill_at(key, math.max(full_at(key), now + ARGV[i])) end
 """
 )
-# KEYS: bucket, pause. ARGV: microseconds until the bucket is full at the earliest, milliseconds of the pause.
-_OBSERVE = (
-    _NOW
-    + _FULL_AT
-    + _PAUSE
-    + b"""
-fill_at(KEYS[1], math.max(full_at(KEYS[1]), now + ARGV[1]))
-pause(KEYS[2], tonumber(ARGV[2]))
-"""
-)
 # KEYS: pauses. ARGV: milliseconds.
-_PAUSE_ALL = (
-    b"#!lua\n"
-    + _PAUSE
-    + b"""
-for _, key in ipairs(KEYS) do pause(key, tonumber(ARGV[1])) end
+_PAUSE = b"""#!lua
+for _, key in ipairs(KEYS) do
+  if tonumber(ARGV[1]) > math.max(redis.call('PTTL', key), 0) then redis.call('SET', key, '', 'PX', ARGV[1]) end
+end
 """
-)
 # KEYS: replicas. ARGV: replica, for how long it counts. Answers how many there are.
 _REGISTER = (
     _NOW
@@ -161,7 +153,8 @@ def take(demands: Sequence[Demand], *, buckets: int, holder: str, seconds: float
             numbers += (limit.most, 0)
         else:
             numbers += (price_of(limit, limit.most), price_of(limit, demand.amount))
-    return ["EVAL", _TAKE, len(keys), *keys, buckets, holder, to_microseconds(seconds), *numbers]
+    times = to_microseconds(seconds), LONGEST_WAIT_FOR_RUNS
+    return ["EVAL", _TAKE, len(keys), *keys, buckets, holder, *times, *numbers]
 
 
 def settle(demands: Sequence[Demand], *, key: str, used: int) -> Command:
@@ -176,24 +169,21 @@ def release(limits: Sequence[Limit], *, holder: str) -> Command:
     return ["EVAL", _RELEASE, len(limits), *(_key(name_of(limit)) for limit in limits), holder]
 
 
-def observe(limit: Limit, *, left: int, reset: float) -> Command:
-    """Nothing more is left than that; where it is nothing, it is so for `reset` seconds."""
-    owed = price_of(limit, limit.most) - price_of(limit, left)
-    milliseconds = 0 if left > 0 else _milliseconds(reset)
-    return ["EVAL", _OBSERVE, 2, _key(name_of(limit)), _pause_key(limit), owed, milliseconds]
+def observe(limit: Limit, *, left: int) -> Command:
+    """Nothing more is left than that."""
+    return _owe({name_of(limit): price_of(limit, limit.most) - price_of(limit, left)})
 
 
 def pause(limits: Sequence[Limit], *, seconds: float) -> Command:
     """Nothing is to be had for so long."""
-    return ["EVAL", _PAUSE_ALL, len(limits), *map(_pause_key, limits), _milliseconds(seconds)]
+    return ["EVAL", _PAUSE, len(limits), *map(_pause_key, limits), -(-to_microseconds(seconds) // 1_000)]
 
 
 def owe(debts: Mapping[Name, int]) -> Iterable[Command]:
     """Buckets have at least these debts, in microseconds."""
     names = list(debts)
     for start in range(0, len(names), _OWED_AT_A_TIME):
-        some = names[start : start + _OWED_AT_A_TIME]
-        yield ["EVAL", _OWE, len(some), *map(_key, some), *(debts[name] for name in some)]
+        yield _owe({name: debts[name] for name in names[start : start + _OWED_AT_A_TIME]})
 
 
 def register(replica: str) -> Command:
@@ -206,6 +196,10 @@ def leave(replica: str) -> Command:
     return ["ZREM", _REPLICAS, replica]
 
 
+def _owe(debts: Mapping[Name, int]) -> Command:
+    return ["EVAL", _OWE, len(debts), *map(_key, debts), *debts.values()]
+
+
 def _key(name: Name) -> str:
     scope, quantity, subject = name
     return f"{_PREFIX}{scope}:{quantity}:{subject}"
@@ -213,7 +207,3 @@ def _key(name: Name) -> str:
 
 def _pause_key(limit: Limit) -> str:
     return f"{_PREFIX}paused:{limit.scope}:{limit.quantity}:{limit.subject}"
-
-
-def _milliseconds(seconds: float) -> int:
-    return -(-to_microseconds(seconds) // 1_000)

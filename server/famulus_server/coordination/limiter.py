@@ -7,16 +7,17 @@ allowing everything once more; and when Redis is back, it is told what was taken
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from famulus_server.coordination import limit_scripts as scripts
-from famulus_server.coordination.buckets import name_of, to_seconds
+from famulus_server.coordination.buckets import LONGEST_PAUSE, name_of, to_seconds
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.loading import load
 from famulus_server.coordination.local_limiter import LocalLimiter
+from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.reachability import Reachability
 from famulus_server.ports import Demand, Limit, Refused
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 # How often a replica tells that it is there. Those of a Redis that came back empty are all there after one round.
 _ROUND_SECONDS = 2.0
 _ROUNDS_REMEMBERED = 3
-# A Redis that fails is left alone for so long (contract 27).
-_LEFT_ALONE_SECONDS = 5.0
+# A place that Redis has given is known here for no longer: nobody tells this process that it was given back elsewhere.
+_HELD_SECONDS = 60.0
 # Holders whose places could not be given back; beyond, places are free again when their time is over.
 _MAX_UNRELEASED = 10_000
 
@@ -35,10 +36,12 @@ _log = structlog.get_logger(__name__)
 
 
 class RedisLimiter:
-    """See `ports.Limiter`. Open and close it; `owner` is the name of this process among all that share the limits."""
+    """See `ports.Limiter`. Open and close it; `owner` is the name of this process among all that share the limits, and
+    `patience` that of its callers with Redis."""
 
-    def __init__(self, *, url: str, owner: str) -> None:
+    def __init__(self, *, url: str, patience: Patience, owner: str) -> None:
         self._url = url
+        self._patience = patience
         self._owner = owner
         # What the last rounds have counted: of replicas that are not heard of for one, the share is not given away.
         self._replicas: deque[int] = deque([1], maxlen=_ROUNDS_REMEMBERED)
@@ -46,6 +49,8 @@ class RedisLimiter:
         self._unreleased: dict[str, set[Limit]] = {}
         self._exchange: Exchange | None = None
         self._running: asyncio.Task[None] | None = None
+        # What is to be carried out, whether anybody waits for it or not.
+        self._errands: set[asyncio.Task[None]] = set()
 
     @property
     def is_shared(self) -> bool:
@@ -65,6 +70,7 @@ class RedisLimiter:
         """Leaves the others, and closes the connection."""
         if self._running is None:
             return
+        await asyncio.gather(*self._errands)
         await self._ask(scripts.leave(self._owner))
         self._running.cancel()
         await asyncio.wait([self._running])
@@ -83,7 +89,8 @@ class RedisLimiter:
         match answer:
             case [0, _, *debts]:
                 self._remember(buckets, debts)
-                self._local.hold([demand.limit for demand in ordered], holder=holder, seconds=seconds)
+                limits = [demand.limit for demand in ordered]
+                self._local.hold(limits, holder=holder, seconds=min(seconds, _HELD_SECONDS))
                 self._unreleased.pop(holder, None)
                 return None
             case [number, wait, *debts]:
@@ -96,29 +103,43 @@ class RedisLimiter:
 
     async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
         tokens = [demand for demand in demands if demand.limit.quantity == "tokens"]
-        if not tokens:
-            return
+        if tokens:
+            await self._carry_out(self._settle(tokens, key=key, used=used))
+
+    async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
+        runs = [limit for limit in limits if limit.quantity == "runs"]
+        if runs:
+            await self._carry_out(self._release(runs, holder=holder))
+
+    async def observe(self, limit: Limit, *, left: int) -> None:
+        if limit.quantity != "runs":
+            await self._local.observe(limit, left=left)
+            await self._ask(scripts.observe(limit, left=left))
+
+    async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None:
+        if limits:
+            seconds = min(LONGEST_PAUSE, seconds)
+            await self._local.pause(limits, seconds=seconds)
+            await self._ask(scripts.pause(limits, seconds=seconds))
+
+    async def _carry_out(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Also where the caller is cancelled meanwhile."""
+        task = asyncio.create_task(errand, name="limiter-errand")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+        await asyncio.shield(task)
+
+    async def _settle(self, tokens: Sequence[Demand], *, key: str, used: int) -> None:
         match await self._ask(scripts.settle(tokens, key=key, used=used)):
             case [*debts]:
                 self._remember(tokens, debts)
             case _:
                 await self._local.settle(tokens, key=key, used=used)
 
-    async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
-        runs = [limit for limit in limits if limit.quantity == "runs"]
+    async def _release(self, runs: Sequence[Limit], *, holder: str) -> None:
         await self._local.release(runs, holder=holder)
-        if runs and await self._ask(scripts.release(runs, holder=holder)) is None:
+        if await self._ask(scripts.release(runs, holder=holder)) is None:
             self._release_later(runs, holder=holder)
-
-    async def observe(self, limit: Limit, *, left: int, reset: float) -> None:
-        if limit.quantity != "runs":
-            await self._local.observe(limit, left=left, reset=reset)
-            await self._ask(scripts.observe(limit, left=left, reset=reset))
-
-    async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None:
-        if limits:
-            await self._local.pause(limits, seconds=seconds)
-            await self._ask(scripts.pause(limits, seconds=seconds))
 
     def _give_back(self, demands: Sequence[Demand], *, holder: str) -> None:
         """Of a take whose answer did not come: Redis may have given the holder new places, or may be about to."""
@@ -148,7 +169,7 @@ class RedisLimiter:
     async def _run(self) -> None:
         try:
             module = await load("exchange")
-            self._exchange = exchange = module.Exchange(url=self._url)
+            self._exchange = exchange = module.Exchange(url=self._url, patience=self._patience)
         except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
             _log.warning("limits cannot be shared", error=type(error).__name__)
             return
@@ -161,10 +182,8 @@ class RedisLimiter:
                     state.lost(error)
                 except Exception:  # noqa: BLE001 - limits would not be shared for the rest of this process's life
                     _log.exception("sharing limits failed")
-                if exchange.has_failed:
-                    await asyncio.sleep(_LEFT_ALONE_SECONDS)
-                else:
-                    await state.pause()
+                await state.pause()
+                await self._patience.regain()
         finally:
             await exchange.close()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from famulus_server.coordination.buckets import (
+    LONGEST_PAUSE,
     LONGEST_WAIT_FOR_RUNS,
     SETTLED_SECONDS,
     Name,
@@ -17,7 +18,7 @@ from famulus_server.ports import Demand, Limit, Refused
 
 T = TypeVar("T")
 
-# So many things are remembered before those that mean nothing any more are looked for.
+# So many things are noted before those that mean nothing any more are looked for.
 _ROOM = 1_000
 
 
@@ -37,10 +38,12 @@ class LocalLimiter:
         self._holders: dict[Name, dict[str, int]] = {}
         self._paused_until: dict[Name, int] = {}
         self._settled_until: dict[str, int] = {}
+        # For whom something was taken here at several times its price: until when that may be settled, and how many.
+        self._taken: dict[str, tuple[int, int]] = {}
         self._room = _ROOM
 
     async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
-        now = self._now()
+        now, share = self._now(), self._share()
         refused: Refused | None = None
         full_at: dict[Name, int] = {}
         for demand in demands:
@@ -48,7 +51,8 @@ class LocalLimiter:
             if demand.limit.quantity == "runs":
                 wait = self._wait_for_place(demand.limit, holder, now)
             else:
-                cost, capacity = self._cost(demand), price_of(demand.limit, demand.limit.most)
+                cost = price_of(demand.limit, demand.amount) * share
+                capacity = price_of(demand.limit, demand.limit.most)
                 before = full_at.get(name, max(self._full_at.get(name, 0), now))
                 full_at[name] = before + cost
                 wait = max(before + min(cost, capacity) - capacity, self._paused_until.get(name, 0)) - now
@@ -56,8 +60,10 @@ class LocalLimiter:
                 refused = Refused(demand.limit, to_seconds(wait))
         if refused is None:
             self._full_at |= full_at
+            if holder and share > 1:
+                self._taken[holder] = now + to_microseconds(SETTLED_SECONDS), share
+            self._make_room(now, noted=len(full_at) + 1)
             self.hold([demand.limit for demand in demands], holder=holder, seconds=seconds)
-            self._make_room(now)
         return refused
 
     async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
@@ -65,12 +71,14 @@ class LocalLimiter:
         if self._settled_until.get(key, 0) > now:
             return
         self._settled_until[key] = now + to_microseconds(SETTLED_SECONDS)
+        # At the price at which it was taken: what Redis has charged is not given back several times.
+        _, share = self._taken.pop(key, (0, 1))
         for demand in demands:
             if demand.limit.quantity == "tokens":
                 name = name_of(demand.limit)
-                change = self._cost(Demand(demand.limit, used)) - self._cost(demand)
-                self._full_at[name] = max(self._full_at.get(name, 0), now) + change
-        self._make_room(now)
+                change = price_of(demand.limit, used) - price_of(demand.limit, demand.amount)
+                self._full_at[name] = max(self._full_at.get(name, 0), now) + change * share
+        self._make_room(now, noted=1 + len(demands))
 
     async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
         for limit in limits:
@@ -79,19 +87,19 @@ class LocalLimiter:
             if not holders:
                 self._holders.pop(name_of(limit), None)
 
-    async def observe(self, limit: Limit, *, left: int, reset: float) -> None:
+    async def observe(self, limit: Limit, *, left: int) -> None:
         now, name = self._now(), name_of(limit)
         owed = price_of(limit, limit.most) - price_of(limit, left)
         self._full_at[name] = max(self._full_at.get(name, 0), now + owed)
-        if left <= 0:
-            await self.pause([limit], seconds=reset)
+        self._make_room(now, noted=1)
 
     async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None:
         now = self._now()
+        until = now + to_microseconds(min(LONGEST_PAUSE, seconds))
         for limit in limits:
             name = name_of(limit)
-            self._paused_until[name] = max(self._paused_until.get(name, 0), now + to_microseconds(seconds))
-        self._make_room(now)
+            self._paused_until[name] = max(self._paused_until.get(name, 0), until)
+        self._make_room(now, noted=len(limits))
 
     def holds(self, limit: Limit, holder: str) -> bool:
         """Whether the holder has a place."""
@@ -99,18 +107,20 @@ class LocalLimiter:
 
     def hold(self, limits: Sequence[Limit], *, holder: str, seconds: float) -> None:
         """The holder has a place in each of these that limit runs, as somebody else has found."""
-        expiry = self._now() + to_microseconds(seconds)
+        now = self._now()
+        expiry = now + to_microseconds(seconds)
         for limit in limits:
             if limit.quantity == "runs":
                 holders = self._holders.setdefault(name_of(limit), {})
                 holders[holder] = max(holders.get(holder, 0), expiry)
+        self._make_room(now, noted=len(limits))
 
     def remember(self, debts: Mapping[Name, int]) -> None:
         """In how many microseconds buckets will be full, as somebody else has found."""
         now = self._now()
         for name, debt in debts.items():
             self._full_at[name] = now + debt
-        self._make_room(now)
+        self._make_room(now, noted=len(debts))
 
     def debts(self) -> Iterator[tuple[Name, int]]:
         """In how many microseconds each bucket will be full that is not."""
@@ -128,22 +138,22 @@ class LocalLimiter:
             return wait
         return max(wait, min(LONGEST_WAIT_FOR_RUNS, min(taken) - now))
 
-    def _cost(self, demand: Demand) -> int:
-        return price_of(demand.limit, demand.amount) * self._share()
-
-    def _make_room(self, now: int) -> None:
-        """Forgets what means nothing any more, once in a while."""
-        if self._size() < self._room:
+    def _make_room(self, now: int, *, noted: int) -> None:
+        """Forgets what means nothing any more, once in a while: when so much has been noted that it may be half."""
+        self._room -= noted
+        if self._room > 0:
             return
         self._full_at = _later(self._full_at, now)
         self._paused_until = _later(self._paused_until, now)
         self._settled_until = _later(self._settled_until, now)
+        self._taken = {holder: taken for holder, taken in self._taken.items() if taken[0] > now}
         holders = {name: _later(holders, now) for name, holders in self._holders.items()}
         self._holders = {name: some for name, some in holders.items() if some}
-        self._room = 2 * self._size() + _ROOM
+        self._room = self._size() + _ROOM
 
     def _size(self) -> int:
-        return len(self._full_at) + len(self._paused_until) + len(self._settled_until) + len(self._holders)
+        known = len(self._full_at) + len(self._paused_until) + len(self._settled_until) + len(self._taken)
+        return known + sum(map(len, self._holders.values()))
 
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)

@@ -13,13 +13,12 @@ from famulus_server.coordination.backlog import Entry
 from famulus_server.coordination.channels import channel_of
 from famulus_server.coordination.connection import Line, Reader, reason
 from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.patience import Patience
 from famulus_server.ports import events_topic
 
 # What a stream keeps of a run, in events.
 _MAX_EVENTS = 10_000
 _WRITE_TIMEOUT = 1.0
-# A reader is somebody's call (contract 27).
-_READ_TIMEOUT = 0.05
 # An answer with as many events gets no more runs: this process must not take its own work for Redis's silence.
 _ANSWER_EVENTS = 256
 _STREAMS_AT_A_TIME = 500
@@ -106,11 +105,11 @@ class _Call:
 
 
 class RedisStreams:
-    """The streams of all runs behind one URL."""
+    """The streams of all runs behind one URL; `patience` is that of its readers."""
 
-    def __init__(self, *, url: str) -> None:
+    def __init__(self, *, url: str, patience: Patience) -> None:
         self._line = Line(url=url, timeout=_WRITE_TIMEOUT)
-        self._reader = Reader(url=url, timeout=_READ_TIMEOUT)
+        self._reader = Reader(url=url, patience=patience)
 
     async def close(self) -> None:
         """Closes the connections."""

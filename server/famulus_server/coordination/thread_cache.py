@@ -38,13 +38,21 @@ _log = structlog.get_logger(__name__)
 class RedisThreadCache:
     """See `ports.ThreadCache`. Open and close it.
 
-    What is remembered of a thread is kept for `seconds`, in at most `max_bytes`. `sealer` encrypts it.
+    What is remembered of a thread is kept for `seconds`, in at most `max_bytes`. `sealer` encrypts it. `patience` is
+    that of this process's callers with Redis.
     """
 
     def __init__(
-        self, *, url: str, sealer: Sealer | None = None, seconds: int = _KEPT_SECONDS, max_bytes: int = _MAX_BYTES
+        self,
+        *,
+        url: str,
+        patience: Patience,
+        sealer: Sealer | None = None,
+        seconds: int = _KEPT_SECONDS,
+        max_bytes: int = _MAX_BYTES,
     ) -> None:
         self._url = url
+        self._patience = patience
         self._sealer = sealer or Checksum()
         self._seconds = seconds
         self._max_bytes = max_bytes
@@ -55,7 +63,6 @@ class RedisThreadCache:
         self._connecting: asyncio.Task[RedisContexts] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._writer_state = Reachability(name="thread cache (writing)")
-        self._patience = Patience(name="thread cache (reading)")
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
         # Counted since this was made: threads of which something was remembered, or nothing; of the former, those of
         # which it no longer held; calls of Redis that failed, and values that could not be read; bytes written.
@@ -124,16 +131,14 @@ class RedisThreadCache:
         if self._connecting is None or not self._connecting.done():
             return None
         async with self._reads:
-            # Looked at only now: while this read waited, others may have found that Redis does not answer.
-            if self._patience.is_over:
+            if self._patience.is_spent:
                 return None
             try:
-                value = await (await self._connecting).read(thread_id)
-            except RedisUnavailable as error:
+                with self._patience.wait():
+                    value = await (await self._connecting).read(thread_id)
+            except RedisUnavailable:
                 self.errors += 1
-                self._patience.failed(error)
                 return None
-        self._patience.answered()
         try:
             return None if value is None else decode(tenant, thread_id, value, sealer=self._sealer)
         except Unreadable:
@@ -143,7 +148,9 @@ class RedisThreadCache:
     async def _connect(self) -> "RedisContexts":
         try:
             module = await load("contexts")
-            contexts: RedisContexts = module.RedisContexts(url=self._url, seconds=self._seconds)
+            contexts: RedisContexts = module.RedisContexts(
+                url=self._url, patience=self._patience, seconds=self._seconds
+            )
         except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
             _log.warning("thread cache cannot be used", error=type(error).__name__)
             raise RedisUnavailable(type(error).__name__) from None

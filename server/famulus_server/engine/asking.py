@@ -231,7 +231,7 @@ class Asking:
             left = allowance.requests_left if limit.quantity == "requests" else allowance.tokens_left
             if left is not None:
                 # Where nothing is left, the provider says by a 429 how long that holds.
-                await self._limiter.observe(limit, left=max(1, left), reset=0.0)
+                await self._limiter.observe(limit, left=max(1, left))
 
     async def _retried(self, model: str, event: Retrying) -> None:
         if event.code == RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED:

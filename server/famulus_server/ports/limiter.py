@@ -51,14 +51,16 @@ class Limiter(Protocol):
         or for so many seconds; one that holds a place already takes no other."""
 
     async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
-        """Corrects what was taken of tokens to what was used; debt is allowed. Once per key: again, it does nothing."""
+        """Corrects what was taken of tokens to what was used; debt is allowed. Once per key: again, it does nothing. Is
+        carried out even if the caller is cancelled."""
 
     async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
-        """Gives the places of a holder back. Those that it does not hold are none."""
+        """Gives the places of a holder back. Those that it does not hold are none. Is carried out even if the caller is
+        cancelled."""
 
-    async def observe(self, limit: Limit, *, left: int, reset: float) -> None:
-        """Somebody who keeps the same limit says that only so much is left, and all of it back in `reset` seconds: the
-        limit shrinks to that for now. It never grows by this."""
+    async def observe(self, limit: Limit, *, left: int) -> None:
+        """Somebody who keeps the same limit says that only so much is left: the limit shrinks to that for now. It never
+        grows by this."""
 
     async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None:
-        """Nothing is to be had of these for so long."""
+        """Nothing is to be had of these for so long, and for a minute at most: whoever asks again then is told anew."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.limiter_stage import Stopwatch
 from famulus_server.coordination import buckets, local_limiter
 from famulus_server.coordination.local_limiter import LocalLimiter
 from famulus_server.ports import Demand, Limit
@@ -16,16 +17,6 @@ T = TypeVar("T")
 TOKENS = Limit("tenant", "acme", "tokens", 100, 8.0)
 REQUESTS = Limit("tenant", "acme", "requests", 5, 0.5)
 RUNS = Limit("tenant", "acme", "runs", 4)
-
-
-class Stopwatch:
-    """A clock that a test moves, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds = 1_000.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 class Stage:
@@ -157,6 +148,33 @@ async def test_what_means_nothing_any_more_is_forgotten() -> None:
         await stage.limiter.pause([demands[1].limit], seconds=1.0)
     # Of 20,000 users no more than a few mean something at a time.
     assert stage.limiter._size() < 4 * local_limiter._ROOM
+
+
+async def test_holders_that_nobody_releases_are_forgotten() -> None:
+    stage = Stage()
+    many = Limit("tenant", "acme", "runs", 100_000)
+    for number in range(20_000):
+        stage.clock.seconds += 1.0
+        stage.limiter.hold([many], holder=f"run_{number}", seconds=60.0)
+    assert sum(map(len, stage.limiter._holders.values())) < 4 * local_limiter._ROOM
+
+
+async def test_of_what_others_have_charged_no_more_is_given_back() -> None:
+    stage = Stage(share=3)
+    taken = Demand(TOKENS, 50)
+    stage.limiter.remember({buckets.name_of(TOKENS): buckets.price_of(TOKENS, 90)})
+    await stage.limiter.settle([taken], key="run_1", used=20)
+    assert dict(stage.limiter.debts()) == {buckets.name_of(TOKENS): buckets.price_of(TOKENS, 60)}
+
+
+async def test_what_was_taken_here_is_given_back_at_the_price_it_was_taken_at() -> None:
+    stage = Stage(share=3)
+    taken = Demand(TOKENS, 30)
+    assert await stage.limiter.take([taken], holder="run_1") is None
+    # Another replica has left meanwhile.
+    stage.share = 2
+    await stage.limiter.settle([taken], key="run_1", used=20)
+    assert dict(stage.limiter.debts()) == {buckets.name_of(TOKENS): 3 * buckets.price_of(TOKENS, 20)}
 
 
 async def test_settlement_is_known_for_an_hour() -> None:
