@@ -18,6 +18,7 @@
     ├── ModelTimeout            silent for too long
     ├── ModelProtocolError      the stream was broken, or ended without its terminal event
     ├── ModelRejectedRequest    4xx: the request will never work
+    │   └── ModelRemoved        the configuration no longer has the model
     └── ModelAuthenticationError   the provider refused our key
 
 `api/errors.py` has the table from these to gRPC codes. Texts in them are public: nothing of an exception's own words.
@@ -222,6 +223,12 @@ class ModelRejectedRequest(ModelError):
 
     code = RunErrorCode.RUN_ERROR_CODE_INVALID_PROMPT
     public = "the model's provider refused the request as invalid"
+
+
+class ModelRemoved(ModelRejectedRequest):
+    """The run's model was taken out of the configuration: there is nobody to ask."""
+
+    public = "the server's configuration no longer has this model"
 
 
 class ModelAuthenticationError(ModelError):
