@@ -9,9 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
+from contract.limiter_stage import until
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_service_pb2 import BusyPolicy, ListRunsRequest
 from famulus.v1.thread_service_pb2 import DeleteThreadRequest
+from famulus_server import wiring
+from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, Usage
 from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Tier
 from run_stage import Stage, open_stage, refused, stage_settings
@@ -26,13 +29,23 @@ HELD = Scene(deltas=6, hold_after=3)
 async def stage_with(
     tmp_path: Path, *, quotas: dict[str, Quota] | None = None, **limits: Quota
 ) -> AsyncIterator[Stage]:
-    """A server whose callers have these limits, and its models these quotas."""
+    """A server whose callers have these limits, and its models these quotas. Its limits are counted in Redis from the
+    first run on: places taken before are not known there."""
     policy = Policy(tiers={DEFAULT_TIER: Tier(limits=CallerQuotas(**limits))}, quotas=quotas or {})
-    async with (
-        ScriptedUpstream() as upstream,
-        open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy), upstream) as stage,
-    ):
-        yield stage
+    limiters: list[RedisLimiter] = []
+
+    def make(**given: str) -> RedisLimiter:
+        limiters.append(RedisLimiter(**given))
+        return limiters[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "RedisLimiter", make)
+        async with (
+            ScriptedUpstream() as upstream,
+            open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy), upstream) as stage,
+        ):
+            await until(lambda: limiters[0].is_shared)
+            yield stage
 
 
 def check_told(refusal: Refusal, limit: str, subject: str) -> float:
