@@ -125,6 +125,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             store=workers_store,
             feed=feed,
             ledger=ledger,
+            thread_cache=thread_cache,
             executor=Executor(
                 store=store,
                 thread_cache=thread_cache,
@@ -152,7 +153,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             clock=clock,
             heartbeat_seconds=settings.server.heartbeat_seconds,
         )
-        threads = ThreadDesk(store=store, thread_cache=thread_cache, feed=feed, worker=worker, clock=clock, ids=ids)
+        threads = ThreadDesk(
+            store=store, thread_cache=thread_cache, feed=feed, worker=worker, gate=gate, clock=clock, ids=ids
+        )
         desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
             threads=threads,

@@ -21,7 +21,7 @@ from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.ports import Remembered
 
-KEY = "famulus:{thread_1}:context"
+KEY = f"famulus:{{thread_1}}:{TENANT}:context"
 
 
 @pytest.fixture
@@ -269,8 +269,18 @@ async def test_old_value_cannot_be_passed_off_as_a_newer_one(cache: RedisThreadC
     await redis.set(KEY, whole.replace(b"1 7 2 0\n", b"1 8 2 0\n"))
     assert await get(cache) is None
     # Nor one thread's as another's.
-    await redis.set("famulus:{thread_2}:context", whole)
+    await redis.set(f"famulus:{{thread_2}}:{TENANT}:context", whole)
     assert await get(cache, "thread_2") is None
+
+
+async def test_tenants_with_the_same_ids_do_not_get_in_each_others_way(cache: RedisThreadCache) -> None:
+    await put(cache, remembered(1))
+    cache.put(OTHER, "thread_1", remembered(1, 2))
+    await cache.flush()
+    assert (await get(cache), await cache.get(OTHER, "thread_1")) == (remembered(1), remembered(1, 2))
+    cache.forget(OTHER, "thread_1")
+    await cache.flush()
+    assert (await get(cache), await cache.get(OTHER, "thread_1")) == (remembered(1), None)
 
 
 async def test_foreign_key_is_one_threads_bad_luck(cache: RedisThreadCache, redis: Redis) -> None:

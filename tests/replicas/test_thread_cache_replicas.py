@@ -169,7 +169,7 @@ async def test_flushed_or_poisoned_redis_changes_no_prompt(
         await run(here, strategy, "and so on", known_id)
     for cache in caches:
         await cache.flush()
-    key, other = (f"famulus:{{{one}}}:context" for one in (thread_id, other_id))
+    key, other = (f"famulus:{{{one}}}:default:context" for one in (thread_id, other_id))
     async with redis.client() as client:
         for number in range(3):
             old: Any = await client.get(key)
@@ -199,7 +199,7 @@ async def test_deleted_thread_leaves_nothing_in_redis(
     ended = await run(here, AUTO, "a secret")
     await run(here, AUTO, "keep it", ended.thread_id)
     await caches[0].flush()
-    key = f"famulus:{{{ended.thread_id}}}:context"
+    key = f"famulus:{{{ended.thread_id}}}:default:context"
     async with redis.client() as client:
         assert b"a secret" in (await client.get(key) or b"")
         await there.threads.DeleteThread(DeleteThreadRequest(thread_id=ended.thread_id))

@@ -45,10 +45,10 @@ class RedisContexts:
         await self._line.close()
         await self._reader.close()
 
-    async def read(self, thread_id: str) -> bytes | None:
+    async def read(self, tenant: str, thread_id: str) -> bytes | None:
         """The value of a thread, if there is one. Raises RedisUnavailable."""
         try:
-            value: bytes | None = await self._reader.ask("GET", _key(thread_id))
+            value: bytes | None = await self._reader.ask("GET", _key(tenant, thread_id))
         except RedisUnavailable as error:
             if str(error.__cause__).startswith("WRONGTYPE"):
                 # A foreign kind of key is one thread's bad luck.
@@ -56,16 +56,17 @@ class RedisContexts:
             raise
         return value
 
-    async def write(self, forgotten: Iterable[str], values: Sequence[tuple[str, bytes]]) -> None:
-        """Forgets threads for good, then keeps what is newer than what is there. Raises RedisUnavailable, and then
-        nobody knows what was written."""
+    async def write(self, forgotten: Iterable[tuple[str, str]], values: Sequence[tuple[str, str, bytes]]) -> None:
+        """Forgets threads, named by (tenant, thread id), for good, then keeps what is newer than what is there: a value
+        of a (tenant, thread id) each. Raises RedisUnavailable, and then nobody knows what was written."""
         commands: list[Command] = []
-        for thread_id in forgotten:
+        for tenant, thread_id in forgotten:
+            key = _key(tenant, thread_id)
             # A late worker must not bring back what was deleted (contract 24). A Redis that is full at least deletes.
-            commands += [("DEL", _key(thread_id)), ("SET", _key(thread_id), TOMBSTONE, "EX", self._seconds)]
-        for thread_id, value in values:
+            commands += [("DEL", key), ("SET", key, TOMBSTONE, "EX", self._seconds)]
+        for tenant, thread_id, value in values:
             numbers = value.partition(b"\n")[0].split()[1:]
-            commands.append(("EVAL", _PUT, 1, _key(thread_id), value, self._seconds, *numbers))
+            commands.append(("EVAL", _PUT, 1, _key(tenant, thread_id), value, self._seconds, *numbers))
         await self._line.renew()
         for answer in await self._line.ask(commands):
             if isinstance(answer, ResponseError):
@@ -73,5 +74,5 @@ class RedisContexts:
                 raise RedisUnavailable(reason(answer))
 
 
-def _key(thread_id: str) -> bytes:
-    return f"famulus:{{{thread_id}}}:context".encode()
+def _key(tenant: str, thread_id: str) -> bytes:
+    return f"famulus:{{{thread_id}}}:{tenant}:context".encode()

@@ -135,7 +135,7 @@ class RedisThreadCache:
                 return None
             try:
                 with self._patience.wait():
-                    value = await (await self._connecting).read(thread_id)
+                    value = await (await self._connecting).read(tenant, thread_id)
             except RedisUnavailable:
                 self.errors += 1
                 return None
@@ -180,23 +180,23 @@ class RedisThreadCache:
         forgotten = [self._forgotten.popitem(last=False)[0] for _ in range(self._count_forgotten())]
         try:
             values = self._take_values()
-            await contexts.write([thread_id for _, thread_id in forgotten], values)
+            await contexts.write(forgotten, values)
         except Exception as error:
             self._forgotten.update(dict.fromkeys(forgotten))
             if isinstance(error, RedisUnavailable):
                 raise
             _log.exception("thread cache cannot write")
             raise RedisUnavailable(type(error).__name__) from error
-        self.bytes += sum(len(value) for _, value in values)
+        self.bytes += sum(len(value) for *_, value in values)
 
     def _count_forgotten(self) -> int:
         return min(len(self._forgotten), _FORGOTTEN_AT_A_TIME)
 
-    def _take_values(self) -> list[tuple[str, bytes]]:
+    def _take_values(self) -> list[tuple[str, str, bytes]]:
         values = []
         for _ in range(min(len(self._puts), _PUTS_AT_A_TIME)):
             (tenant, thread_id), remembered = self._puts.popitem(last=False)
             value = encode(tenant, thread_id, remembered, sealer=self._sealer, max_bytes=self._max_bytes)
             if value is not None:
-                values.append((thread_id, value))
+                values.append((tenant, thread_id, value))
         return values

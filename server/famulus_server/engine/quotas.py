@@ -1,6 +1,7 @@
 """Which limits a run meets, and what its caller is told where one of them is reached (contract 26)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from famulus.v1.error_reason_pb2 import ERROR_REASON_RATE_LIMITED
@@ -19,6 +20,8 @@ _WHOSE: Mapping[Scope, str] = MappingProxyType(
     }
 )
 _NO_QUOTA = Quota()
+# More places than there are runs.
+_UNBOUNDED = 1_000_000_000
 
 
 def limits_starts(policy: Policy, tenant: str) -> bool:
@@ -29,13 +32,15 @@ def limits_starts(policy: Policy, tenant: str) -> bool:
     return any(limit is not None for one in limits for limit in one)
 
 
-def limits_of_start(policy: Policy, tenant: str, run: Run) -> list[Demand]:
-    """What a run takes when it is created: a request and a place of its tenant, user and assistant, and a token each:
-    where there is none, the run would only wait."""
+def limits_of_start(policy: Policy, tenant: str, run: Run, *, replaced: Run | None = None) -> list[Demand]:
+    """What a run takes when it is created: a request, a place and a token of its tenant, user and assistant: without
+    a token it would only wait. Where the run that it replaces has a place, it needs no free one: that place is about to
+    be given back."""
+    limits = _limits_of_start(policy, tenant, run)
+    held = [] if replaced is None else _limits_of_start(policy, tenant, replaced)
     return [
-        Demand(limit)
-        for scope, subject, quota in _callers(policy, tenant, run)
-        for limit in _limits(scope, subject, quota, ("requests", "runs", "tokens"))
+        Demand(replace(limit, most=_UNBOUNDED) if limit.quantity == "runs" and limit in held else limit)
+        for limit in limits
     ]
 
 
@@ -78,6 +83,14 @@ def refusal(refused: Refused) -> ResourceExhausted:
         metadata={"limit": f"{limit.scope}.{name}"},
         retry_after=refused.retry_after,
     )
+
+
+def _limits_of_start(policy: Policy, tenant: str, run: Run) -> list[Limit]:
+    return [
+        limit
+        for scope, subject, quota in _callers(policy, tenant, run)
+        for limit in _limits(scope, subject, quota, ("requests", "runs", "tokens"))
+    ]
 
 
 def _callers(policy: Policy, tenant: str, run: Run) -> Iterator[tuple[Scope, str, Quota]]:

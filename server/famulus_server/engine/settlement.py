@@ -172,7 +172,9 @@ async def move(
     facts.number(events, sequence, now)
     ended = state in lifecycle.FINAL
     begins = ended and await line.advance(tx, tenant, run)
-    return Settled(run, events, queued=begins or state == lifecycle.QUEUED, ended=tenant if ended else "")
+    # A run that is parked is nobody's to claim.
+    waits = state == lifecycle.QUEUED and wake_time is None
+    return Settled(run, events, queued=begins or waits, ended=tenant if ended else "")
 
 
 async def end_waiting(tx: Transaction, tenant: str, run: Run, state: "RunState.ValueType", *, now: datetime) -> Settled:

@@ -20,7 +20,7 @@ from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.settlement import end_waiting, lock
 from famulus_server.errors import NotFound, Unavailable
-from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store, Transaction
+from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store, ThreadCache, Transaction
 
 # A dead worker's runs are taken over this long after their leases have run out, at most.
 _POLL_SECONDS = 0.5
@@ -33,7 +33,7 @@ _CLAIM_BATCH = 64
 # How long a stop waits for calls that are about to store a run, or outputs, and start it here.
 _CALLS_SECONDS = 2.0
 _FORGET_SECONDS = 3_600.0
-# The events of a deleted run are dropped once more so long after its deletion, give or take a look.
+# What is left of a deleted run is dropped once more so long after its deletion, give or take a look.
 _DROP_AGAIN = timedelta(seconds=60)
 _DROP_SECONDS = 10.0
 
@@ -51,6 +51,7 @@ class Worker:
         store: Store,
         feed: Feed,
         ledger: Ledger,
+        thread_cache: ThreadCache,
         executor: Executor,
         hints: Hints,
         lease: Lease,
@@ -61,6 +62,7 @@ class Worker:
         self._store = store
         self._feed = feed
         self._ledger = ledger
+        self._thread_cache = thread_cache
         self._executor = executor
         self._hints = hints
         self.lease = lease
@@ -309,11 +311,13 @@ class Worker:
             pass
 
     async def _drop_deleted(self) -> None:
-        """Drops what is left of deleted runs outside the store (contract 24): whoever deleted them may have died before
-        it came to that."""
+        """Drops what is left of deleted runs and their threads outside the store (contract 24): whoever deleted them
+        may have died before it came to that. A thread without runs has left nothing."""
         before = self._clock.now() - _DROP_AGAIN
-        for run_id in await self._store.write(lambda tx: tx.runs.take_deleted(before, limit=_SWEEP_BATCH)):
+        deleted = await self._store.write(lambda tx: tx.runs.take_deleted(before, limit=_SWEEP_BATCH))
+        for tenant, thread_id, run_id in deleted:
             self._feed.drop(run_id)
+            self._thread_cache.forget(tenant, thread_id)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -321,8 +321,9 @@ class Runs(Protocol):
     async def take_messages(self, tenant: str, run_id: str) -> list[Message]:
         """Returns the messages kept with a run, and removes them there."""
 
-    async def take_deleted(self, before: datetime, *, limit: int) -> list[str]:
-        """The ids of at most `limit` runs that were deleted with their thread at a time or before, each given once."""
+    async def take_deleted(self, before: datetime, *, limit: int) -> list[tuple[str, str, str]]:
+        """(tenant, thread id, run id) of at most `limit` runs that were deleted with their thread at a time or before,
+        each given once."""
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         """(tenant, run id) of QUEUED and REQUIRES_ACTION runs past their expire_time: those no worker watches."""

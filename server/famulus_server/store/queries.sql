@@ -584,15 +584,15 @@ WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND
 
 -- name: deleted_runs_note
 -- Notes the runs of a thread that is deleted at $3.
-INSERT INTO deleted_runs (tenant, run_id, deleted_time)
-SELECT tenant, id, $3 FROM runs WHERE tenant = $1 AND thread_id = $2;
+INSERT INTO deleted_runs (tenant, run_id, thread_id, deleted_time)
+SELECT tenant, id, thread_id, $3 FROM runs WHERE tenant = $1 AND thread_id = $2;
 
 -- name: deleted_runs_take
--- Forgets at most $2 of the runs that were deleted at $1 or before; returns their ids.
+-- Forgets at most $2 of the runs that were deleted at $1 or before; returns whose they were, and their ids.
 DELETE FROM deleted_runs
 WHERE (tenant, run_id) IN (SELECT tenant, run_id FROM deleted_runs WHERE deleted_time <= $1
                            ORDER BY deleted_time LIMIT $2)
-RETURNING run_id;
+RETURNING tenant, thread_id, run_id;
 
 -- name: runs_delete_of_thread
 -- Removes the runs of a thread.

@@ -188,9 +188,9 @@ class SqlRuns:
             await self._session.run("queued_messages_delete", tenant, run_id)
         return [Message.FromString(body) for (body,) in rows]
 
-    async def take_deleted(self, before: datetime, *, limit: int) -> list[str]:
+    async def take_deleted(self, before: datetime, *, limit: int) -> list[tuple[str, str, str]]:
         rows = await self._session.all("deleted_runs_take", micros(before), limit)
-        return [run_id for (run_id,) in rows]
+        return [(tenant, thread_id, run_id) for tenant, thread_id, run_id in rows]
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         return [(tenant, run_id) for tenant, run_id in await self._session.all("runs_due", micros(now), limit)]

@@ -11,9 +11,8 @@ from google.rpc import error_details_pb2
 from famulus.v1.run_pb2 import Run, RunPriority, RunState
 from famulus.v1.run_service_pb2 import BusyPolicy, CreateRunRequest, ListRunsRequest
 from famulus.v1.thread_service_pb2 import ListThreadsRequest
-from famulus_server import wiring
 from famulus_server.embedded.upstream import Scene, ScriptedUpstream
-from famulus_server.engine.policy import Policies, Policy, Tier
+from famulus_server.engine.policy import Policy, Tier
 from run_stage import Stage, open_stage, refused, stage_settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,12 +32,10 @@ async def narrow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stag
     """Executes one run at a time; three may wait."""
     folder = tmp_path_factory.mktemp("narrow")
     policy = Policy(tiers={"default": Tier(max_queued_runs=MOST)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring, "Policies", lambda *_: Policies(policy))
-        async with ScriptedUpstream() as upstream:
-            settings = stage_settings(folder, upstream.base_url, worker={"slots": 1})
-            async with open_stage(settings, upstream) as opened:
-                yield opened
+    async with ScriptedUpstream() as upstream:
+        settings = stage_settings(folder, upstream.base_url, worker={"slots": 1}, policy=policy)
+        async with open_stage(settings, upstream) as opened:
+            yield opened
 
 
 async def hold(stage: Stage) -> Run:

@@ -9,8 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
+from contract.limiter_stage import until
 from famulus.v1.run_pb2 import RunErrorCode, RunState
-from famulus.v1.run_service_pb2 import ListRunsRequest
+from famulus.v1.run_service_pb2 import BusyPolicy, ListRunsRequest
+from famulus.v1.thread_service_pb2 import DeleteThreadRequest
+from famulus_server import wiring
+from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, Usage
 from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Route, Tier, Variant
 from run_stage import Stage, open_stage, refused, stage_settings
@@ -30,17 +34,27 @@ async def stage_with(
     worker: dict[str, Any] | None = None,
     **limits: Quota,
 ) -> AsyncIterator[Stage]:
-    """A server whose callers have these limits, and its models these quotas."""
+    """A server whose callers have these limits, and its models these quotas. Its limits are counted in Redis from the
+    first run on: places taken before are not known there."""
     policy = Policy(
         tiers={DEFAULT_TIER: Tier(limits=CallerQuotas(**limits))},
         quotas=quotas or {},
         routes={route.name: route for route in routes},
     )
-    async with (
-        ScriptedUpstream() as upstream,
-        open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy, worker=worker), upstream) as stage,
-    ):
-        yield stage
+    limiters: list[RedisLimiter] = []
+
+    def make(**given: str) -> RedisLimiter:
+        limiters.append(RedisLimiter(**given))
+        return limiters[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "RedisLimiter", make)
+        async with (
+            ScriptedUpstream() as upstream,
+            open_stage(stage_settings(tmp_path, upstream.base_url, policy=policy, worker=worker), upstream) as stage,
+        ):
+            await until(lambda: limiters[0].is_shared)
+            yield stage
 
 
 def check_told(refusal: Refusal, limit: str, subject: str) -> float:
@@ -80,6 +94,52 @@ async def test_place_is_given_back_by_a_cancel_and_by_a_run_that_never_was(tmp_p
         await stage.start()
 
 
+async def test_places_are_given_back_by_the_deletion_of_a_thread(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, tenant=Quota(concurrent_runs=2)) as stage:
+        stage.play(HELD)
+        run = await stage.start()
+        await stage.start(thread_id=run.thread_id, busy_policy=BusyPolicy.BUSY_POLICY_ENQUEUE)
+        check_told(await refused(stage.start()), "tenant.concurrent_runs", "tenant:default")
+        await stage.threads.DeleteThread(DeleteThreadRequest(thread_id=run.thread_id))
+        for _ in range(2):
+            await stage.start()
+        check_told(await refused(stage.start()), "tenant.concurrent_runs", "tenant:default")
+
+
+@pytest.mark.parametrize("policy", [BusyPolicy.BUSY_POLICY_INTERRUPT, BusyPolicy.BUSY_POLICY_ROLLBACK])
+async def test_run_is_not_refused_because_of_the_one_that_it_replaces(
+    tmp_path: Path, policy: "BusyPolicy.ValueType"
+) -> None:
+    async with stage_with(tmp_path, user=Quota(concurrent_runs=1)) as stage:
+        stage.play(HELD)
+        thread, other = [await stage.thread(user_id="me") for _ in range(2)]
+        runs = [await stage.start(thread_id=thread.id)]
+        await stage.request()
+        # The third may come while the second still waits for the end of the first.
+        runs += [await stage.start(thread_id=thread.id, busy_policy=policy) for _ in range(2)]
+        for run in runs[:2]:
+            assert (await stage.wait(run.id)).state == RunState.RUN_STATE_CANCELLED
+        # The one that is left has the only place.
+        for thread_id in (thread.id, other.id):
+            enqueued = stage.start(thread_id=thread_id, busy_policy=BusyPolicy.BUSY_POLICY_ENQUEUE)
+            check_told(await refused(enqueued), "user.concurrent_runs", "user:default/me")
+        await stage.cancel(runs[2].id)
+        await stage.wait(runs[2].id)
+        await stage.start(thread_id=other.id)
+
+
+async def test_run_takes_no_place_of_an_assistant_that_the_one_it_replaces_does_not_have(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, assistant=Quota(concurrent_runs=1)) as stage:
+        stage.play(HELD)
+        busy = await stage.assistant(name="busy")
+        await stage.start(assistant_id=busy.id)
+        run = await stage.start()
+        interrupting = stage.start(
+            thread_id=run.thread_id, assistant_id=busy.id, busy_policy=BusyPolicy.BUSY_POLICY_INTERRUPT
+        )
+        check_told(await refused(interrupting), "assistant.concurrent_runs", f"assistant:default/{busy.id}")
+
+
 async def test_requests_per_minute_are_limited_and_the_told_wait_is_enough(tmp_path: Path) -> None:
     async with stage_with(tmp_path, tenant=Quota(requests_per_minute=30, burst_seconds=8)) as stage:
         stage.play(Scene(text="fine"))
@@ -110,6 +170,14 @@ async def test_same_request_gets_its_run_although_the_limit_is_reached(tmp_path:
         first = (await stage.runs.CreateRun(create)).run
         assert (await stage.runs.CreateRun(create)).run.id == first.id
         assert (await refused(stage.start())).reason == "RATE_LIMITED"
+
+
+async def test_equal_requests_at_once_get_one_run_although_it_takes_the_last_place(tmp_path: Path) -> None:
+    async with stage_with(tmp_path, tenant=Quota(concurrent_runs=1)) as stage:
+        stage.play(HELD)
+        create = await stage.wanted(request_id="once")
+        created = await asyncio.gather(*(stage.runs.CreateRun(create) for _ in range(4)))
+        assert len({response.run.id for response in created}) == 1
 
 
 async def test_run_waits_for_tokens_that_others_used_up(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from famulus_server.engine.policy import Policies, Policy, Tier
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Backlog, Claimed, Lease, Store
 from famulus_server.store.sqlite import SqliteStore
-from unit.engine.alone import NoEventLog, NoHints, ledger
+from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger
 
 
 def policies(**weights: int) -> Policies:
@@ -119,6 +119,7 @@ class Fleet:
             store=self.store,
             feed=feed,
             ledger=ledger(self.store, feed),
+            thread_cache=NoThreadCache(),
             executor=self,  # type: ignore[arg-type]
             hints=NoHints(),
             lease=Lease(owner="me", seconds=600),

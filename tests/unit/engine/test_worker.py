@@ -19,7 +19,7 @@ from famulus_server.engine.policy import Policies
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Claimed, Lease, Queue, Store
 from famulus_server.store.sqlite import SqliteStore
-from unit.engine.alone import NoEventLog, NoHints, ledger
+from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger
 
 LEASE = Lease(owner="me", seconds=0.15)
 
@@ -42,12 +42,20 @@ class Executions:
         await self._act(claimed, control)
 
 
-def open_worker(store: Store, executions: Any, *, slots: int = 8, event_log: NoEventLog | None = None) -> Worker:
+def open_worker(
+    store: Store,
+    executions: Any,
+    *,
+    slots: int = 8,
+    event_log: NoEventLog | None = None,
+    thread_cache: NoThreadCache | None = None,
+) -> Worker:
     feed = Feed(event_log=event_log or NoEventLog())
     made = Worker(
         store=store,
         feed=feed,
         ledger=ledger(store, feed),
+        thread_cache=thread_cache or NoThreadCache(),
         executor=executions,
         hints=NoHints(),
         lease=LEASE,
@@ -266,21 +274,33 @@ async def test_loop_survives_what_nobody_foresaw(store: SqliteStore, monkeypatch
     await made.close(grace=1.0)
 
 
-async def test_events_of_a_deleted_run_are_dropped_even_if_whoever_deleted_it_died(
+async def test_what_is_left_of_a_deleted_run_is_dropped_even_if_whoever_deleted_it_died(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_DROP_AGAIN", timedelta())
     monkeypatch.setattr(worker_module, "_DROP_SECONDS", 0.02)
     dropped: asyncio.Queue[str] = asyncio.Queue()
+    forgotten: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     class Dropping(NoEventLog):
         def drop(self, run_id: str) -> None:
             dropped.put_nowait(run_id)
 
+    class Forgetting(NoThreadCache):
+        def forget(self, tenant: str, thread_id: str) -> None:
+            forgotten.put_nowait((tenant, thread_id))
+
     await queue(store, "deleted")
-    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=0, event_log=Dropping())
+    made = open_worker(
+        store,
+        Executions(lambda *_: asyncio.sleep(0)),
+        slots=0,
+        event_log=Dropping(),
+        thread_cache=Forgetting(),
+    )
     await store.write(lambda tx: tx.threads.bury(TENANT, "thread_deleted", SystemClock().now()))
     assert await asyncio.wait_for(dropped.get(), 5.0) == "deleted"
+    assert await asyncio.wait_for(forgotten.get(), 5.0) == (TENANT, "thread_deleted")
     await made.close(grace=1.0)
 
 
