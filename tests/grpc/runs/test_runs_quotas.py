@@ -43,7 +43,7 @@ async def stage_with(
     )
     limiters: list[RedisLimiter] = []
 
-    def make(**given: str) -> RedisLimiter:
+    def make(**given: Any) -> RedisLimiter:
         limiters.append(RedisLimiter(**given))
         return limiters[-1]
 
