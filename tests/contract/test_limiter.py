@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from contract.limiter_stage import Stopwatch, limit, opened, taken, until
-from famulus_server.coordination import exchange, patience
+from famulus_server.coordination import exchange
 from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.coordination.local_limiter import LocalLimiter
 from famulus_server.embedded.valkey import EmbeddedValkey
@@ -24,9 +24,8 @@ _CALLERS = 32
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted here is counted in Redis, also on machines that stand still now and then."""
-    monkeypatch.setattr(patience, "_SECONDS", 10.0)
     monkeypatch.setattr(exchange, "_TIMEOUT", 10.0)
 
 
