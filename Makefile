@@ -43,8 +43,10 @@ generate-check: .venv/installed .venv-stubs/installed ## fail when the stubs in 
 chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
 	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
 
-bench: .venv/installed ## measure how fast runs stream on this machine
-	$(BIN)/python tests/bench/stream.py
+bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
+	PYTHONPATH=tests $(BIN)/python -m bench.stream
+	PYTHONPATH=tests $(BIN)/python -m bench.threads
+	PYTHONPATH=tests $(BIN)/python -m bench.limits
 
 clean: ## remove what the other targets installed and cached
 	rm -rf .venv .venv-stubs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

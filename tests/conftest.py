@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from famulus_server.coordination import streams
+from famulus_server.coordination import patience
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.weights import cache_dir, pull_weights
 from postgres import empty_database, migrated_database, new_database, postgres_server, postgres_url
@@ -30,6 +30,6 @@ def weights() -> Path:
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads from the event log wait longer than for a caller: for tests of what is read, on machines that stand still
-    now and then."""
-    monkeypatch.setattr(streams, "_READ_TIMEOUT", 10.0)
+    """What asks Redis for a caller waits longer than for a caller: for tests of what is read and counted, on machines
+    that stand still now and then."""
+    monkeypatch.setattr(patience, "_SECONDS", 10.0)

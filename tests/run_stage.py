@@ -38,7 +38,8 @@ from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.config import RedisSettings, ServerSettings, Settings, StoreSettings, WorkerSettings
 from famulus_server.embedded.upstream import ReceivedRequest, Scene, Script, ScriptedUpstream
-from famulus_server.models.settings import ModelSettings, RetrySettings
+from famulus_server.engine.policy import Policy
+from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 from famulus_server.wiring import open_server
 from serving import Refusal, refusal, said
 from validator import validate_final, validate_stream
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 # Retries at once, and as many as a test likes.
 QUICK = RetrySettings(base_delay=0.01, max_delay=0.05, jitter=0.0, budget=1.0, reserve=1_000)
+# What one test's model does is not to suspend that of the next.
+PATIENT = BreakerSettings(min_calls=1_000_000)
 TOOLS = [
     Tool(function=FunctionTool(name=name, parameters_json='{"type":"object","properties":{}}'))
     for name in ("get_weather", "get_time")
@@ -242,15 +245,17 @@ def stage_settings(
     worker: dict[str, Any] | None = None,
     redis_url: str = "",
     database_url: str = "",
+    policy: Policy | None = None,
 ) -> Settings:
     """Settings with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
-    model: dict[str, Any] = {"base_url": base_url, "retry": QUICK}
+    model: dict[str, Any] = {"base_url": base_url, "retry": QUICK, "breaker": PATIENT}
     given: dict[str, Any] = {"listen": "127.0.0.1:0", "data_dir": str(folder), "drain_seconds": 0.1} | (server or {})
     return Settings(
         server=ServerSettings(**given),
         store=StoreSettings(url=database_url, pool=4),
         worker=WorkerSettings(**(worker or {})),
         redis=RedisSettings(url=redis_url),
+        policy=policy or Policy(),
         models=(
             ModelSettings(name="scripted", backend="responses", reasoning=True, **model),
             ModelSettings(name="chat", backend="chat", **model),

@@ -7,15 +7,18 @@
     ├── FailedPrecondition      the resource is not in a state that allows this
     ├── Aborted                 somebody else was faster
     ├── OutOfRange              a sequence behind the end
+    ├── ResourceExhausted       a limit or budget of the caller is used up
     ├── Unavailable             overloaded, draining, or the store is away; says when to come back
     └── Internal                a fault of ours; the text says nothing, a reference finds it in the log
     LeaseLost                   this worker no longer owns the run: stop, close the upstream call, write nothing
     ModelError                  a model turn failed; see its subclasses
     ├── ModelUnavailable        refused, reset, 5xx
+    │   └── ModelSuspended      it failed too often lately, and was not asked
     ├── ModelRateLimited        429
     ├── ModelTimeout            silent for too long
     ├── ModelProtocolError      the stream was broken, or ended without its terminal event
     ├── ModelRejectedRequest    4xx: the request will never work
+    │   └── ModelRemoved        the configuration no longer has a model for it
     └── ModelAuthenticationError   the provider refused our key
 
 `api/errors.py` has the table from these to gRPC codes. Texts in them are public: nothing of an exception's own words.
@@ -103,6 +106,25 @@ class OutOfRange(FamulusError):
     """Behind the end of something that has ended."""
 
 
+class ResourceExhausted(FamulusError):
+    """The caller has used up what he may use: whose that is, and how much it is, as in "tenant:acme" and "600 requests
+    per minute"."""
+
+    def __init__(
+        self,
+        reason: "ErrorReason.ValueType",
+        message: str,
+        *,
+        subject: str,
+        description: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(reason, message, metadata=metadata, retry_after=retry_after)
+        self.subject = subject
+        self.description = description
+
+
 class Unavailable(FamulusError):
     """Not now; `retry_after` says when."""
 
@@ -118,6 +140,17 @@ class Internal(FamulusError):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What a provider says is left of its own limits on us, and in how many seconds all of it is back. None where it
+    does not say. It tells with its answers, and with its refusals."""
+
+    requests_left: int | None = None
+    requests_reset: float | None = None
+    tokens_left: int | None = None
+    tokens_reset: float | None = None
+
+
 class LeaseLost(Exception):
     """This worker no longer owns the run (contract 8)."""
 
@@ -129,10 +162,19 @@ class ModelError(Exception):
     public: ClassVar[str] = "the model failed"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str, *, retry_after: float | None = None, retry: bool | None = None) -> None:
-        """`retry_after`: seconds the provider asked to wait; `retry`: its own word (x-should-retry), if it gave one."""
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        retry: bool | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        """`retry_after`: seconds the provider asked to wait; `retry`: its own word (x-should-retry), if it gave one;
+        `allowance`: what it says is left of its limits, if it says so."""
         super().__init__(detail)
         self.retry_after = retry_after
+        self.allowance = allowance
         self.may_retry = self.retryable if retry is None else retry
 
 
@@ -142,6 +184,14 @@ class ModelUnavailable(ModelError):
     code = RunErrorCode.RUN_ERROR_CODE_MODEL_UNAVAILABLE
     public = "the model could not be reached or failed"
     retryable = True
+
+
+class ModelSuspended(ModelUnavailable):
+    """The model failed too often lately: it was not asked. After `retry_after` seconds somebody may try whether it is
+    back."""
+
+    public = "the model failed too often lately and is not asked for a while"
+    retryable = False
 
 
 class ModelRateLimited(ModelError):
@@ -173,6 +223,12 @@ class ModelRejectedRequest(ModelError):
 
     code = RunErrorCode.RUN_ERROR_CODE_INVALID_PROMPT
     public = "the model's provider refused the request as invalid"
+
+
+class ModelRemoved(ModelRejectedRequest):
+    """The configuration has changed under the run: it no longer has a model that can answer it."""
+
+    public = "the server's configuration no longer has a model for this run"
 
 
 class ModelAuthenticationError(ModelError):

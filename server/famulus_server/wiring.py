@@ -11,23 +11,31 @@ from pathlib import Path
 
 from famulus_server.api.addresses import check_free
 from famulus_server.api.server import ApiServer, Desks
-from famulus_server.config import ConfigError, Settings
+from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
+from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.patience import Patience
+from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.errors import EmbeddedUnavailable
 from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.supervisor import Child, keep_running
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
+from famulus_server.engine.asking import Asking
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.clock import SystemClock, TimeOrderedIds
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
+from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
+from famulus_server.engine.policy import Policies
+from famulus_server.engine.routing import Router
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
 from famulus_server.models.connection import load_sdk
@@ -37,7 +45,6 @@ from famulus_server.ports import Clock, Lease
 from famulus_server.store.postgres import PostgresStore
 from famulus_server.store.sqlite import SqliteStore
 
-SCRIPTED_MODEL = "scripted"
 # What llama.cpp gives each of the local model's slots.
 _LOCAL_CONTEXT = 2_048
 _PAGE_KEY = "page-tokens"
@@ -52,12 +59,14 @@ AnyStore = SqliteStore | PostgresStore
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that accepts calls. `default_model` is the best model to try it with."""
+    """A server that accepts calls. `default_model` is the best model to try it with; what `policies` holds may be
+    exchanged."""
 
     address: str
     models: tuple[str, ...]
     default_model: str
     scripted_model: str | None
+    policies: Policies
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +77,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     Raises ConfigError, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text for the
     operator; then nothing stays behind.
     """
+    check(settings)
     check_free(settings.server.listen)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
@@ -80,28 +90,58 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
         redis_url, embedded = await _start_children(settings, stack, progress)
-        model_settings = _all_models(embedded, settings)
+        model_settings = (*embedded, *settings.models)
+        names = tuple(model.name for model in model_settings)
+        # Again, because the local model could perhaps not be had.
+        check_models(settings.policy, names)
+        policies = Policies(settings.policy)
         hints = RedisHints(url=redis_url)
         hints.open()
         stack.push_async_callback(hints.close)
-        event_log = RedisEventLog(url=redis_url)
+        patience = Patience()
+        event_log = RedisEventLog(url=redis_url, patience=patience)
         feed = Feed(event_log=event_log)
         event_log.open(replay=feed.memory)
         stack.push_async_callback(event_log.close)
+        thread_cache = RedisThreadCache(url=redis_url, patience=patience)
+        thread_cache.open()
+        stack.push_async_callback(thread_cache.close)
         models = ModelRegistry(settings=model_settings)
         stack.push_async_callback(models.close)
         lease = Lease(
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
         )
+        limiter = RedisLimiter(url=redis_url, patience=patience, owner=lease.owner)
+        limiter.open()
+        stack.push_async_callback(limiter.close)
+        gate = Gate(store=store, limiter=limiter, policies=policies)
+        stack.push_async_callback(gate.close)
+        router = Router(models=models, policies=policies)
+        asking = Asking(router=router, limiter=limiter, policies=policies)
+        stack.push_async_callback(asking.close)
         ledger = Ledger(store=store, feed=feed, hints=hints)
+        ledger.frees(gate.leave)
         worker = Worker(
             store=workers_store,
             feed=feed,
             ledger=ledger,
-            executor=Executor(store=store, feed=feed, ledger=ledger, models=models, lease=lease, clock=clock, ids=ids),
+            thread_cache=thread_cache,
+            executor=Executor(
+                store=store,
+                thread_cache=thread_cache,
+                feed=feed,
+                ledger=ledger,
+                router=router,
+                asking=asking,
+                policies=policies,
+                lease=lease,
+                clock=clock,
+                ids=ids,
+            ),
             hints=hints,
             lease=lease,
             slots=0 if role == "api" else settings.worker.slots,
+            policies=policies,
             clock=clock,
         )
         follower = Follower(store=store, feed=feed, event_log=event_log, hints=hints)
@@ -113,7 +153,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             clock=clock,
             heartbeat_seconds=settings.server.heartbeat_seconds,
         )
-        threads = ThreadDesk(store=store, feed=feed, worker=worker, clock=clock, ids=ids)
+        threads = ThreadDesk(
+            store=store, thread_cache=thread_cache, feed=feed, worker=worker, gate=gate, clock=clock, ids=ids
+        )
         desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
             threads=threads,
@@ -125,11 +167,14 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 worker=worker,
                 watch=watch,
                 threads=threads,
-                models=models,
+                gate=gate,
+                models=router,
+                policies=policies,
                 clock=clock,
                 ids=ids,
             ),
             watch=watch,
+            usage=UsageDesk(store=store, policies=policies, clock=clock),
         )
         server = ApiServer(
             address=settings.server.listen,
@@ -150,12 +195,12 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             stack.push_async_callback(_end, asyncio.create_task(models.warm_up()))
         # Streams must be told to resume elsewhere before the runs they watch are waited for.
         stack.callback(server.drain)
-        names = tuple(model.name for model in model_settings)
         yield RunningServer(
             address=address,
             models=names,
             default_model=names[0],
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
+            policies=policies,
         )
 
 
@@ -171,8 +216,6 @@ async def _stores(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple
         await workers.open()
         stack.push_async_callback(workers.close)
         return shared, workers, shared.clock
-    if settings.server.role != "all":
-        raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
     clock = SystemClock()
     store = SqliteStore(path=settings.database, clock=clock)
     await store.open()
@@ -238,16 +281,6 @@ async def _embedded_models(
 def _supervise(child: Child, name: str, stack: contextlib.AsyncExitStack) -> None:
     """Call it once the stack will close the child: supervision ends before that."""
     stack.push_async_callback(_end, asyncio.create_task(keep_running(child, name=name), name=f"supervise {name}"))
-
-
-def _all_models(embedded: list[ModelSettings], settings: Settings) -> tuple[ModelSettings, ...]:
-    models = (*embedded, *settings.models)
-    if not models:
-        raise ConfigError("settings", "models", "there is no model: configure [[models]], or allow an embedded one")
-    for model in embedded:
-        if any(other.name == model.name for other in settings.models):
-            raise ConfigError("settings", "models", f"{model.name!r} is the name of an embedded model: choose another")
-    return models
 
 
 async def _weights(progress: Progress) -> Path:

@@ -7,22 +7,17 @@ W2  runs of one delta, one after another, beside the same request sent to the up
 """
 
 import asyncio
-import contextlib
 import json
-import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import openai
 import psutil
 
+from bench.processes import started
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
@@ -31,7 +26,6 @@ from famulus.v1.run_service_pb2 import CreateRunRequest, StreamRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_pb2 import Thread
 
-_COMMAND = Path(sys.executable).with_name("famulus-server")
 _SCRIPT = """
 [[scene]]
 match = { user_contains = "many" }
@@ -40,7 +34,6 @@ deltas = 500
 [[scene]]
 text = "one"
 """
-_ADDRESS = re.compile(r"(http://)?127\.0\.0\.1:\d+\S*")
 _RUNS = 8
 _ROUNDS = 5
 _SINGLES = 200
@@ -50,7 +43,7 @@ async def main() -> None:
     """Measures, and prints what came out."""
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            _started(Path(folder)) as (upstream, address, server),
+            started(Path(folder), _SCRIPT) as (upstream, address, server),
             grpc.aio.insecure_channel(address) as channel,
             openai.AsyncOpenAI(base_url=upstream, api_key="none", max_retries=0) as direct,
         ):
@@ -127,37 +120,6 @@ class _Bench:
     def _cpu(self) -> float:
         times = self._server.cpu_times()
         return float(times.user + times.system)
-
-
-@contextlib.asynccontextmanager
-async def _started(folder: Path) -> AsyncIterator[tuple[str, str, psutil.Process]]:
-    script = folder / "script.toml"
-    script.write_text(_SCRIPT)
-    async with _process("fake-upstream", "--script", str(script), "--port", "0") as (_, upstream):
-        config = folder / "famulus.toml"
-        config.write_text(
-            f'[server]\nlisten = "127.0.0.1:0"\ndata_dir = "{folder}/data"\n[log]\nlevel = "warning"\n'
-            f'[[models]]\nname = "bench"\nbackend = "responses"\nbase_url = "{upstream}"\n'
-        )
-        async with _process("--config", str(config), "serve") as (process, address):
-            yield upstream, address, psutil.Process(process.pid)
-
-
-@contextlib.asynccontextmanager
-async def _process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A command of ours, and the address that its first line names."""
-    process = await asyncio.create_subprocess_exec(
-        _COMMAND, *arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    )
-    assert process.stdout is not None
-    try:
-        line = (await process.stdout.readline()).decode()
-        found = _ADDRESS.search(line)
-        assert found, f"no address in {line!r}"
-        yield process, found[0]
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ base_url = {upstream}
 first_event_timeout = 5.0
 idle_timeout = 5.0
 retry = {{ base_delay = 0.05, max_delay = 0.2, budget = 1.0, reserve = 1000 }}
+breaker = {{ min_calls = 1000000 }}
 """
 
 

@@ -1,5 +1,6 @@
 """A scripted upstream with a model on it, over real sockets."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from famulus.v1.tool_pb2 import FunctionTool, Tool
 from famulus_server.embedded.upstream.script import Scene, Script
 from famulus_server.embedded.upstream.server import ScriptedUpstream
 from famulus_server.models.registry import ModelRegistry
-from famulus_server.models.settings import ModelSettings, RetrySettings
+from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 from famulus_server.ports import (
     Model,
     ModelEvent,
@@ -18,6 +19,7 @@ from famulus_server.ports import (
 )
 
 ONCE = RetrySettings(attempts=1)
+PATIENT = BreakerSettings(min_calls=1_000_000)
 HELLO = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}]
 TOOLS = [Tool(function=FunctionTool(name="weather", parameters_json='{"type":"object","properties":{}}'))]
 
@@ -50,11 +52,16 @@ def ask(**request: Any) -> ModelRequest:
 
 
 @asynccontextmanager
-async def open_stage(backend: Literal["responses", "chat"], *scenes: Scene, **settings: Any) -> AsyncIterator[Stage]:
-    """The model tries once unless told otherwise."""
+async def open_stage(
+    backend: Literal["responses", "chat"],
+    *scenes: Scene,
+    now: Callable[[], float] = time.monotonic,
+    **settings: Any,
+) -> AsyncIterator[Stage]:
+    """The model tries once, and is never suspended, unless told otherwise."""
     async with ScriptedUpstream(script=Script(scenes=scenes)) as upstream:
-        given: dict[str, Any] = {"base_url": upstream.base_url, "retry": ONCE} | settings
-        registry = ModelRegistry(settings=[ModelSettings(name="m", backend=backend, **given)])
+        given: dict[str, Any] = {"base_url": upstream.base_url, "retry": ONCE, "breaker": PATIENT} | settings
+        registry = ModelRegistry(settings=[ModelSettings(name="m", backend=backend, **given)], now=now)
         try:
             yield Stage(upstream, registry.open("m"), registry)
         finally:

@@ -8,7 +8,7 @@ from famulus.v1.message_pb2 import Message, MessagePart, MessageRole, TextPart
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import MessageCreation, RunStep
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.ports import Store
+from famulus_server.ports import Claimed, Lease, Store, Transaction
 
 TENANT = "acme"
 OTHER = "globex"
@@ -94,3 +94,17 @@ async def read_texts(store: Store, thread_id: str, *, tenant: str = TENANT) -> l
 
 async def add_run(store: Store, made: Run, *, tenant: str = TENANT) -> None:
     await store.write(lambda tx: tx.runs.insert(tenant, made, lease=None))
+
+
+async def claim_runs(store: Store, lease: Lease, *, limit: int = 10) -> list[Claimed]:
+    """What a worker gets that is alone: abandoned runs first, then those that wait, one tenant after the other."""
+
+    async def unit(tx: Transaction) -> list[Claimed]:
+        taken_over = await tx.runs.take_over(lease, limit=limit)
+        shares, left = {}, limit - len(taken_over)
+        for tenant, number in (await tx.runs.queue(first="", limit=limit)).waiting.items():
+            shares[tenant] = min(number, left)
+            left -= shares[tenant]
+        return taken_over + await tx.runs.claim(lease, shares)
+
+    return await store.write(unit)

@@ -16,6 +16,7 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination import hints as module
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
+from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.ports import STOP, WORK, events_topic
 
@@ -134,7 +135,7 @@ async def test_hint_saves_the_time_of_a_poll(replicas: tuple[RedisHints, RedisHi
 
 async def test_event_log_hints_at_what_can_be_read(replicas: tuple[RedisHints, RedisHints], url: str) -> None:
     ear = await connected(replicas[0], events_topic("run_1"))
-    log = RedisEventLog(url=url)
+    log = RedisEventLog(url=url, patience=Patience())
     log.open()
     log.publish("run_1", [RunEvent(sequence=1)])
     assert await ear.hears() == ""

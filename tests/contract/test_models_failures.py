@@ -37,6 +37,18 @@ async def test_stream_that_merely_ends_is_a_failure(stage_on: Open, kind: Any) -
             await stage.play()
 
 
+async def test_of_hundreds_of_truncated_streams_none_counts_as_complete(stage_on: Open) -> None:
+    kinds: list[Any] = ["eof", "mid_json", "error_event", "reset", "disconnect"]
+    cuts = [Fault(kind=kind, after=after) for kind in kinds for after in range(8)]
+    cuts += [Fault(kind="no_completed"), Fault(kind="no_done")]
+    async with stage_on(*(Scene(times=6, deltas=8, fault=cut) for cut in cuts)) as stage:
+        for _ in range(0, 6 * len(cuts), 28):
+            turns = (stage.play() for _ in range(28))
+            outcomes = await asyncio.gather(*turns, return_exceptions=True)
+            assert all(isinstance(outcome, ModelProtocolError | ModelUnavailable) for outcome in outcomes), outcomes
+        assert len(stage.upstream.requests) == 252
+
+
 @pytest.mark.parametrize("kind", ["error_event", "response_failed"])
 async def test_error_in_the_stream_is_a_failure(stage_on: Open, kind: Any) -> None:
     async with stage_on(Scene(deltas=5, fault=Fault(kind=kind, message="secret words"))) as stage:
@@ -164,15 +176,26 @@ async def test_connection_is_used_again_for_the_next_turn(stage_on: Open) -> Non
     assert len(seen) == 1
 
 
-async def test_retry_is_silent_announced_and_waits_as_told(stage_on: Open) -> None:
-    failing = Scene(times=2, fault=Fault(kind="status", status=503, headers={"retry-after-ms": "40"}))
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (ModelUnavailable, {"retry-after-ms": "40"}),
+        (ModelRateLimited, {"retry-after-ms": "40"}),
+        (ModelRateLimited, {"retry-after": "0.04"}),
+    ],
+)
+async def test_retry_is_silent_announced_and_waits_as_told(
+    stage_on: Open, error: type[ModelError], headers: dict[str, str]
+) -> None:
+    status = 429 if error is ModelRateLimited else 503
+    failing = Scene(times=2, fault=Fault(kind="status", status=status, headers=headers))
     async with stage_on(failing, Scene(text="at last"), retry=RetrySettings(base_delay=0.001)) as stage:
         events = await stage.play()
         assert len(stage.upstream.requests) == 3
     announced = [event for event in events if isinstance(event, Retrying)]
     assert events[:2] == announced
     assert all(0.040 <= retry.delay <= 0.044 for retry in announced)
-    assert all(retry.code == ModelUnavailable.code for retry in announced)
+    assert all(retry.code == error.code for retry in announced)
     assert text_of(events) == "at last"
 
 
@@ -197,6 +220,7 @@ async def test_turn_is_not_tried_again_after_its_first_chunk(stage_on: Open) -> 
     [
         Fault(kind="status", status=400),
         Fault(kind="status", status=503, headers={"x-should-retry": "false"}),
+        Fault(kind="status", status=429, headers={"x-should-retry": "false", "retry-after-ms": "1"}),
         Fault(kind="status", status=429, headers={"retry-after": "3600"}),
         Fault(kind="status", status=429, code="insufficient_quota"),
     ],

@@ -40,6 +40,11 @@ async def etag(store: Store, thread_id: str, message_id: str) -> str:
     return (await store.read(lambda tx: tx.messages.get(TENANT, thread_id, message_id))).etag
 
 
+async def newest(store: Store, thread_id: str) -> tuple[int, list[str]]:
+    revision, found = await store.read(lambda tx: tx.messages.newest(TENANT, thread_id, limit=100))
+    return revision, texts(found)
+
+
 async def find(store: Store, which: ThreadFilter) -> list[str]:
     return [made.id for made in await store.read(lambda tx: tx.threads.page(TENANT, which, after=None, limit=9))]
 
@@ -153,6 +158,42 @@ async def test_change_of_a_shared_message_is_seen_in_one_thread_only(store: Stor
     assert await read_texts(store, changing) == ["AA", "b"]
     assert await read_texts(store, other) == ["a", "b"]
     assert (await etag(store, changing, "a"), await etag(store, other, "a")) == ("3", "1")
+
+
+@pytest.mark.parametrize(("changing", "other"), [("origin", "fork"), ("fork", "origin")])
+async def test_changes_count_for_the_thread_that_sees_them_only(store: Store, changing: str, other: str) -> None:
+    await add_thread(store, "origin", *"abcd")
+    await fork(store, "origin", 3, "fork")
+    await add_messages(store, "fork", "x")
+    seen = await newest(store, other)
+    await change(store, changing, "a", "A")
+    await delete(store, changing, "b")
+    await delete(store, changing, "a")
+    assert (await newest(store, changing))[0] == 3
+    assert await newest(store, other) == seen
+    # What nobody else sees any more is changed in the log itself.
+    await delete(store, other, "b")
+    await change(store, other, "a", "AA")
+    assert (await newest(store, other))[0] == 2
+    assert (await newest(store, changing))[0] == 3
+    await bury(store, changing)
+    assert (await newest(store, changing)) == (3, [])
+    assert (await newest(store, other))[0] == 2
+    assert (await newest(store, other))[1][-2:] == ["c", "AA"]
+
+
+async def test_newest_messages_are_found_through_all_segments(store: Store) -> None:
+    await add_thread(store, "one", *"abc")
+    await fork(store, "one", 3, "two")
+    await delete(store, "two", "c")
+    await add_messages(store, "two", "d", "e")
+    await fork(store, "two", 5, "three")
+    await add_messages(store, "three", "f")
+    assert await newest(store, "three") == (0, ["f", "e", "d", "b", "a"])
+    found = await store.read(lambda tx: tx.messages.newest(TENANT, "three", limit=2, after_sequence=1))
+    assert texts(found[1]) == ["f", "e"]
+    found = await store.read(lambda tx: tx.messages.newest(TENANT, "three", limit=9, after_sequence=1))
+    assert texts(found[1]) == ["f", "e", "d", "b"]
 
 
 @pytest.mark.parametrize(("changing", "other"), [("origin", "fork"), ("fork", "origin")])

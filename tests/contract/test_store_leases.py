@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from contract.samples import OTHER, START, TENANT, MovableClock, add_run, add_thread, run
+from contract.samples import OTHER, START, TENANT, MovableClock, add_run, add_thread, claim_runs, run
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.errors import LeaseLost
 from famulus_server.ports import Claimed, Lease, Store
@@ -19,10 +19,6 @@ COMPLETED = RunState.RUN_STATE_COMPLETED
 
 ANN = Lease("ann", 15)
 BOB = Lease("bob", 15)
-
-
-async def claim(store: Store, lease: Lease = ANN, limit: int = 10) -> list[Claimed]:
-    return await store.write(lambda tx: tx.runs.claim(lease, limit=limit))
 
 
 async def renew(store: Store, lease: Lease = ANN, run_ids: Sequence[str] = ("run_0", "run_1", "run_2")) -> set[str]:
@@ -44,36 +40,23 @@ async def replace(store: Store, made: Run, *, attempt: int, lease: Lease | None 
 async def test_claimed_run_is_in_progress_under_a_new_attempt(store: Store, clock: MovableClock) -> None:
     await add_run(store, run())
     clock.advance(3)
-    (claimed,) = await claim(store)
+    (claimed,) = await claim_runs(store, ANN)
     assert (claimed.tenant, claimed.taken_over) == (TENANT, False)
     assert (claimed.run.state, claimed.run.attempt, claimed.run.etag) == (IN_PROGRESS, 1, "2")
     assert (claimed.run.turn_attempt, claimed.run.last_sequence) == (1, 1)
     assert claimed.run.start_time.ToDatetime(START.tzinfo) == START + timedelta(seconds=3)
     assert await get(store) == claimed.run
-    assert await claim(store) == []
-
-
-async def test_oldest_runs_of_all_tenants_are_claimed_first(store: Store) -> None:
-    await add_run(store, run("run_3", thread_id="t3", seconds=3))
-    await add_run(store, run("run_1", thread_id="t1", seconds=1))
-    await add_run(store, run("run_2", thread_id="t2", seconds=2), tenant=OTHER)
-    first = await claim(store, limit=2)
-    assert [(one.tenant, one.run.id) for one in first] == [(TENANT, "run_1"), (OTHER, "run_2")]
-    assert [one.run.id for one in await claim(store)] == ["run_3"]
-
-
-async def test_abandoned_run_older_than_a_queued_one_is_claimed_before_it(store: Store, clock: MovableClock) -> None:
-    await insert(store, run("old", thread_id="t1", state=IN_PROGRESS, attempt=1), BOB)
-    await add_run(store, run("new", thread_id="t2", seconds=1))
-    clock.advance(15)
-    assert [one.run.id for one in await claim(store, limit=1)] == ["old"]
+    assert await claim_runs(store, ANN) == []
 
 
 async def test_each_run_is_claimed_once_by_many_at_once(store: Store) -> None:
     for number in range(20):
         await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
-    claims = await asyncio.gather(*(claim(store, Lease(f"worker {n}", 15), limit=3) for n in range(10)))
-    claimed = [one.run.id for some in claims for one in some]
+
+    async def take(worker: int) -> list[Claimed]:
+        return await store.write(lambda tx: tx.runs.claim(Lease(f"worker {worker}", 15), {TENANT: 3}))
+
+    claimed = [one.run.id for some in await asyncio.gather(*map(take, range(10))) for one in some]
     assert len(claimed) == len(set(claimed)) == 20
 
 
@@ -81,7 +64,7 @@ async def test_run_that_waits_for_nobody_is_never_claimed(store: Store, clock: M
     for number, state in enumerate([REQUIRES_ACTION, COMPLETED, RunState.RUN_STATE_CANCELLED]):
         await insert(store, run(f"run_{number}", thread_id=f"t{number}", state=state, attempt=1), ANN)
     clock.advance(1_000)
-    assert await claim(store) == []
+    assert await claim_runs(store, ANN) == []
     assert await renew(store) == set()
 
 
@@ -91,9 +74,9 @@ async def test_run_is_taken_over_when_its_lease_has_run_out(
 ) -> None:
     await insert(store, run(state=state, attempt=1), BOB)
     clock.advance(14.999)
-    assert await claim(store) == []
+    assert await claim_runs(store, ANN) == []
     clock.advance(0.001)
-    (claimed,) = await claim(store)
+    (claimed,) = await claim_runs(store, ANN)
     assert claimed.taken_over
     assert (claimed.run.state, claimed.run.attempt) == (state, 2)
     # Nothing about the run became true that a watcher would be told.
@@ -104,30 +87,30 @@ async def test_run_is_taken_over_when_its_lease_has_run_out(
 
 async def test_start_time_is_that_of_the_first_attempt(store: Store, clock: MovableClock) -> None:
     await add_run(store, run())
-    await claim(store)
+    await claim_runs(store, ANN)
     clock.advance(60)
-    (claimed,) = await claim(store)
+    (claimed,) = await claim_runs(store, ANN)
     assert claimed.run.start_time.ToDatetime(START.tzinfo) == START
 
 
 async def test_renewed_lease_lasts_from_the_renewal_on(store: Store, clock: MovableClock) -> None:
     await add_run(store, run())
-    await claim(store)
+    await claim_runs(store, ANN)
     clock.advance(10)
     assert await renew(store) == {"run_1"}
     clock.advance(14)
-    assert await claim(store, BOB) == []
+    assert await claim_runs(store, BOB) == []
     clock.advance(1)
-    assert len(await claim(store, BOB)) == 1
+    assert len(await claim_runs(store, BOB)) == 1
 
 
 async def test_renewal_tells_which_runs_are_still_held(store: Store, clock: MovableClock) -> None:
     for number in range(3):
         await add_run(store, run(f"run_{number}", thread_id=f"t{number}", seconds=number))
-    await claim(store, ANN, limit=2)
-    await claim(store, BOB, limit=1)
+    await claim_runs(store, ANN, limit=2)
+    await claim_runs(store, BOB, limit=1)
     clock.advance(15)
-    await claim(store, BOB, limit=1)
+    await claim_runs(store, BOB, limit=1)
     assert await renew(store, ANN) == {"run_1"}
     assert await renew(store, BOB) == {"run_0", "run_2"}
     assert await renew(store, Lease("nobody", 15)) == set()
@@ -144,7 +127,7 @@ async def test_lease_stays_while_the_run_is_owned_and_ends_with_it(store: Store,
     await replace(store, made, attempt=1)
     assert await renew(store) == set()
     clock.advance(60)
-    assert await claim(store) == []
+    assert await claim_runs(store, ANN) == []
 
 
 async def test_run_that_waits_for_outputs_holds_no_lease_and_is_claimed_when_queued_again(store: Store) -> None:
@@ -155,7 +138,7 @@ async def test_run_that_waits_for_outputs_holds_no_lease_and_is_claimed_when_que
     assert await renew(store) == set()
     made.state = QUEUED
     await replace(store, made, attempt=1)
-    (claimed,) = await claim(store, BOB)
+    (claimed,) = await claim_runs(store, BOB)
     assert (claimed.run.attempt, claimed.taken_over) == (2, False)
 
 
@@ -166,11 +149,11 @@ async def test_replace_may_give_a_new_lease(store: Store, clock: MovableClock) -
     made.attempt = 1
     await replace(store, made, attempt=0, lease=BOB)
     assert await renew(store, BOB) == {"run_1"}
-    assert await claim(store) == []
+    assert await claim_runs(store, ANN) == []
     # How a worker that stops lets go of a run: others need not wait its lease out.
     await replace(store, made, attempt=1, lease=Lease("", 0))
     assert await renew(store, BOB) == set()
-    (claimed,) = await claim(store)
+    (claimed,) = await claim_runs(store, ANN)
     assert claimed.taken_over
 
 
@@ -180,7 +163,7 @@ async def test_owned_run_without_a_lease_is_not_lost(store: Store) -> None:
     await insert(store, made, None)
     made.state = IN_PROGRESS
     await replace(store, made, attempt=1)
-    assert [one.run.id for one in await claim(store)] == ["run_1", "run_2"]
+    assert [one.run.id for one in await claim_runs(store, ANN)] == ["run_1", "run_2"]
 
 
 async def test_runs_that_no_worker_watches_are_due_when_their_time_is_over(store: Store) -> None:
@@ -209,25 +192,11 @@ async def test_renewal_leaves_leases_alone_that_it_does_not_name(store: Store, c
     for number in (0, 1):
         await add_thread(store, f"thread_{number}")
         await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
-    assert len(await store.write(lambda tx: tx.runs.claim(ANN, limit=2))) == 2
+    assert len(await claim_runs(store, ANN, limit=2)) == 2
     clock.advance(10)
     assert await renew(store, ANN, ["run_1"]) == {"run_1"}
     clock.advance(10)
-    assert [one.run.id for one in await store.write(lambda tx: tx.runs.claim(BOB, limit=2))] == ["run_0"]
-
-
-async def test_store_tells_whether_there_is_something_to_claim(store: Store, clock: MovableClock) -> None:
-    async def claimable() -> bool:
-        return await store.read(lambda tx: tx.runs.is_claimable())
-
-    assert not await claimable()
-    await add_thread(store, "thread_1")
-    await add_run(store, run())
-    assert await claimable()
-    await store.write(lambda tx: tx.runs.claim(ANN, limit=1))
-    assert not await claimable()
-    clock.advance(15)
-    assert await claimable()
+    assert [one.run.id for one in await claim_runs(store, BOB, limit=2)] == ["run_0"]
 
 
 async def test_ids_of_runs_are_those_of_one_thread(store: Store) -> None:

@@ -8,19 +8,30 @@ import pytest
 from contract.samples import (
     ODD_IDS,
     OTHER,
+    START,
     TENANT,
     add_messages,
     add_thread,
     message,
     read_texts,
     texts,
+    thread,
 )
 from famulus_server.errors import NotFound
-from famulus_server.ports import Store
+from famulus_server.ports import Store, Transaction
 
 
 async def page(store: Store, *, tenant: str = TENANT, **bounds: Any) -> list[str]:
     return texts(await store.read(lambda tx: tx.messages.page(tenant, "thread_1", **{"limit": 100, **bounds})))
+
+
+async def newest(store: Store, *, tenant: str = TENANT, **bounds: Any) -> tuple[int, list[str]]:
+    found = await store.read(lambda tx: tx.messages.newest(tenant, "thread_1", **{"limit": 100, **bounds}))
+    return found[0], texts(found[1])
+
+
+async def revision(store: Store) -> int:
+    return (await newest(store))[0]
 
 
 async def test_append_gives_sequence_etag_and_thread_in_place(store: Store) -> None:
@@ -105,6 +116,65 @@ async def test_deleted_message_is_gone_and_its_sequence_stays_empty(store: Store
     ):
         with pytest.raises(NotFound):
             await attempt
+
+
+async def test_newest_messages_come_with_the_revision(store: Store) -> None:
+    await add_thread(store, "thread_1", *"abcd")
+    assert await newest(store) == (0, ["d", "c", "b", "a"])
+    assert await newest(store, limit=2) == (0, ["d", "c"])
+    assert await newest(store, after_sequence=2) == (0, ["d", "c"])
+    assert await newest(store, after_sequence=4) == (0, [])
+    assert await newest(store, tenant=OTHER) == (0, [])
+
+
+async def test_revision_counts_what_is_changed_and_removed_and_nothing_else(store: Store) -> None:
+    await add_thread(store, "thread_1", *"abc")
+    await store.write(lambda tx: tx.threads.replace(TENANT, thread()))
+    await store.write(lambda tx: tx.threads.touch(TENANT, "thread_1", START))
+    await store.read(lambda tx: tx.messages.get(TENANT, "thread_1", "a"))
+    assert await revision(store) == 0
+    await store.write(lambda tx: tx.messages.replace(TENANT, "thread_1", message("a", text="A")))
+    assert await newest(store) == (1, ["c", "b", "A"])
+    await store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", "c"))
+    assert await newest(store) == (2, ["b", "A"])
+    await add_messages(store, "thread_1", "d")
+    assert await newest(store) == (2, ["d", "b", "A"])
+
+
+async def test_revision_stands_where_a_change_is_refused_or_undone(store: Store) -> None:
+    async def undo(tx: Transaction) -> None:
+        await tx.messages.delete(TENANT, "thread_1", "a")
+        raise NotFound("thread", "another")
+
+    await add_thread(store, "thread_1", "a")
+    for attempt in (
+        store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", "b")),
+        store.write(lambda tx: tx.messages.replace(OTHER, "thread_1", message("a"))),
+        store.write(undo),
+    ):
+        with pytest.raises(NotFound):
+            await attempt
+    assert await newest(store) == (0, ["a"])
+
+
+async def test_revision_counts_each_of_many_changes_at_once(store: Store) -> None:
+    names = [f"m{number}" for number in range(20)]
+    await add_thread(store, "thread_1", *names)
+
+    async def change(number: int) -> None:
+        if number % 2:
+            await store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", names[number]))
+        else:
+            await store.write(lambda tx: tx.messages.replace(TENANT, "thread_1", message(names[number])))
+
+    await asyncio.gather(*map(change, range(20)))
+    assert await revision(store) == 20
+
+
+async def test_thread_without_messages_has_a_revision(store: Store) -> None:
+    await add_thread(store, "thread_1", "a")
+    await store.write(lambda tx: tx.messages.delete(TENANT, "thread_1", "a"))
+    assert await newest(store) == (1, [])
 
 
 async def test_message_of_another_thread_is_not_found(store: Store) -> None:

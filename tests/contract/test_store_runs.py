@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from contract.samples import ODD_IDS, OTHER, START, TENANT, add_run, add_thread, message, run
+from contract.samples import ODD_IDS, OTHER, START, TENANT, add_run, add_thread, claim_runs, message, run
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import lifecycle
@@ -200,9 +200,9 @@ async def test_runs_in_line_are_neither_active_nor_anybodys_to_claim(store: Stor
     assert await active(store) == "run_1"
     assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))).active_run_id == "run_1"
     # run_1 has no lease, so it is claimed as one whose worker is gone.
-    claimed = await store.write(lambda tx: tx.runs.claim(Lease("worker", 15), limit=10))
+    claimed = await claim_runs(store, Lease("worker", 15), limit=10)
     assert [one.run.id for one in claimed] == ["run_1"]
-    assert not await store.read(lambda tx: tx.runs.is_claimable())
+    assert not await store.read(lambda tx: tx.runs.queue(first="", limit=1))
     assert set(await ids(store, RunFilter(states=[RunState.RUN_STATE_QUEUED]))) == {"line_0", "line_3", "line_7"}
 
 
@@ -229,7 +229,7 @@ async def test_first_in_line_is_promoted_once_nobody_is_active(store: Store) -> 
     assert await line_of(store) == ["line_7"]
     promoted = await store.read(lambda tx: tx.runs.get(TENANT, "line_3"))
     assert (promoted.state, promoted.etag) == (RunState.RUN_STATE_QUEUED, "2")
-    claimed = await store.write(lambda tx: tx.runs.claim(Lease("worker", 15), limit=10))
+    claimed = await claim_runs(store, Lease("worker", 15), limit=10)
     assert [(one.run.id, one.taken_over) for one in claimed] == [("line_3", False)]
     with pytest.raises(FailedPrecondition):
         await add_run(store, run("run_2"))

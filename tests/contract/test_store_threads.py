@@ -230,6 +230,6 @@ async def test_runs_of_a_buried_thread_are_told_once_to_whoever_cleans_up(store:
     for number in range(2):
         await store.write(lambda tx, n=number: tx.threads.bury(TENANT, f"thread_{n}", START + at(n)))  # type: ignore[misc]
     assert await store.write(lambda tx: tx.runs.take_deleted(START - at(1), limit=9)) == []
-    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=1)) == ["run_0"]
-    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=9)) == ["run_1"]
+    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=1)) == [(TENANT, "thread_0", "run_0")]
+    assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=9)) == [(TENANT, "thread_1", "run_1")]
     assert await store.write(lambda tx: tx.runs.take_deleted(START + at(9), limit=9)) == []

@@ -18,8 +18,10 @@ from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, StreamRunRequest, WaitRunRequest, WatchRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_pb2 import Thread
+from famulus_server import wiring
 from famulus_server.api.addresses import ListenError
 from famulus_server.config import Settings
+from famulus_server.coordination.patience import Patience
 from famulus_server.wiring import open_server
 from serving import refusal, said, settings_in
 
@@ -48,6 +50,21 @@ async def test_address_that_others_can_reach_is_refused(settings: Settings) -> N
 async def test_port_that_is_taken_is_refused(settings: Settings, grpc_addr: str) -> None:
     with pytest.raises(ListenError, match="another server"):
         await serve_and_stop(listening_on(settings, grpc_addr))
+
+
+async def test_all_that_asks_redis_for_a_caller_shares_one_patience(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Patience] = []
+
+    class Listed(Patience):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(wiring, "Patience", Listed)
+    await serve_and_stop(settings)
+    assert len(made) == 1
 
 
 async def test_unix_socket_is_served(settings: Settings, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from famulus.v1 import thread_service_pb2 as threads_api
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.message_pb2 import Message
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.wiring import SCRIPTED_MODEL
+from famulus_server.config import SCRIPTED_MODEL
 from properties.machine import ETAG, KEY, NUMBER, Machine, step
 from properties.model import NOT_FOUND, OK, AssistantRecord, ThreadRecord
 from serving import said

@@ -12,13 +12,12 @@ import grpc
 
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunErrorCode, RunState
-from famulus_server.config import EmbeddedSettings, Settings
+from famulus_server.config import SCRIPTED_MODEL, EmbeddedSettings, Settings
 from famulus_server.embedded.upstream import Script, ScriptedUpstream
 from famulus_server.embedded.upstream.recorder import ReceivedRequest
 from famulus_server.embedded.upstream.script import Fault, Match, Scene, ToolCall
 from famulus_server.engine.lifecycle import COMPLETED, FAILED, INCOMPLETE, REQUIRES_ACTION
-from famulus_server.models.settings import ModelSettings, RetrySettings
-from famulus_server.wiring import SCRIPTED_MODEL
+from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 from serving import settings_in
 
 PATIENCE = 20.0  # seconds until something that must happen counts as not happening
@@ -106,10 +105,11 @@ def _scene(name: str, tool_outputs: bool | None = None, **fields: Any) -> Scene:
 
 
 def server_settings(folder: Path, base_url: str) -> Settings:
-    """Those of a server before this upstream; it asks again at once, and never runs out of retries."""
+    """Those of a server before this upstream; it asks again at once, and as often as it is to."""
     base = settings_in(folder)
     retry = RetrySettings(base_delay=0.002, max_delay=0.01, budget=1.0, reserve=1_000)
-    model = ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=base_url, retry=retry)
+    patient = BreakerSettings(min_calls=1_000_000)
+    model = ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=base_url, retry=retry, breaker=patient)
     embedded = EmbeddedSettings(local_model="off", scripted_model="off")
     return Settings(server=base.server, embedded=embedded, models=(model,))
 

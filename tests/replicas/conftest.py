@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from famulus_server.embedded.upstream import ScriptedUpstream
 from famulus_server.embedded.valkey import EmbeddedValkey
+from replicas.redis_faults import Valkey
 from run_stage import Stage, open_stage, stage_settings
 
 OpenReplica = Callable[..., AbstractAsyncContextManager[Stage]]
@@ -32,6 +33,15 @@ async def shared(valkey: EmbeddedValkey, empty_database: str) -> AsyncIterator[d
     """What the settings of all replicas have in common."""
     yield {"redis_url": await valkey.start(), "database_url": empty_database}
     await valkey.close()
+
+
+@pytest_asyncio.fixture
+async def redis(valkey: EmbeddedValkey, tmp_path: Path, shared: dict[str, Any]) -> AsyncIterator[Valkey]:
+    """The server that the replicas share, to be broken."""
+    server = Valkey(valkey, tmp_path / "valkey/valkey", shared["redis_url"])
+    yield server
+    # Otherwise it does not end in time.
+    await server.thaw()
 
 
 @pytest.fixture

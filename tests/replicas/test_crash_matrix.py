@@ -29,7 +29,7 @@ Play = Callable[..., Awaitable[None]]
 # The shortest that there is: a test has to wait for it.
 LEASE_SECONDS = 1.0
 
-CREATE, SUBMIT, CANCEL, RATE = "RunDesk.create", "RunDesk.submit", "RunDesk.cancel", "RunDesk.rate"
+CREATE, SUBMIT, CANCEL, RATE = "RunDesk._admit", "RunDesk.submit", "RunDesk.cancel", "RunDesk.rate"
 CLAIM, EXPIRE = "Worker._claim", "Worker._expire"
 SETTLE, START_OVER, RELEASE = "Executor._settle", "Executor._start_over", "Executor._release"
 DELETE, FORK = "ThreadDesk.delete", "ThreadDesk.fork"

@@ -1,117 +1,29 @@
 """Redis dies, hangs or refuses while runs are executed on one replica and watched on another (contract 2, 12, 27)."""
 
 import asyncio
-import os
-import shutil
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import pytest
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import WatchRunRequest
-from famulus_server.coordination import event_log, streams
+from famulus_server.coordination import patience, streams
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.embedded.upstream import Scene
-from famulus_server.embedded.valkey import EmbeddedValkey
 from replicas.conftest import OpenReplica
+from replicas.redis_faults import FAULTS, Valkey
 from run_stage import Stage
 from validator import validate_final
 
 HELD = Scene(deltas=12, hold_after=6)
 
 
-class Valkey:
-    """The server that the replicas share, and what may befall it."""
-
-    def __init__(self, embedded: EmbeddedValkey, folder: Path, url: str) -> None:
-        self._embedded = embedded
-        self._folder = folder
-        self._url = url
-        self._process: psutil.Process | None = None
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Redis]:
-        async with Redis.from_url(self._url) as client:
-            yield client
-
-    async def kill(self) -> None:
-        async with self.client() as client:
-            os.kill((await client.info("server"))["process_id"], signal.SIGKILL)
-        await self._embedded.exited()
-
-    async def come_back_empty(self) -> None:
-        shutil.rmtree(self._folder / "appendonlydir")
-        await self._embedded.start()
-
-    async def freeze(self) -> None:
-        async with self.client() as client:
-            self._process = psutil.Process((await client.info("server"))["process_id"])
-        self._process.suspend()
-
-    async def thaw(self) -> None:
-        if self._process is not None:
-            self._process.resume()
-            self._process = None
-
-    async def deny_writes(self) -> None:
-        async with self.client() as client:
-            # The replica of a server that is not there.
-            await client.replicaof("127.0.0.1", 1)
-
-    async def allow_writes(self) -> None:
-        async with self.client() as client:
-            await client.replicaof("NO", "ONE")
-
-    async def fill(self) -> None:
-        async with self.client() as client:
-            await client.config_set("maxmemory", 1)
-
-    async def make_room(self) -> None:
-        async with self.client() as client:
-            await client.config_set("maxmemory", 256 * 1024 * 1024)
-
-    async def until_it_has(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        """Returns once the stream of a run holds these events, from the first on."""
-        wanted = [event.SerializeToString() for event in events]
-        async with self.client() as client:
-            while True:
-                entries: Any = []
-                with suppress(RedisError):
-                    entries = await client.xrange(f"famulus:{{{run_id}}}:events")
-                if [fields[b"e"] for _, fields in entries][: len(wanted)] == wanted:
-                    return
-                await asyncio.sleep(0.02)
-
-
-Step = Callable[[Valkey], Awaitable[None]]
-FAULTS: dict[str, tuple[Step, Step]] = {
-    "killed and back empty": (Valkey.kill, Valkey.come_back_empty),
-    "frozen": (Valkey.freeze, Valkey.thaw),
-    "read-only": (Valkey.deny_writes, Valkey.allow_writes),
-    "out of memory": (Valkey.fill, Valkey.make_room),
-}
-
-
-@pytest.fixture
-async def redis(valkey: EmbeddedValkey, tmp_path: Path, shared: dict[str, Any]) -> AsyncIterator[Valkey]:
-    server = Valkey(valkey, tmp_path / "valkey/valkey", shared["redis_url"])
-    yield server
-    # Otherwise it does not end in time.
-    await server.thaw()
-
-
 @pytest.fixture(autouse=True)
 def _soon_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody wants to wait for five seconds."""
-    monkeypatch.setattr(event_log, "_LEFT_ALONE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "_LEFT_ALONE_SECONDS", 0.2)
 
 
 def kinds(events: Sequence[RunEvent]) -> list[str]:
@@ -237,7 +149,7 @@ async def test_redis_that_hangs_is_asked_five_times_and_left_alone(
     async with open_replica(server={"role": "api"}) as late:
         await redis.freeze()
         monkeypatch.setattr(streams.RedisStreams, "_ask_reader", count)
-        monkeypatch.setattr(event_log, "_LEFT_ALONE_SECONDS", 3_600.0)
+        monkeypatch.setattr(patience, "_LEFT_ALONE_SECONDS", 3_600.0)
         for run in runs:
             [event] = await late.watch(run.id)
             assert event.snapshot.run == run

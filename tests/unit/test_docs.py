@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,7 +11,8 @@ import pytest
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
 from famulus_server import config
-from famulus_server.models.settings import ModelSettings, RetrySettings
+from famulus_server.engine import policy
+from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -26,10 +27,22 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[log]": config.LogSettings,
     "[[models]]": ModelSettings,
     "[models.retry]": RetrySettings,
+    "[models.breaker]": BreakerSettings,
+    "[models.limits]": policy.Quota,
+    "[models.price]": policy.ModelPrice,
+    "[prices]": config.PriceSettings,
+    "[[routes]]": policy.Route,
+    "[[routes.variants]]": policy.Variant,
+    "[tiers.<name>]": policy.Tier,
+    "[tiers.<name>.limits]": policy.CallerQuotas,
+    "[tiers.<name>.budgets]": policy.Budgets,
+    "[tiers.<name>.budgets.<whose>]": policy.Budget,
 }
 CODE = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|ABORTED|UNAVAILABLE|INTERNAL)\b")
 # A key is not written into the file; these say where it is.
 KEY_SOURCES = {"api_key_env", "api_key_file"}
+# Keys of a model that become part of the policy.
+OF_THE_POLICY = {"limits", "price"}
 
 
 def read(page: Path) -> str:
@@ -51,13 +64,17 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def default_of(kind: type[msgspec.Struct], key: str) -> str | object:
     """As it has to stand in the table: a value, `none` or `required`."""
-    if key in KEY_SOURCES:
+    if key in KEY_SOURCES | OF_THE_POLICY and kind is ModelSettings:
         return "none"
     field = {field.name: field for field in msgspec.structs.fields(kind)}[key]
     if field.required:
         return "required"
-    if isinstance(field.default, RetrySettings):
+    if isinstance(field.default, policy.Quota):
+        return "no limits"
+    if isinstance(field.default, msgspec.Struct):
         return "defaults below"
+    if isinstance(field.default, tuple):
+        return list(field.default)
     return "none" if field.default is None else field.default
 
 
@@ -95,25 +112,55 @@ def test_every_setting_is_explained_with_its_default(title: str) -> None:
     kind = SECTIONS[title]
     names = {field.name for field in msgspec.structs.fields(kind)}
     if "api_key" in names:
-        names = names - {"api_key"} | KEY_SOURCES
+        names = names - {"api_key"} | KEY_SOURCES | OF_THE_POLICY
     explained = rows(section(DOCS / "configuration.md", f"`{title}`"))
     assert explained.keys() == names
     assert {key: stated(cells[0]) for key, cells in explained.items()} == {key: default_of(kind, key) for key in names}
 
 
-def test_every_section_of_the_settings_has_its_own_in_the_page() -> None:
-    known = {field.name for field in msgspec.structs.fields(config.Settings)}
-    assert {title.strip("[]").partition(".")[0] for title in SECTIONS} == known
+def test_every_table_of_the_settings_has_its_section_in_the_page() -> None:
+    tables = set(tables_in(msgspec.inspect.type_info(config.Settings)))
+    assert tables - {config.Settings, policy.Policy} | {config.PriceSettings} == set(SECTIONS.values())
+    assert section(DOCS / "configuration.md", "`[tenants]`")
 
 
-def test_example_of_the_configuration_loads(tmp_path: Path) -> None:
-    [example] = re.findall(r"```toml\n(.*?)```", read(DOCS / "configuration.md"), re.DOTALL)
+def tables_in(found: object) -> Iterator[type]:
+    """All structs that a type is made of."""
+    match found:
+        case msgspec.inspect.StructType(cls=kind, fields=fields):
+            yield kind
+            for field in fields:
+                yield from tables_in(field.type)
+        case msgspec.inspect.VarTupleType(item_type=inner) | msgspec.inspect.DictType(value_type=inner):
+            yield from tables_in(inner)
+        case msgspec.inspect.UnionType(types=several):
+            for one in several:
+                yield from tables_in(one)
+
+
+def test_sections_that_the_settings_know_are_those_of_the_page(tmp_path: Path) -> None:
     path = tmp_path / "famulus.toml"
-    path.write_text(example, encoding="utf-8")
-    keys = dict.fromkeys(re.findall(r'^api_key_env = "(\w+)"', example, re.MULTILINE), "a key")
-    settings = config.load(path, keys)
-    assert [model.api_key for model in settings.models] == ["a key", ""]
-    assert settings.models[-1].retry.attempts == 5
+    path.write_text("[nonsense]\n", encoding="utf-8")
+    with pytest.raises(config.ConfigError) as refused:
+        config.load(path, {})
+    known = set(str(refused.value).partition("there are ")[2].split(", "))
+    assert {title.strip("[]").partition(".")[0] for title in SECTIONS} | {"tenants"} == known
+
+
+def test_example_file_has_a_bit_of_everything_and_stands_in_the_readme() -> None:
+    settings = config.load(DOCS / "example.toml", {"OPENAI_API_KEY": "a key"})
+    config.check(settings)
+    assert [(model.backend, model.api_key) for model in settings.models] == [("responses", "a key"), ("chat", "")]
+    [route] = settings.policy.routes.values()
+    assert [(variant.model, variant.weight) for variant in route.variants] == [("gpt-5-mini", 9), ("llama", 1)]
+    assert route.fallbacks == ("llama",)
+    assert settings.policy.prices.keys() == {"gpt-5-mini"}
+    assert settings.policy.quotas.keys() == {"gpt-5-mini", "llama"}
+    default, gold = settings.policy.tier("anybody"), settings.policy.tier("acme")
+    assert default.limits.tenant.concurrent_runs == 8
+    assert default.budgets.tenant == policy.Budget(amount=50.0)
+    assert gold.weight > default.weight
+    assert f"```toml\n{read(DOCS / 'example.toml')}```" in read(ROOT / "README.md")
 
 
 def test_examples_of_the_settings_in_the_readme_load_also_as_one(tmp_path: Path) -> None:
@@ -122,7 +169,7 @@ def test_examples_of_the_settings_in_the_readme_load_also_as_one(tmp_path: Path)
     path = tmp_path / "famulus.toml"
     path.write_text("\n".join(examples), encoding="utf-8")
     settings = config.load(path, {"OPENAI_API_KEY": "a key"})
-    assert [(model.backend, model.api_key) for model in settings.models] == [("responses", "a key"), ("chat", "")]
+    assert settings.policy.routes
     assert settings.store.url
     assert settings.redis.url
 

@@ -22,6 +22,7 @@ from famulus_server.errors import (
     InvalidArgument,
     NotFound,
     OutOfRange,
+    ResourceExhausted,
     Unavailable,
     Violation,
 )
@@ -37,6 +38,7 @@ _CODES: Mapping[type[FamulusError], grpc.StatusCode] = MappingProxyType(
         FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
         Aborted: grpc.StatusCode.ABORTED,
         OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+        ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Unavailable: grpc.StatusCode.UNAVAILABLE,
         Internal: grpc.StatusCode.INTERNAL,
     }
@@ -97,6 +99,10 @@ def _details(error: FamulusError, facts: Mapping[str, str]) -> Sequence[Message]
         details.append(
             error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=error.resource_id)
         )
+    if isinstance(error, ResourceExhausted):
+        quota = error_details_pb2.QuotaFailure()
+        quota.violations.add(subject=error.subject, description=error.description)
+        details.append(quota)
     if error.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(error.retry_after * 1e9))

@@ -83,12 +83,12 @@ class Pages:
     def __init__(self, *, key: bytes) -> None:
         self._tokens = PageTokens(key=key)
 
-    def of(self, tenant: str, request: Any) -> Page:
+    def of(self, tenant: str, request: Any, *, default_size: int = _DEFAULT_SIZE, max_size: int = _MAX_SIZE) -> Page:
         """The page that a validated list request asks for. A size above the maximum is taken for the maximum, as
         AIP-158 has it. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         scope = _scope(tenant, request)
         after = self._tokens.open(scope, request.page_token) if request.page_token else None
-        return Page(min(request.page_size or _DEFAULT_SIZE, _MAX_SIZE), after, scope, self._tokens)
+        return Page(min(request.page_size or default_size, max_size), after, scope, self._tokens)
 
 
 def fitting(items: Sequence[T], max_bytes: int) -> Sequence[T]:

@@ -17,6 +17,8 @@ from famulus.v1 import (
     run_service_pb2_grpc,
     thread_service_pb2,
     thread_service_pb2_grpc,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
 )
 from famulus_server.api.access_log import AccessLog
 from famulus_server.api.addresses import ListenError, check_loopback, taken, with_port
@@ -32,10 +34,12 @@ from famulus_server.api.pages import Pages
 from famulus_server.api.pipeline import Layer, Pipeline
 from famulus_server.api.runs import RunServicer
 from famulus_server.api.threads import ThreadServicer
+from famulus_server.api.usage import UsageServicer
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.ports import Ids
 
@@ -66,7 +70,7 @@ _STARTING_WORK = (_RUNS + "CreateRun", _RUNS + "StreamRun")
 _PATIENT = (_RUNS + "WaitRun",)
 _SERVICES = tuple(
     service.full_name
-    for file in (assistant_service_pb2, thread_service_pb2, run_service_pb2)
+    for file in (assistant_service_pb2, thread_service_pb2, run_service_pb2, usage_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 
@@ -80,6 +84,7 @@ class Desks:
     messages: MessageDesk
     runs: RunDesk
     watch: Watch
+    usage: UsageDesk
 
 
 class ApiServer:
@@ -134,6 +139,9 @@ class ApiServer:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
             RunServicer(runs=desks.runs, watch=desks.watch, pages=pages, drain=self._drain, errands=self._errands),
             self._server,
+        )
+        usage_service_pb2_grpc.add_UsageServiceServicer_to_server(
+            UsageServicer(usage=desks.usage, pages=pages), self._server
         )
 
     async def start(self) -> str:

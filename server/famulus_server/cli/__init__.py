@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from famulus_server.cli.chat import chat
+from famulus_server.cli.config import config
 from famulus_server.cli.configuration import Configuration
 from famulus_server.cli.demo import demo
 from famulus_server.cli.failures import Cli
@@ -45,6 +46,7 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
     Examples:
       famulus-server serve                             start the server with all it needs
       famulus-server --config famulus.toml serve       ... with your own settings and models
+      famulus-server config check famulus.toml         see whether they are right, and what they mean
       famulus-server chat                              talk to it
       famulus-server chat --thread thread_...          go on where you left off
       famulus-server demo                              see what it does; nothing is kept
@@ -54,5 +56,5 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
     context.obj = Configuration(file=file)
 
 
-for command in (serve, demo, chat, migrate, models, healthcheck, fake_upstream):
+for command in (serve, demo, chat, config, migrate, models, healthcheck, fake_upstream):
     main.add_command(command)

@@ -34,11 +34,12 @@ class Configuration:
         return settings
 
     def load_to_serve(self, changes: Changes) -> Settings:
-        """The same, for a server: the address to listen on is checked before anything starts. Raises ConfigError."""
+        """The same, for a server: all that can be is checked before anything starts. Raises ConfigError."""
         from famulus_server.api.addresses import ListenError, check_loopback
-        from famulus_server.config import ConfigError
+        from famulus_server.config import ConfigError, check
 
         settings = self.load(changes)
+        check(settings, source=str(self.file or "settings"))
         try:
             check_loopback(settings.server.listen)
         except ListenError as error:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.configuration import Changes, Configuration
 from famulus_server.cli.console import note, start_logs
 from famulus_server.cli.options import data_dir_option, listen_option, log_level_option
 from famulus_server.cli.serving import serving
-from famulus_server.cli.signals import Stopped
+from famulus_server.cli.signals import Hangups, Stopped
 
 if TYPE_CHECKING:
     from famulus_server.config import Settings
@@ -40,6 +40,9 @@ def serve(
     SIGTERM or Ctrl-C stops it: runs at work may end or are given back, streams are told where to resume. A second
     signal exits at once.
 
+    SIGHUP has it read its file again: limits, tiers, tenants, routes and prices then hold as they stand there, and
+    nothing that runs is disturbed. The log says what was done, and what else needs a restart.
+
     \b
     Examples:
       famulus-server serve
@@ -47,16 +50,20 @@ def serve(
       FAMULUS_STORE_URL=postgresql://... famulus-server serve --role worker
       FAMULUS_LOG_LEVEL=debug famulus-server --config famulus.toml serve
     """
-    settings = configuration.load_to_serve(
-        {"server": {"role": role, "listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
-    )
+    changes = {"server": {"role": role, "listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
+    settings = configuration.load_to_serve(changes)
     start_logs(settings)
     with contextlib.suppress(Stopped):
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(configuration, changes, settings))
 
 
-async def _serve(settings: Settings) -> None:
-    async with serving(settings) as (server, signals):
-        click.echo(f"famulus serves {server.address} with the models {', '.join(server.models)}")
-        await signals.wait()
-        note(f"Draining, for up to {settings.server.drain_seconds:g} s; another signal exits at once.")
+async def _serve(configuration: Configuration, changes: Changes, settings: Settings) -> None:
+    with Hangups() as hangups:
+        async with serving(settings) as (server, signals):
+            from famulus_server.cli.reloading import Reloading  # here, because it imports everything
+
+            reloading = Reloading(configuration=configuration, changes=changes, settings=settings, server=server)
+            with hangups.calling(reloading.reload):
+                click.echo(f"famulus serves {server.address} with the models {', '.join(server.models)}")
+                await signals.wait()
+            note(f"Draining, for up to {settings.server.drain_seconds:g} s; another signal exits at once.")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks to stop, the second exits at once."""
+"""SIGINT and SIGTERM: the first asks to stop, the second exits at once. SIGHUP: asks to read the settings again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,3 +61,36 @@ class StopSignals:
         self._received.set()
         if self._interruptible is not None:
             self._interruptible.cancel()
+
+
+class Hangups:
+    """Receives SIGHUP while it is entered, inside an event loop; otherwise it would end the process."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._act: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+
+    @contextlib.contextmanager
+    def calling(self, act: Callable[[], None]) -> Iterator[None]:
+        """Each signal calls `act` in here; so does one that came before."""
+        self._act = act
+        if self._came:
+            act()
+        try:
+            yield
+        finally:
+            self._act = None
+
+    def _receive(self) -> None:
+        self._came = True
+        if self._act is not None:
+            self._act()

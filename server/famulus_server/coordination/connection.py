@@ -1,16 +1,18 @@
-"""A single connection to Redis whose owner knows when it is another one than before."""
+"""Connections to Redis: a single one whose owner knows when it is another one than before, and some to ask by."""
 
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.patience import Patience
 
 Command = Sequence[str | bytes | int]
 
@@ -57,6 +59,40 @@ class Line:
             return await self._connection.read_response()
         except ResponseError as error:
             return error
+
+
+class Reader:
+    """Asks for somebody who waits, and waits no longer than his patience lasts."""
+
+    def __init__(self, *, url: str, patience: Patience) -> None:
+        self._patience = patience
+        timeout = patience.seconds
+        # The library's own defaults would hang for seconds on a dead server.
+        # Any: the library gives its commands no types.
+        self._client: Any = Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+        )
+
+    async def ask(self, *command: str | bytes | int) -> Any:
+        """The answer to a command that changes nothing. Raises RedisUnavailable, also where it is refused."""
+        started = asyncio.get_running_loop().time()
+        try:
+            with cancellable():
+                return await self._client.execute_command(*command)
+        except (RedisError, OSError) as error:
+            if not self._patience.is_late(started):
+                raise RedisUnavailable(reason(error)) from error
+        try:
+            with cancellable():
+                return await self._client.execute_command(*command)
+        except (RedisError, OSError) as error:
+            raise RedisUnavailable(reason(error)) from error
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        # The library takes a goodbye that takes long, on a busy machine, for a failure.
+        with contextlib.suppress(RedisError, OSError):
+            await self._client.aclose()
 
 
 @contextlib.contextmanager

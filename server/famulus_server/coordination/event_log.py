@@ -16,6 +16,7 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Backlog, Entry, entries_of
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.loading import load
+from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.reachability import Reachability
 from famulus_server.coordination.replay import Replay
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 _ACTIVE_SECONDS = 24 * 3_600
 _ENDED_SECONDS = 3_600
 _CLOSE_SECONDS = 1.0
-# A Redis that does not answer is asked this often, and is then left alone (contract 27).
-_READ_FAILURES = 5
-_LEFT_ALONE_SECONDS = 5.0
 # Each is some milliseconds of work for this process: more at a time would take each other's work for Redis's silence.
 _READS_AT_A_TIME = 4
 # How long events wait for what another replica is about to write before them, and how often they are tried meanwhile.
@@ -41,10 +39,11 @@ Memory = Callable[[], Iterable[tuple[str, Sequence[RunEvent]]]]
 
 
 class RedisEventLog:
-    """See `ports.EventLog`. Open and close it."""
+    """See `ports.EventLog`. Open and close it; `patience` is that of this process's callers with Redis."""
 
-    def __init__(self, *, url: str) -> None:
+    def __init__(self, *, url: str, patience: Patience) -> None:
         self._url = url
+        self._patience = patience
         self._backlog = Backlog()
         self._replay = Replay(active_seconds=_ACTIVE_SECONDS, ended_seconds=_ENDED_SECONDS)
         self._memory: Memory = tuple
@@ -53,10 +52,7 @@ class RedisEventLog:
         self._connecting: asyncio.Task[RedisStreams] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._writer_state = Reachability(name="event log (writing)")
-        self._reader_state = Reachability(name="event log (reading)")
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
-        self._read_failures = 0
-        self._left_alone_until = 0.0
         self._refused = 0
         self._refusal_told = False
         # Runs of which something waits for what comes before, each with the time at which it waits no longer.
@@ -114,34 +110,17 @@ class RedisEventLog:
         if self._connecting is None:
             return {}
         async with self._reads:
-            # Looked at only now: while this read waited, others may have found that Redis does not answer.
-            if self._is_left_alone():
+            if self._patience.is_spent:
                 return {}
-            try:
+            with contextlib.suppress(RedisUnavailable), self._patience.wait():
                 streams = await asyncio.shield(self._connecting)
-                found = await streams.read(cursors, limit=limit)
-            except RedisUnavailable as error:
-                self._count_failure(error)
-                return {}
-        self._read_failures = 0
-        self._reader_state.found()
-        return found
-
-    def _is_left_alone(self) -> bool:
-        return asyncio.get_running_loop().time() < self._left_alone_until
-
-    def _count_failure(self, error: RedisUnavailable) -> None:
-        self._read_failures += 1
-        # Reads that were under way when the fifth failed say nothing new.
-        if self._read_failures >= _READ_FAILURES and not self._is_left_alone():
-            self._read_failures = 0
-            self._left_alone_until = asyncio.get_running_loop().time() + _LEFT_ALONE_SECONDS
-            self._reader_state.lost(error)
+                return await streams.read(cursors, limit=limit)
+        return {}
 
     async def _connect(self) -> "RedisStreams":
         try:
             module = await load("streams")
-            streams: RedisStreams = module.RedisStreams(url=self._url)
+            streams: RedisStreams = module.RedisStreams(url=self._url, patience=self._patience)
         except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
             _log.warning("event log cannot be used", error=type(error).__name__)
             raise RedisUnavailable(type(error).__name__) from None

@@ -1,30 +1,24 @@
 """Redis Streams as the event log uses them: one stream per run, the entry id is the event's sequence (contract 11)."""
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Entry
 from famulus_server.coordination.channels import channel_of
-from famulus_server.coordination.connection import Line, cancellable, reason
+from famulus_server.coordination.connection import Line, Reader, reason
 from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.patience import Patience
 from famulus_server.ports import events_topic
 
 # What a stream keeps of a run, in events.
 _MAX_EVENTS = 10_000
 _WRITE_TIMEOUT = 1.0
-# A reader is somebody's call (contract 27).
-_READ_TIMEOUT = 0.05
-_LATE = 0.005
 # An answer with as many events gets no more runs: this process must not take its own work for Redis's silence.
 _ANSWER_EVENTS = 256
 _STREAMS_AT_A_TIME = 500
@@ -111,20 +105,16 @@ class _Call:
 
 
 class RedisStreams:
-    """The streams of all runs behind one URL."""
+    """The streams of all runs behind one URL; `patience` is that of its readers."""
 
-    def __init__(self, *, url: str) -> None:
+    def __init__(self, *, url: str, patience: Patience) -> None:
         self._line = Line(url=url, timeout=_WRITE_TIMEOUT)
-        # The library's own defaults would hang for seconds on a dead server.
-        # Any: the library gives its commands no types.
-        self._reader: Any = Redis.from_url(
-            url, socket_timeout=_READ_TIMEOUT, socket_connect_timeout=_READ_TIMEOUT, retry=Retry(NoBackoff(), 0)
-        )
+        self._reader = Reader(url=url, patience=patience)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._line.close()
-        await self._reader.aclose()
+        await self._reader.close()
 
     async def read(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[RunEvent]]:
         """Events behind a sequence of each run, at most `limit` each, where there are any. Raises RedisUnavailable."""
@@ -141,20 +131,7 @@ class RedisStreams:
         return found
 
     async def _ask_reader(self, *arguments: str | bytes | int) -> Any:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        try:
-            with cancellable():
-                return await self._reader.execute_command("EVAL", _READ, *arguments)
-        except (RedisError, OSError) as error:
-            # A timer that went off late tells of our own loop or machine, not of Redis: its answer may be there.
-            if loop.time() - started < _READ_TIMEOUT + _LATE:
-                raise RedisUnavailable(reason(error)) from error
-        try:
-            with cancellable():
-                return await self._reader.execute_command("EVAL", _READ, *arguments)
-        except (RedisError, OSError) as error:
-            raise RedisUnavailable(reason(error)) from error
+        return await self._reader.ask("EVAL", _READ, *arguments)
 
     async def renew(self) -> bool:
         """Connects the writer where it is not connected; tells whether it had to. Raises RedisUnavailable."""

@@ -8,19 +8,21 @@ from datetime import datetime, timedelta
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.message_pb2 import Message
-from famulus.v1.run_pb2 import Run
+from famulus.v1.run_pb2 import Run, RunPriority
 from famulus.v1.run_service_pb2 import BusyPolicy, CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.engine import facts, lifecycle, line, tools
+from famulus_server.engine import budgets, facts, fairness, lifecycle, line, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.fields import copy_fields, copy_of, is_set, take
 from famulus_server.engine.ledger import Settled
+from famulus_server.engine.policy import Policy
 from famulus_server.engine.settlement import end_waiting
-from famulus_server.errors import FailedPrecondition, InvalidArgument, Violation
+from famulus_server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Violation
 from famulus_server.ports import Lease, Models, RequestKey, Transaction
 
 DEFAULT_TTL = timedelta(minutes=10)
 DEFAULT_MAX_TURNS = 10
+_LEAST_RETRY_SECONDS = 1.0
 
 INTERRUPTING = frozenset({BusyPolicy.BUSY_POLICY_INTERRUPT, BusyPolicy.BUSY_POLICY_ROLLBACK})
 _PATIENT = INTERRUPTING | {BusyPolicy.BUSY_POLICY_ENQUEUE}
@@ -48,6 +50,7 @@ class Admission:
     new_thread: Thread | None
     messages: list[Message]
     lease: Lease | None
+    policy: Policy
     now: datetime
 
 
@@ -63,7 +66,8 @@ class Admitted:
 
 
 async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitted:
-    """Stores the run, or finds the one that the same request made before: then nothing is stored."""
+    """Stores the run, or finds the one that the same request made before: then nothing is stored. Raises
+    ResourceExhausted where the run would have to wait, and enough do."""
     tenant, request = admission.tenant, admission.request
     if admission.key is not None:
         known = await tx.requests.find(tenant, admission.key)
@@ -74,6 +78,7 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitt
         await tx.threads.insert(tenant, thread)
     else:
         thread = await tx.threads.get(tenant, request.thread_id, lock=True)
+    await budgets.check(tx, admission.policy, tenant, thread.user_id, now=admission.now)
     assistant_id = request.assistant_id or thread.default_assistant_id
     if not assistant_id:
         raise FailedPrecondition(reasons.ERROR_REASON_NO_ASSISTANT, "name an assistant: the thread has no default one")
@@ -101,6 +106,8 @@ async def _begin(tx: Transaction, admission: Admission, run: Run, messages: Sequ
     if admission.lease is not None:
         run.state, run.attempt, run.turn_attempt = lifecycle.IN_PROGRESS, 1, 1
         run.start_time.CopyFrom(timestamp(admission.now))
+    else:
+        run.estimated_start_time.CopyFrom(timestamp(await _queue(tx, admission, run)))
     await tx.runs.insert(admission.tenant, run, lease=admission.lease)
     if messages:
         await tx.messages.append(admission.tenant, run.thread_id, messages)
@@ -110,6 +117,8 @@ async def _begin(tx: Transaction, admission: Admission, run: Run, messages: Sequ
 async def _line_up(tx: Transaction, admission: Admission, run: Run, messages: list[Message], busy: Run) -> Admitted:
     """Stores the run in line behind the active one, which is stopped where the policy says so."""
     tenant, policy, now = admission.tenant, admission.request.busy_policy, admission.now
+    # When the runs before it on its thread will have ended, nobody can tell.
+    await _queue(tx, admission, run)
     if policy == BusyPolicy.BUSY_POLICY_ENQUEUE:
         await tx.runs.insert(tenant, run, lease=None, line=line.place(now))
         await tx.runs.keep_messages(tenant, run.id, messages)
@@ -134,6 +143,24 @@ async def _line_up(tx: Transaction, admission: Admission, run: Run, messages: li
     return admitted
 
 
+async def _queue(tx: Transaction, admission: Admission, run: Run) -> datetime:
+    """When a worker will probably start on a run that must wait. Raises ResourceExhausted where the queue is full.
+
+    Nobody is kept waiting for the count to be exact: of requests at once a few too many may be let in."""
+    limit = admission.policy.tier(admission.tenant).max_queued_runs
+    backlog = await tx.runs.backlog(admission.tenant, run, limit=limit)
+    if backlog.queued >= limit:
+        raise ResourceExhausted(
+            reasons.ERROR_REASON_QUEUE_FULL,
+            "too many runs wait for a worker",
+            subject=f"tenant:{admission.tenant}",
+            description=f"{limit} queued runs",
+            metadata={"limit": str(limit)},
+            retry_after=max(_LEAST_RETRY_SECONDS, fairness.pace(backlog)),
+        )
+    return fairness.estimated_start(backlog, admission.now)
+
+
 def _born(run: Run, now: datetime, *, in_line: bool = False) -> Settled:
     events = [facts.state_changed(run)]
     facts.number(events, 0, now)
@@ -150,11 +177,13 @@ def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, r
         state=lifecycle.QUEUED,
         create_time=timestamp(now),
         metadata=request.metadata,
+        user_id=thread.user_id,
         model=request.model or assistant.model,
         tools=request.tools.tools if request.HasField("tools") else assistant.tools,
         reasoning_effort=request.reasoning_effort or assistant.reasoning_effort,
         max_turns=request.max_turns or DEFAULT_MAX_TURNS,
         stream_reasoning=request.stream_reasoning,
+        priority=request.priority or RunPriority.RUN_PRIORITY_DEFAULT,
     )
     ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL
     run.expire_time.CopyFrom(timestamp(now + ttl))

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import structlog
@@ -11,23 +12,23 @@ import structlog
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStep
-from famulus_server.engine import facts, lifecycle, outcomes, prompt, turn
+from famulus_server.engine import facts, lifecycle, outcomes, prompt
+from famulus_server.engine.asking import Asking, Parked, Question
 from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Draft, Feed, RunLog
 from famulus_server.engine.ledger import Ledger, Settled
-from famulus_server.engine.prompt import Prompt
-from famulus_server.engine.settlement import Settlement, hold, settle
+from famulus_server.engine.policy import Policies
+from famulus_server.engine.routing import Router
+from famulus_server.engine.settlement import Settlement, hold, settle, start_over
 from famulus_server.engine.turn import TurnRecorder
-from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRejectedRequest, NotFound, Unavailable
+from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRemoved, NotFound, Unavailable
 from famulus_server.ports import (
     Claimed,
     Clock,
     Ids,
     Lease,
-    ModelCard,
-    ModelEvent,
-    Models,
     Store,
+    ThreadCache,
     Transaction,
     Turn,
     TurnEnded,
@@ -61,18 +62,34 @@ class _Progress:
     turns: list[Turn] = field(default_factory=list)
     next_position: int = 1
     call_ids: set[str] = field(default_factory=set)
+    avoid: set[str] = field(default_factory=set)
+    """Models that broke off an answer to the turn under way."""
 
 
 class Executor:
     """Executes runs that a worker has claimed."""
 
     def __init__(
-        self, *, store: Store, feed: Feed, ledger: Ledger, models: Models, lease: Lease, clock: Clock, ids: Ids
+        self,
+        *,
+        store: Store,
+        thread_cache: ThreadCache,
+        feed: Feed,
+        ledger: Ledger,
+        router: Router,
+        asking: Asking,
+        policies: Policies,
+        lease: Lease,
+        clock: Clock,
+        ids: Ids,
     ) -> None:
         self._store = store
+        self._thread_cache = thread_cache
         self._feed = feed
         self._ledger = ledger
-        self._models = models
+        self._router = router
+        self._asking = asking
+        self._policies = policies
         self._lease = lease
         self._clock = clock
         self._ids = ids
@@ -161,42 +178,50 @@ class Executor:
             clock=self._clock,
             ids=self._ids,
         )
-        made: Prompt | None = None
+        question: Question | None = None
         progress.log.draft = recorder.draft
         try:
             with progress.control.interruptible():
-                card = self._models.card(run.model)
-                if card is None:
-                    raise ModelRejectedRequest("the configuration no longer has this model")
-                made = await self._prompt(progress, card)
-                if made.fits or not progress.turns:
-                    await self._listen(progress, recorder, made)
+                question = await self._question(progress)
+                if question.made.fits or not progress.turns:
+                    await self._listen(progress, recorder, question)
             if recorder.ended is None:
                 # Outputs of tools, or messages that came in: they are sent whole or not at all.
                 await self._settle(progress, _out_of_prompt())
             else:
-                await self._turn_ended(progress, recorder, made, recorder.ended)
+                await self._turn_ended(progress, recorder, question, recorder.ended)
         except Interrupted as interrupted:
-            await self._interrupted(progress, interrupted.why, recorder, made)
+            await self._interrupted(progress, interrupted.why, recorder, question)
         except _Expired:
-            await self._settle(progress, outcomes.broken_off(recorder, made, lifecycle.EXPIRED, outcomes.EXPIRED))
+            wanted = outcomes.broken_off(recorder, question, lifecycle.EXPIRED, outcomes.EXPIRED)
+            await self._settle(progress, wanted)
         except ModelError as error:
-            await self._model_failed(progress, recorder, made, error)
+            await self._model_failed(progress, recorder, question, error)
+        except Parked as parked:
+            self._publish(progress, [facts.retry_scheduled(parked.code, parked.seconds)])
+            wake_time = self._clock.now() + timedelta(seconds=parked.seconds)
+            await self._settle(progress, Settlement(state=lifecycle.QUEUED, wake_time=wake_time))
         finally:
             # Not before what the turn made is stored and told: a Snapshot must find it in one place or the other.
             if progress.log.draft == recorder.draft:
                 progress.log.draft = Draft
 
-    async def _prompt(self, progress: _Progress, card: ModelCard) -> Prompt:
-        run, turns = progress.run, progress.turns
-        return await self._insist(progress, lambda: prompt.build(self._store, progress.tenant, run, card, turns))
+    async def _question(self, progress: _Progress) -> Question:
+        tenant, run, turns = progress.tenant, progress.run, progress.turns
+        card = self._router.card(run.model)
+        if card is None:
+            raise ModelRemoved("no model of this name")
+        made = await self._insist(
+            progress, lambda: prompt.build(self._store, self._thread_cache, tenant, run, card, turns)
+        )
+        return Question(tenant=tenant, run=run, made=made, avoid=progress.avoid)
 
-    async def _listen(self, progress: _Progress, recorder: TurnRecorder, made: Prompt) -> None:
+    async def _listen(self, progress: _Progress, recorder: TurnRecorder, question: Question) -> None:
         """Shows what the model says, as it comes, until its terminal event."""
         try:
             async with (
                 asyncio.timeout(self._remaining(progress.run)) as expiry,
-                contextlib.aclosing(self._open(made)) as stream,
+                contextlib.aclosing(self._asking.stream(question)) as stream,
             ):
                 async for events in stream:
                     self._publish(progress, recorder.take(events))
@@ -212,17 +237,16 @@ class Executor:
         now = self._clock.now()
         return (run.expire_time.ToDatetime(now.tzinfo) - now).total_seconds()
 
-    def _open(self, made: Prompt) -> AsyncGenerator[list[ModelEvent], None]:
-        return self._models.open(made.request.model).stream(made.request)
-
-    async def _turn_ended(self, progress: _Progress, recorder: TurnRecorder, made: Prompt, ended: TurnEnded) -> None:
+    async def _turn_ended(
+        self, progress: _Progress, recorder: TurnRecorder, question: Question, ended: TurnEnded
+    ) -> None:
         run = progress.run
-        usage = ended.usage or outcomes.estimate_usage(recorder, made) or Usage()
+        usage = ended.usage or outcomes.estimate_usage(recorder, question) or Usage()
         items: Sequence[Mapping[str, Any]] = ()
         if ended.outcome is TurnOutcome.MAX_TOKENS:
-            wanted = outcomes.broken_off(recorder, made, lifecycle.INCOMPLETE, outcomes.MAX_TOKENS)
+            wanted = outcomes.broken_off(recorder, question, lifecycle.INCOMPLETE, outcomes.MAX_TOKENS)
         elif ended.outcome is TurnOutcome.CONTENT_FILTER:
-            wanted = outcomes.broken_off(recorder, made, lifecycle.INCOMPLETE, outcomes.CONTENT_FILTER)
+            wanted = outcomes.broken_off(recorder, question, lifecycle.INCOMPLETE, outcomes.CONTENT_FILTER)
         else:
             result = recorder.finish()
             wanted, items = outcomes.whole(run, result), result.items
@@ -230,43 +254,56 @@ class Executor:
         used = run.usage.completion_tokens + usage.completion_tokens
         if limit is not None and used >= limit and wanted.state not in lifecycle.FINAL:
             wanted = outcomes.out_of(RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_COMPLETION_TOKENS, wanted)
-        record = Turn(number=run.turns + 1, seen_sequence=made.seen_sequence, items=items)
-        await self._settle(progress, replace(wanted, turn=record, usage=usage))
+        record = Turn(number=run.turns + 1, seen_sequence=question.made.seen_sequence, items=items)
+        wanted = replace(wanted, turn=record, usage=usage, variant=question.variant, degraded=question.degraded)
+        await self._settle(progress, wanted)
         progress.turns.append(record)
+        progress.avoid.clear()
         progress.next_position += len(wanted.steps)
         progress.call_ids.update(call.id for step in wanted.steps for call in step.tool_calls.tool_calls)
 
     async def _model_failed(
-        self, progress: _Progress, recorder: TurnRecorder, made: Prompt | None, error: ModelError
+        self, progress: _Progress, recorder: TurnRecorder, question: Question | None, error: ModelError
     ) -> None:
         run = progress.run
         _log.warning(
             "model turn failed",
             run_id=run.id,
-            model=run.model,
+            model=question.variant if question else run.model,
             error=type(error).__name__,
             detail=str(error),
             heard=recorder.heard,
         )
-        usage = outcomes.estimate_usage(recorder, made)
-        if recorder.heard and error.may_retry and run.turn_attempt < MAX_TURN_ATTEMPTS:
-            await self._start_over(progress, usage, error)
+        usage = outcomes.estimate_usage(recorder, question)
+        if question is not None and recorder.heard and error.may_retry and run.turn_attempt < MAX_TURN_ATTEMPTS:
+            progress.avoid.add(question.variant)
+            await self._start_over(progress, question, usage, error)
             return
         public = RunError(code=error.code, message=error.public)
-        await self._settle(progress, Settlement(state=lifecycle.FAILED, error=public, usage=usage))
+        wanted = Settlement(state=lifecycle.FAILED, error=public, usage=usage)
+        if question is not None:
+            wanted = replace(wanted, variant=question.variant, degraded=question.degraded)
+        await self._settle(progress, wanted)
 
-    async def _start_over(self, progress: _Progress, usage: Usage | None, error: ModelError) -> None:
+    async def _start_over(
+        self, progress: _Progress, question: Question, usage: Usage | None, error: ModelError
+    ) -> None:
         """A retry after the first chunk is a new attempt, counted in SQL (contract 18); what the broken one cost is
         counted, too."""
-        known, now = progress.run, self._clock.now()
+        known, policy, now = progress.run, self._policies.current, self._clock.now()
 
         async def unit(tx: Transaction) -> Run:
-            run = await hold(tx, progress.tenant, known, now=now)
-            run.attempt, run.turn_attempt = known.attempt + 1, run.turn_attempt + 1
-            if usage is not None:
-                turn.add_usage(run.usage, usage)
-            await tx.runs.replace(progress.tenant, run, attempt=known.attempt, lease=self._lease)
-            return run
+            return await start_over(
+                tx,
+                progress.tenant,
+                known,
+                usage,
+                variant=question.variant,
+                degraded=question.degraded,
+                lease=self._lease,
+                policy=policy,
+                now=now,
+            )
 
         stored, pause = known.last_sequence, _pause(error, known.turn_attempt)
         progress.run = await self._insist(progress, lambda: self._store.write(unit))
@@ -278,12 +315,12 @@ class Executor:
                 await asyncio.sleep(min(pause, max(0.0, self._remaining(progress.run))))
 
     async def _interrupted(
-        self, progress: _Progress, why: Interruption, recorder: TurnRecorder, made: Prompt | None
+        self, progress: _Progress, why: Interruption, recorder: TurnRecorder, question: Question | None
     ) -> None:
         match why:
             case Interruption.CANCEL:
                 await self._settle(
-                    progress, outcomes.broken_off(recorder, made, lifecycle.CANCELLED, outcomes.CANCELLED)
+                    progress, outcomes.broken_off(recorder, question, lifecycle.CANCELLED, outcomes.CANCELLED)
                 )
             case Interruption.DRAIN:
                 await self._release(progress)
@@ -304,10 +341,11 @@ class Executor:
         await self._store.write(unit)
 
     async def _settle(self, progress: _Progress, wanted: Settlement) -> None:
-        known, now = progress.run, self._clock.now()
+        known, policy, now = progress.run, self._policies.current, self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
-            return await settle(tx, progress.tenant, known, sequence=progress.sequence, wanted=wanted, now=now)
+            sequence = progress.sequence
+            return await settle(tx, progress.tenant, known, sequence=sequence, wanted=wanted, policy=policy, now=now)
 
         settled = await self._insist(progress, lambda: self._ledger.write(known.id, unit))
         progress.run, progress.sequence = settled.run, settled.run.last_sequence

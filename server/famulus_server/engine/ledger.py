@@ -12,11 +12,12 @@ from famulus_server.ports import WORK, Hints, Store, Transaction
 @dataclass(slots=True)
 class Settled:
     """What is stored now: the run, and the facts to publish, none where nothing changed. `queued` says that a run waits
-    for a worker because of it."""
+    for a worker because of it, `ended` whose run has ended by it: its tenant's."""
 
     run: Run
     facts: list[RunEvent] = field(default_factory=list)
     queued: bool = False
+    ended: str = ""
 
 
 class Ledger:
@@ -27,10 +28,15 @@ class Ledger:
         self._feed = feed
         self._hints = hints
         self._wake: Callable[[], None] = lambda: None
+        self._leave: Callable[[str, Run], object] = lambda *_: None
 
     def wakes(self, wake: Callable[[], None]) -> None:
         """Sets what is called at once when a run waits for a worker: a hint takes longer, and may be lost."""
         self._wake = wake
+
+    def frees(self, leave: Callable[[str, Run], object]) -> None:
+        """Sets what is told of each run that has ended, with its tenant."""
+        self._leave = leave
 
     async def write(self, run_id: str, unit: Callable[[Transaction], Awaitable[Settled]]) -> Settled:
         """Commits, then publishes: in the order of the commits, also where several writers here meet on one run."""
@@ -47,6 +53,8 @@ class Ledger:
             log.stored_sequence = settled.run.last_sequence
         if settled.queued:
             self.offer()
+        if settled.ended:
+            self._leave(settled.ended, settled.run)
 
     def offer(self) -> None:
         """Tells workers, here and elsewhere, that a run waits for one."""

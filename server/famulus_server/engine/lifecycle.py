@@ -1,10 +1,12 @@
 """The life of a run: which state may follow which. The only place that knows.
 
              ┌──────────────────────────────────────────────┐
-(born) ──► QUEUED ──► IN_PROGRESS ──► REQUIRES_ACTION ──────┘ outputs came: QUEUED, or a free slot at once
+(born) ──► QUEUED ◄─► IN_PROGRESS ──► REQUIRES_ACTION ──────┘ outputs came: QUEUED, or a free slot at once
    └─────────────────────►┤  │               │
                           │  └► CANCELLING   └► CANCELLED, EXPIRED
                           └► COMPLETED, INCOMPLETE, FAILED, EXPIRED
+
+Back from IN_PROGRESS to QUEUED goes a run that is parked. Whatever is QUEUED may become CANCELLED or EXPIRED.
 """
 
 from collections.abc import Mapping
@@ -25,7 +27,9 @@ EXPIRED = RunState.RUN_STATE_EXPIRED
 TRANSITIONS: Mapping["RunState.ValueType", frozenset["RunState.ValueType"]] = MappingProxyType(
     {
         QUEUED: frozenset({IN_PROGRESS, CANCELLED, EXPIRED}),
-        IN_PROGRESS: frozenset({IN_PROGRESS, REQUIRES_ACTION, CANCELLING, COMPLETED, INCOMPLETE, FAILED, EXPIRED}),
+        IN_PROGRESS: frozenset(
+            {IN_PROGRESS, QUEUED, REQUIRES_ACTION, CANCELLING, COMPLETED, INCOMPLETE, FAILED, EXPIRED}
+        ),
         REQUIRES_ACTION: frozenset({QUEUED, IN_PROGRESS, CANCELLED, EXPIRED}),
         CANCELLING: frozenset({CANCELLED}),
         CANCELLED: frozenset(),

@@ -6,7 +6,7 @@ from famulus.v1.message_pb2 import MessageIncompleteReason
 from famulus.v1.run_pb2 import Run, RunIncompleteReason, RunState, Usage
 from famulus.v1.run_step_pb2 import RunStepState
 from famulus_server.engine import lifecycle, prompt, turn
-from famulus_server.engine.prompt import Prompt
+from famulus_server.engine.asking import Question
 from famulus_server.engine.settlement import Settlement
 from famulus_server.engine.turn import TurnRecorder, TurnResult
 
@@ -60,20 +60,27 @@ def out_of(reason: "RunIncompleteReason.ValueType", wanted: Settlement) -> Settl
     return replace(wanted, state=lifecycle.INCOMPLETE, open_calls=(), incomplete_reason=reason)
 
 
-def broken_off(recorder: TurnRecorder, made: Prompt | None, state: "RunState.ValueType", how: Break) -> Settlement:
+def broken_off(
+    recorder: TurnRecorder, question: Question | None, state: "RunState.ValueType", how: Break
+) -> Settlement:
     """A turn that ends early and keeps what was written (contract 19)."""
     result = recorder.abandon(how.message, how.step)
     return Settlement(
         state=state,
         messages=result.messages,
         steps=result.steps,
-        usage=estimate_usage(recorder, made),
+        usage=estimate_usage(recorder, question),
         incomplete_reason=how.run,
+        variant=question.variant if question else "",
+        degraded=question is not None and question.degraded,
     )
 
 
-def estimate_usage(recorder: TurnRecorder, made: Prompt | None) -> Usage | None:
-    """What a turn cost whose provider told nothing; None where it never began to answer."""
-    if made is None or not recorder.heard:
+def estimate_usage(recorder: TurnRecorder, question: Question | None) -> Usage | None:
+    """What a turn cost that did not end as it should, or whose provider told nothing; None where it never began to
+    answer."""
+    if recorder.ended is not None and recorder.ended.usage is not None:
+        return recorder.ended.usage
+    if question is None or not recorder.heard:
         return None
-    return turn.estimated_usage(made.estimated_tokens, prompt.estimate_length(recorder.characters))
+    return turn.estimated_usage(question.made.estimated_tokens, prompt.estimate_length(recorder.characters))

@@ -15,7 +15,8 @@ import msgspec
 from famulus.v1.message_pb2 import AttachmentTool, ImageDetail, Message, MessagePart, MessageRole
 from famulus.v1.run_pb2 import Run
 from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolChoiceMode, ToolResources
-from famulus_server.ports import ModelCard, ModelRequest, Store, Transaction, Turn
+from famulus_server.engine.context import Context, recall
+from famulus_server.ports import ModelCard, ModelRequest, Store, ThreadCache, Transaction, Turn
 
 _PAGE = 200
 # Without a tokenizer: on the safe side for English, near the truth for most others.
@@ -44,16 +45,25 @@ class Prompt:
     fits: bool
 
 
-async def build(store: Store, tenant: str, run: Run, card: ModelCard, turns: Sequence[Turn]) -> Prompt:
-    """The input of the run's next turn, after the committed ones."""
+async def build(
+    store: Store, cache: ThreadCache, tenant: str, run: Run, card: ModelCard, turns: Sequence[Turn]
+) -> Prompt:
+    """The input of the run's next turn, after the committed ones. What the first turn sees is remembered."""
     fixed = estimate_text(run.instructions) + sum(map(_estimate_tool, run.tools))
+    start = turns[0].seen_sequence if turns else None
+    remembered = await cache.get(tenant, run.thread_id)
 
-    async def read(tx: Transaction) -> tuple[list[Message], list[Message]]:
-        start = turns[0].seen_sequence if turns else None
-        old = await _window(tx, tenant, run, start, _budget(run, card) - fixed)
-        return old, [] if start is None else await _newer(tx, tenant, run, start)
+    async def read(tx: Transaction) -> tuple[Context, list[Message], list[Message], list[Message]]:
+        context = await recall(tx, tenant, run.thread_id, remembered, count=_count(run))
+        first, last = await _window(context, run, start, _budget(run, card) - fixed)
+        return context, first, last, [] if start is None else await context.behind(start)
 
-    old, new = await store.read(read)
+    context, first, last, new = await store.read(read)
+    old = first + last
+    if context.stale:
+        cache.note_stale()
+    if start is None and last:
+        cache.put(tenant, run.thread_id, context.since(last[0].sequence))
     others = [message for message in new if message.run_id != run.id]
     items: list[Item] = [item for message in old for item in message_items(message)]
     pending = deque(others)
@@ -127,46 +137,36 @@ def _estimate_tool(tool: Tool) -> int:
     return estimate_text(tool.function.parameters_json) + estimate_text(tool.function.description)
 
 
-async def _window(tx: Transaction, tenant: str, run: Run, start: int | None, budget: int) -> list[Message]:
-    """The messages that the first turn sees, oldest first; `start` is the newest that it saw, once it has run."""
+async def _window(context: Context, run: Run, start: int | None, budget: int) -> tuple[list[Message], list[Message]]:
+    """The messages that the first turn sees, oldest first: the thread's first one, where that is kept, and the newest
+    ones. `start` is the newest that it saw, once it has run."""
     before = None if start is None else start + 1
+    kept: list[Message] = []
     if run.truncation_strategy.HasField("last_messages"):
-        newest = await tx.messages.page(
-            tenant,
-            run.thread_id,
-            limit=run.truncation_strategy.last_messages,
-            before_sequence=before,
-            descending=True,
-        )
-        return newest[::-1]
-    first = await tx.messages.page(tenant, run.thread_id, limit=1, before_sequence=before)
+        wanted = run.truncation_strategy.last_messages
+        while len(kept) < wanted and (page := await context.older(wanted - len(kept), after=0, before=before)):
+            kept += page
+            before = page[-1].sequence
+        return [], kept[::-1]
+    oldest = await context.first()
+    first = [] if oldest is None or (before is not None and oldest.sequence >= before) else [oldest]
     budget -= sum(map(_estimate, first))
     floor = first[0].sequence if first else 0
-    kept: list[Message] = []
-    while True:
-        page = await tx.messages.page(
-            tenant, run.thread_id, limit=_PAGE, after_sequence=floor, before_sequence=before, descending=True
-        )
+    while page := await context.older(_PAGE, after=floor, before=before):
         for message in page:
             budget -= _estimate(message)
             # The newest message is sent whatever it costs: an answer to nothing would help nobody.
             if budget < 0 and kept:
-                return first + kept[::-1]
+                return first, kept[::-1]
             kept.append(message)
-        if len(page) < _PAGE:
-            return first + kept[::-1]
         before = page[-1].sequence
+    return first, kept[::-1]
 
 
-async def _newer(tx: Transaction, tenant: str, run: Run, start: int) -> list[Message]:
-    """The messages behind those that the first turn saw, oldest first."""
-    newer: list[Message] = []
-    while True:
-        page = await tx.messages.page(tenant, run.thread_id, after_sequence=start, limit=_PAGE)
-        newer += page
-        if len(page) < _PAGE:
-            return newer
-        start = page[-1].sequence
+def _count(run: Run) -> int:
+    """How many of the newest messages the window is likely to need."""
+    last = run.truncation_strategy.last_messages
+    return last if run.truncation_strategy.HasField("last_messages") else _PAGE
 
 
 def _budget(run: Run, card: ModelCard) -> int:

@@ -15,8 +15,10 @@ from famulus_server.engine.admission import Admission
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.settlement import end_waiting, lock, move
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -49,7 +51,9 @@ class RunDesk:
         worker: Worker,
         watch: Watch,
         threads: ThreadDesk,
+        gate: Gate,
         models: Models,
+        policies: Policies,
         clock: Clock,
         ids: Ids,
     ) -> None:
@@ -59,15 +63,24 @@ class RunDesk:
         self._worker = worker
         self._watch = watch
         self._threads = threads
+        self._gate = gate
         self._models = models
+        self._policies = policies
         self._clock = clock
         self._ids = ids
 
     async def create(self, tenant: str, request: CreateRunRequest, key: RequestKey | None) -> Run:
-        """Starts a run, or returns the one that the same request started before (contract 4, 5)."""
+        """Starts a run, or returns the one that the same request started before (contract 4, 5). Raises
+        ResourceExhausted where the caller has used up what he may use."""
+        run_id = self._ids.new("run")
+        async with self._gate.passing(tenant, request, key, run_id=run_id) as passing:
+            run = await self._admit(tenant, request, key, run_id)
+            passing.stays = run.id == run_id
+        return run
+
+    async def _admit(self, tenant: str, request: CreateRunRequest, key: RequestKey | None, run_id: str) -> Run:
         now = self._clock.now()
         new_thread = self._threads.prepare(request.new_thread) if request.HasField("new_thread") else None
-        run_id = self._ids.new("run")
         reserved = self._worker.reserve()
         wanted = Admission(
             tenant=tenant,
@@ -77,6 +90,7 @@ class RunDesk:
             new_thread=new_thread,
             messages=prepare(request.additional_messages, ids=self._ids, now=now),
             lease=self._worker.lease if reserved else None,
+            policy=self._policies.current,
             now=now,
         )
         started = False
@@ -217,6 +231,7 @@ class RunDesk:
             run.rating.CopyFrom(rating)
             run.rating.rate_time.CopyFrom(timestamp(now))
             await tx.runs.replace(tenant, run, attempt=run.attempt)
+            await tx.usages.put(tenant, run)
             if key is not None:
                 await tx.requests.remember(tenant, key, run_id)
             return run

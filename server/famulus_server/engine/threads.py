@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 
 from famulus.v1.message_pb2 import Message
+from famulus.v1.run_pb2 import Run
 from famulus.v1.thread_pb2 import Thread
+from famulus_server.engine import lifecycle
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.fields import copy_fields, copy_of, is_set
+from famulus_server.engine.gate import Gate
 from famulus_server.engine.messages import prepare
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import (
@@ -16,7 +19,9 @@ from famulus_server.ports import (
     Cursor,
     Ids,
     RequestKey,
+    RunFilter,
     Store,
+    ThreadCache,
     ThreadFilter,
     Transaction,
 )
@@ -29,10 +34,22 @@ _SETTABLE = ("user_id", *_MUTABLE)
 class ThreadDesk:
     """Threads: create, read, change, fork, delete."""
 
-    def __init__(self, *, store: Store, feed: Feed, worker: Worker, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        thread_cache: ThreadCache,
+        feed: Feed,
+        worker: Worker,
+        gate: Gate,
+        clock: Clock,
+        ids: Ids,
+    ) -> None:
         self._store = store
+        self._thread_cache = thread_cache
         self._feed = feed
         self._worker = worker
+        self._gate = gate
         self._clock = clock
         self._ids = ids
 
@@ -90,14 +107,21 @@ class ThreadDesk:
         """Deletes a thread with everything in it; an active run is stopped (contract 24). Raises NotFound."""
         now = self._clock.now()
 
-        async def unit(tx: Transaction) -> list[str]:
+        async def unit(tx: Transaction) -> tuple[list[str], list[Run]]:
             thread = await tx.threads.get(tenant, thread_id, lock=True)
             check_etag(etag, thread.etag)
-            runs = await tx.runs.ids(tenant, thread_id)
+            ids = await tx.runs.ids(tenant, thread_id)
+            unfinished = RunFilter(thread_id=thread_id, states=tuple(lifecycle.ACTIVE))
+            cut_off = await tx.runs.page(tenant, unfinished, after=None, limit=len(ids))
             await tx.threads.bury(tenant, thread_id, now)
-            return runs
+            return ids, cut_off
 
-        for run_id in await self._store.write(unit):
+        run_ids, cut_off = await self._store.write(unit)
+        # Nobody will tell of their end.
+        for run in cut_off:
+            self._gate.leave(tenant, run)
+        self._thread_cache.forget(tenant, thread_id)
+        for run_id in run_ids:
             self._worker.stop(run_id, Interruption.LEASE_LOST)
             async with self._feed.order(run_id):
                 self._feed.drop(run_id)

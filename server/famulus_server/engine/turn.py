@@ -36,6 +36,7 @@ from famulus_server.engine.feed import Draft
 from famulus_server.engine.fields import copy_of
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
+    Allowance,
     AnnotationChunk,
     CallChunk,
     Clock,
@@ -130,7 +131,7 @@ class TurnRecorder:
         """The run events that these model events mean. Raises ModelProtocolError where a bound is passed."""
         result: list[RunEvent] = []
         for event in events:
-            self.heard = self.heard or not isinstance(event, Retrying)
+            self.heard = self.heard or not isinstance(event, Retrying | Allowance)
             match event:
                 case TextChunk():
                     writing = self._message(event.item, result)
@@ -346,6 +347,7 @@ def add_usage(total: Usage, more: Usage) -> None:
     total.cached_prompt_tokens += more.cached_prompt_tokens
     total.reasoning_tokens += more.reasoning_tokens
     total.estimated = total.estimated or more.estimated
+    total.cost_nanos += more.cost_nanos
 
 
 def _unfinished(step: RunStep) -> RunStep:

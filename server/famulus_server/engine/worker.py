@@ -14,11 +14,13 @@ import structlog
 from famulus_server.engine import facts, lifecycle
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
+from famulus_server.engine.fairness import Turns
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Ledger, Settled
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.settlement import end_waiting, lock
 from famulus_server.errors import NotFound, Unavailable
-from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store, Transaction
+from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store, ThreadCache, Transaction
 
 # A dead worker's runs are taken over this long after their leases have run out, at most.
 _POLL_SECONDS = 0.5
@@ -27,10 +29,11 @@ _RENEWALS_PER_LEASE = 3
 # Of a lease: a worker that could not renew for this long stops its runs by itself, before others may claim them.
 _GIVE_UP_SHARE = 2 / 3
 _SWEEP_BATCH = 100
+_CLAIM_BATCH = 64
 # How long a stop waits for calls that are about to store a run, or outputs, and start it here.
 _CALLS_SECONDS = 2.0
 _FORGET_SECONDS = 3_600.0
-# The events of a deleted run are dropped once more so long after its deletion, give or take a look.
+# What is left of a deleted run is dropped once more so long after its deletion, give or take a look.
 _DROP_AGAIN = timedelta(seconds=60)
 _DROP_SECONDS = 10.0
 
@@ -48,24 +51,30 @@ class Worker:
         store: Store,
         feed: Feed,
         ledger: Ledger,
+        thread_cache: ThreadCache,
         executor: Executor,
         hints: Hints,
         lease: Lease,
         slots: int,
+        policies: Policies,
         clock: Clock,
     ) -> None:
         self._store = store
         self._feed = feed
         self._ledger = ledger
+        self._thread_cache = thread_cache
         self._executor = executor
         self._hints = hints
         self.lease = lease
         self._slots = self._free = slots
+        self._turns = Turns(policies=policies)
         self._clock = clock
         self._executions: dict[str, Execution] = {}
         self._wake = asyncio.Event()
         # Whether runs may be queued that somebody waits for; otherwise a freed slot is no reason to look.
         self._backlog = True
+        # Whether more of them waited, when last looked, than there were slots: then new ones wait with them.
+        self._behind = False
         self._renewed = 0.0
         self._hinted: set[str] = set()
         self._hint = asyncio.Event()
@@ -76,8 +85,9 @@ class Worker:
         self._giving_back = False
 
     def reserve(self) -> bool:
-        """Takes a free slot, for a run that is about to be stored. Follow with `start` or `release`."""
-        if self._free == 0 or self._stopping:
+        """Takes a free slot, for a run that is about to be stored, unless others wait for it. Follow with `start` or
+        `release`."""
+        if self._free == 0 or self._behind or self._stopping:
             return False
         self._free -= 1
         return True
@@ -184,7 +194,7 @@ class Worker:
     async def _claim_loop(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            await self._attempt(self._claim)
+            await self._attempt(self._fill)
             await _pause(_POLL_SECONDS, self._wake)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause: float, early: asyncio.Event | None) -> None:
@@ -203,24 +213,49 @@ class Worker:
         except Exception:  # noqa: BLE001 - see above
             _log.exception("worker step failed", step=step.__name__)
 
-    async def _claim(self) -> None:
-        # Looked for before slots are taken: a run that comes in meanwhile shall find one (contract 10).
-        if self._free <= 0 or not await self._store.read(lambda tx: tx.runs.is_claimable()):
-            self._backlog = self._backlog and self._free <= 0
-            return
-        slots, self._free = self._free, 0
+    async def _fill(self) -> None:
+        """Claims until there is nothing more to claim, or no slot. Two rounds that get nothing are enough: whoever was
+        faster goes on, or holds what there is."""
+        missed = False
+        while (got := await self._claim()) is not None and (got or not missed):
+            missed = not got
+
+    async def _claim(self) -> int | None:
+        """One round: how many runs it got. None: there is no reason for another one."""
+        limit = min(self._free, _CLAIM_BATCH)
+        if limit <= 0:
+            return None
+        # Looked for before slots are taken: a run that comes in meanwhile shall find one (contract 10). One more than
+        # can be taken, to see whether that is all.
+        queue = await self._store.read(lambda tx: tx.runs.queue(first=self._turns.tenant, limit=limit + 1))
+        if queue.parked:
+            return await self._store.write(lambda tx: tx.runs.wake(limit=_SWEEP_BATCH))
+        slots = min(self._free, limit)
+        found = queue.abandoned + sum(queue.waiting.values())
+        self._backlog = self._behind = found > slots
+        abandoned = min(queue.abandoned, slots)
+        shares = self._turns.share(queue.waiting, slots - abandoned)
+        if not abandoned and not shares:
+            return None
+
+        async def unit(tx: Transaction) -> list[Claimed]:
+            taken_over = await tx.runs.take_over(self.lease, limit=abandoned) if abandoned else []
+            return taken_over + (await tx.runs.claim(self.lease, shares) if shares else [])
+
+        wanted = abandoned + sum(shares.values())
+        self._free -= wanted
         claimed: Sequence[Claimed] = ()
         try:
-            claimed = await self._store.write(lambda tx: tx.runs.claim(self.lease, limit=slots))
+            claimed = await self._store.write(unit)
         finally:
-            self._free += slots - len(claimed)
-        self._backlog = len(claimed) == slots
+            self._free += wanted - len(claimed)
         for one in claimed:
             if not one.taken_over:
                 events = [facts.state_changed(one.run)]
                 facts.number(events, one.run.last_sequence - 1, self._clock.now())
                 self._ledger.announce(Settled(one.run, events))
             self.start(one)
+        return len(claimed) if self._behind or len(claimed) < wanted else None
 
     async def _renew(self) -> None:
         loop = asyncio.get_running_loop()
@@ -276,11 +311,13 @@ class Worker:
             pass
 
     async def _drop_deleted(self) -> None:
-        """Drops what is left of deleted runs outside the store (contract 24): whoever deleted them may have died before
-        it came to that."""
+        """Drops what is left of deleted runs and their threads outside the store (contract 24): whoever deleted them
+        may have died before it came to that. A thread without runs has left nothing."""
         before = self._clock.now() - _DROP_AGAIN
-        for run_id in await self._store.write(lambda tx: tx.runs.take_deleted(before, limit=_SWEEP_BATCH)):
+        deleted = await self._store.write(lambda tx: tx.runs.take_deleted(before, limit=_SWEEP_BATCH))
+        for tenant, thread_id, run_id in deleted:
             self._feed.drop(run_id)
+            self._thread_cache.forget(tenant, thread_id)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

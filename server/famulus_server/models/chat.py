@@ -14,6 +14,7 @@ from famulus_server.models.output import Json, OutputItem
 from famulus_server.models.payload import decode
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import HEADERS
+from famulus_server.models.usage import believe
 from famulus_server.models.words import UnknownKinds
 from famulus_server.ports import ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
 
@@ -68,12 +69,12 @@ class _Usage(msgspec.Struct):
 
     def to_proto(self) -> Usage:
         read, written = self.prompt_tokens_details or _Details(), self.completion_tokens_details or _Details()
-        return Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            total_tokens=self.total_tokens or self.prompt_tokens + self.completion_tokens,
-            cached_prompt_tokens=read.cached_tokens or 0,
-            reasoning_tokens=written.reasoning_tokens or 0,
+        return believe(
+            prompt=self.prompt_tokens,
+            completion=self.completion_tokens,
+            total=self.total_tokens,
+            cached=read.cached_tokens,
+            reasoning=written.reasoning_tokens,
         )
 
 
@@ -112,6 +113,9 @@ class ChatFormat:
             done_marker=self._settings.done_marker,
             unknown=self._unknown,
         )
+
+    async def count(self, *_: object) -> None:
+        return None  # this API has no endpoint for it
 
 
 class ChatReader:

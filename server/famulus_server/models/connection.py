@@ -69,7 +69,7 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
     client.organization = client.project = client.admin_api_key = client.webhook_secret = None
     client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS, for which there is no other way out
     # The SDK imports the resources at their first use, which would be on the event loop.
-    _ = client.responses, client.chat.completions
+    _ = client.responses.input_tokens, client.chat.completions
     return client
 
 

@@ -16,9 +16,12 @@ from famulus_server.errors import (
     ModelRejectedRequest,
     ModelUnavailable,
 )
+from famulus_server.models.allowance import read_allowance
 from famulus_server.models.words import read_name
 
 _TRANSIENT = {408, 409, 425}
+# Longer is no wait, but a date that somebody put there.
+_LONGEST_WAIT = 3_600.0
 
 # Words that providers use as `code` or `type` of an error. What is not here is taken for a passing failure.
 _KINDS: dict[str, type[ModelError]] = {
@@ -45,7 +48,12 @@ def from_status(status: int, headers: Mapping[str, str], body: object) -> ModelE
     retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     if code == "insufficient_quota":
         retry = False  # a 429 that no waiting helps against
-    return _of_status(status)(_describe(f"HTTP {status}", error), retry_after=read_retry_after(headers), retry=retry)
+    return _of_status(status)(
+        _describe(f"HTTP {status}", error),
+        retry_after=read_retry_after(headers),
+        retry=retry,
+        allowance=read_allowance(headers),
+    )
 
 
 def from_error_object(error: Mapping[str, Any]) -> ModelError:
@@ -59,7 +67,13 @@ def from_error_object(error: Mapping[str, Any]) -> ModelError:
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the provider asks to wait: retry-after-ms, or retry-after in seconds or as a date."""
+    """Seconds that the provider asks to wait: retry-after-ms, or retry-after in seconds or as a date. More than an hour
+    is as good as nothing said."""
+    seconds = _read_wait(headers)
+    return seconds if seconds is not None and seconds <= _LONGEST_WAIT else None
+
+
+def _read_wait(headers: Mapping[str, str]) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

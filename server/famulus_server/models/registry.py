@@ -1,8 +1,10 @@
 """The configured models: implements the port `Models`."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from famulus_server.models.breaker import Breaker, BreakerModel, BreakerState
 from famulus_server.models.chat import ChatFormat
 from famulus_server.models.connection import Connection
 from famulus_server.models.responses import ResponsesFormat
@@ -16,15 +18,17 @@ from famulus_server.ports import Model, ModelCard
 class _Entry:
     card: ModelCard
     connection: Connection
+    breaker: Breaker
     model: Model
 
 
 class ModelRegistry:
-    """Makes one client with its pool of connections, and one retry budget, per configured model."""
+    """Makes one client with its pool of connections, one breaker and one retry budget, per configured
+    model."""
 
-    def __init__(self, *, settings: Sequence[ModelSettings]) -> None:
-        """Raises ValueError where two models have one name."""
-        self._entries = {model.name: _make_entry(model) for model in settings}
+    def __init__(self, *, settings: Sequence[ModelSettings], now: Callable[[], float] = time.monotonic) -> None:
+        """`now` is in seconds, from any start. Raises ValueError where two models have one name."""
+        self._entries = {model.name: _make_entry(model, now) for model in settings}
         if len(self._entries) != len(settings):
             raise ValueError("two models of the configuration have the same name")
 
@@ -34,6 +38,13 @@ class ModelRegistry:
 
     def open(self, name: str) -> Model:
         return self._entries[name].model
+
+    def rests(self, name: str) -> float:
+        return self._entries[name].breaker.rest
+
+    def breakers(self) -> Mapping[str, BreakerState]:
+        """How the breaker of each model is, by the model's name."""
+        return {name: entry.breaker.state for name, entry in self._entries.items()}
 
     async def warm_up(self) -> None:
         """Makes the clients, so that the first turn need not wait for it. Takes 1-2 s of a thread; best in a task of
@@ -47,7 +58,7 @@ class ModelRegistry:
             await entry.connection.close()
 
 
-def _make_entry(settings: ModelSettings) -> _Entry:
+def _make_entry(settings: ModelSettings, now: Callable[[], float]) -> _Entry:
     connection = Connection(settings=settings)
     wire: WireFormat
     wire = ChatFormat(settings=settings) if settings.backend == "chat" else ResponsesFormat(settings=settings)
@@ -58,4 +69,7 @@ def _make_entry(settings: ModelSettings) -> _Entry:
         max_output_tokens=settings.max_output_tokens,
         built_in_tools=settings.backend == "responses" and settings.built_in_tools,
     )
-    return _Entry(card, connection, RetryingModel(model=streamed, settings=settings.retry))
+    breaker = Breaker(model=settings.name, settings=settings.breaker, now=now)
+    # Below the retries: each try counts, and none is made while the breaker is open.
+    guarded = BreakerModel(model=streamed, breaker=breaker)
+    return _Entry(card, connection, breaker, RetryingModel(model=guarded, settings=settings.retry))

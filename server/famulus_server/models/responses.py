@@ -10,8 +10,8 @@ from famulus_server.errors import ModelProtocolError
 from famulus_server.models.failures import from_error_object
 from famulus_server.models.output import Json, OutputItem
 from famulus_server.models.payload import decode
-from famulus_server.models.responses_events import EVENT, KIND, RESPONSE, Event, Response, read_annotation
-from famulus_server.models.responses_request import build_responses_request
+from famulus_server.models.responses_events import COUNT, EVENT, KIND, RESPONSE, Event, Response, read_annotation
+from famulus_server.models.responses_request import build_count_request, build_responses_request
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import HEADERS
 from famulus_server.models.words import UnknownKinds
@@ -63,6 +63,14 @@ class ResponsesFormat:
 
     def reader(self, request: ModelRequest) -> "ResponsesReader":
         return ResponsesReader(max_output_tokens=request.max_output_tokens, unknown=self._unknown)
+
+    async def count(self, client: "AsyncOpenAI", request: ModelRequest) -> int | None:
+        body = build_count_request(request, self._settings)
+        answer = await client.responses.input_tokens.with_raw_response.count(extra_body=body, extra_headers=HEADERS)
+        try:
+            return decode(COUNT, answer.content).input_tokens
+        except msgspec.ValidationError as error:
+            raise ModelProtocolError(f"malformed count: {error}") from error
 
 
 class ResponsesReader:

@@ -1,11 +1,12 @@
 """Shapes of the Responses API's events: only the fields that matter, all optional, since servers leave them out."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from famulus.v1.message_pb2 import Annotation, FileCitation, FilePath, UrlCitation
 from famulus.v1.run_pb2 import Usage
+from famulus_server.models.usage import believe
 
 Json = dict[str, Any]
 
@@ -50,12 +51,12 @@ class TokenUsage(msgspec.Struct):
 
     def to_proto(self) -> Usage:
         read, written = self.input_tokens_details or TokenDetails(), self.output_tokens_details or TokenDetails()
-        return Usage(
-            prompt_tokens=self.input_tokens,
-            completion_tokens=self.output_tokens,
-            total_tokens=self.total_tokens or self.input_tokens + self.output_tokens,
-            cached_prompt_tokens=read.cached_tokens or 0,
-            reasoning_tokens=written.reasoning_tokens or 0,
+        return believe(
+            prompt=self.input_tokens,
+            completion=self.output_tokens,
+            total=self.total_tokens,
+            cached=read.cached_tokens,
+            reasoning=written.reasoning_tokens,
         )
 
 
@@ -74,9 +75,16 @@ class Response(msgspec.Struct):
     error: Json | None = None
 
 
+class TokenCount(msgspec.Struct):
+    """The answer of the endpoint that counts tokens. Numbers that no double holds are no counts."""
+
+    input_tokens: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
 EVENT = msgspec.json.Decoder(Event)
 KIND = msgspec.json.Decoder(Kind)
 RESPONSE = msgspec.json.Decoder(Response | None)
+COUNT = msgspec.json.Decoder(TokenCount)
 
 
 def read_annotation(note: Json) -> Annotation | None:

@@ -23,6 +23,18 @@ MODES = {
     ToolChoiceMode.TOOL_CHOICE_MODE_NONE: "none",
     ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED: "required",
 }
+# What the endpoint that counts knows of a turn: what bears on the size of the input. It refuses all else.
+_COUNTED = {
+    "model",
+    "input",
+    "instructions",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "text",
+    "reasoning",
+    "truncation",
+}
 
 
 def build_responses_request(request: ModelRequest, settings: ModelSettings) -> Json:
@@ -52,6 +64,12 @@ def build_responses_request(request: ModelRequest, settings: ModelSettings) -> J
             "parallel_tool_calls": request.parallel_tool_calls,
         }
     return body | {key: value for key, value in optional.items() if value is not None}
+
+
+def build_count_request(request: ModelRequest, settings: ModelSettings) -> Json:
+    """The body that asks for the number of input tokens: the same, as far as the endpoint takes it."""
+    body = build_responses_request(request, settings)
+    return {key: value for key, value in body.items() if key in _COUNTED}
 
 
 def parameters_of(function: FunctionTool) -> Json:

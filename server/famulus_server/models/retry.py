@@ -4,20 +4,12 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt
 
 from famulus_server.errors import ModelError
 from famulus_server.models.settings import RetrySettings
-from famulus_server.ports import ModelEvent, ModelRequest, Retrying
-
-
-class OneTry(Protocol):
-    """A model that tries once."""
-
-    def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
-        """As `ports.Model.stream`."""
+from famulus_server.ports import Model, ModelEvent, ModelRequest, Retrying
 
 
 class RetryBudget:
@@ -51,7 +43,7 @@ class RetryingModel:
     def __init__(
         self,
         *,
-        model: OneTry,
+        model: Model,
         settings: RetrySettings,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
@@ -82,6 +74,9 @@ class RetryingModel:
             yield first
             async for more in events:
                 yield more
+
+    async def count(self, request: ModelRequest) -> int | None:
+        return await self._model.count(request)
 
     def _attempts(self) -> AsyncRetrying:
         return AsyncRetrying(

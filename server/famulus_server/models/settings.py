@@ -22,6 +22,16 @@ class RetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reserve: Annotated[int, msgspec.Meta(ge=0)] = 10  # retries allowed on top of that
 
 
+class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a model that fails is not asked any more, and for how long."""
+
+    window_seconds: Seconds = 30.0  # calls that ended longer ago do not count
+    min_calls: Count = 10  # of fewer calls nothing can be told
+    failure_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    open_seconds: Seconds = 5.0  # doubled each time that a probe fails, up to `max_open_seconds`
+    max_open_seconds: Seconds = 60.0
+
+
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One configured model. Timeouts are in seconds; sizes of context and output in tokens."""
 
@@ -37,10 +47,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     idle_timeout: Seconds = 60.0  # between two events of the model; pings do not count
     max_line_bytes: Count = 1_048_576
     reasoning: bool = False  # asks for encrypted reasoning, and for summaries where they are wanted
+    count_tokens: bool = False  # responses: asks for the exact size of a turn before the turn
     built_in_tools: bool = True  # means nothing for the backend "chat", which has none
     legacy_max_tokens: bool = False  # chat: say `max_tokens` instead of `max_completion_tokens`
     done_marker: bool = True  # chat: whether the server ends its streams with `[DONE]`
     retry: RetrySettings = RetrySettings()
+    breaker: BreakerSettings = BreakerSettings()
 
     def __repr__(self) -> str:
         """Without the key, since representations end in logs."""

@@ -5,7 +5,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
+
 from famulus_server.errors import ModelError, ModelProtocolError, ModelTimeout, ModelUnavailable
+from famulus_server.models.allowance import read_allowance
 from famulus_server.models.connection import Connection
 from famulus_server.models.failures import from_status
 from famulus_server.models.settings import ModelSettings
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 # Answers in one piece, so that a small read cannot unpack to a huge one.
 HEADERS = {"Accept-Encoding": "identity"}
 _REST_OF_BODY_SECONDS = 0.05
+
+_log = structlog.get_logger(__name__)
 
 
 class TurnReader(Protocol):
@@ -44,6 +49,10 @@ class WireFormat(Protocol):
     def reader(self, request: ModelRequest) -> TurnReader:
         """A reader for the answer."""
 
+    async def count(self, client: "AsyncOpenAI", request: ModelRequest, /) -> int | None:
+        """The input tokens of the request, by the provider's word; None where the API has no word for it. Raises
+        ModelError, and what the SDK raises."""
+
 
 class StreamedModel:
     """Implements the port `Model` over one upstream. Tries once.
@@ -55,6 +64,7 @@ class StreamedModel:
         self._connection = connection
         self._wire = wire
         self._settings = settings
+        self._told = False  # the log knows that counting fails
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
         client = await self._connection.client()
@@ -68,6 +78,7 @@ class StreamedModel:
             async with asyncio.timeout_at(deadline):
                 response = await call.__aenter__()
             opened = True
+            allowance = read_allowance(response.headers)
             chunks = response.iter_bytes()
             while not reader.ended:
                 progress = reader.progress
@@ -75,6 +86,8 @@ class StreamedModel:
                     chunk = await anext(chunks, None)
                 events = reader.finish() if chunk is None else reader.read(decoder.feed(chunk))
                 if events:
+                    if allowance is not None:
+                        events, allowance = [allowance, *events], None
                     yield events
                 if reader.progress != progress:
                     # Counted from here: the time that the consumer took is not the model's silence.
@@ -85,6 +98,27 @@ class StreamedModel:
         finally:
             if opened:
                 await call.__aexit__(None, None, None)
+
+    async def count(self, request: ModelRequest) -> int | None:
+        if not self._settings.count_tokens:
+            return None
+        client = await self._connection.client()
+        try:
+            # A connection takes no longer, and the turn waits for it.
+            async with asyncio.timeout(self._settings.connect_timeout):
+                return await self._wire.count(client, request)
+        except ModelError as error:
+            self._cannot_count(error)
+        except _failures() as error:
+            self._cannot_count(_translate(error, opened=False))
+        return None
+
+    def _cannot_count(self, error: ModelError) -> None:
+        """Tells the log once: each turn would say the same."""
+        if not self._told:
+            self._told = True
+            kind = type(error).__name__
+            _log.warning("model does not count tokens", model=self._settings.name, error=kind, detail=str(error))
 
 
 async def _read_rest(chunks: AsyncIterator[bytes]) -> None:

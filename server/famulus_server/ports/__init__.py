@@ -1,15 +1,18 @@
 """What the engine needs from the world, as Protocols. Their docstrings are the contracts; adapters implement them.
 
-Store      SQL, the only source of truth (contract 1)
-EventLog   the tail of a run's events outside this process; may be lost (contract 2)
-Hints      short messages between replicas; may be lost, too
-Model      one model turn, streamed
-Clock      wall time
-Ids        new resource ids
+Store        SQL, the only source of truth (contract 1)
+EventLog     the tail of a run's events outside this process; may be lost (contract 2)
+Hints        short messages between replicas; may be lost, too
+Limiter      limits that all replicas share; may be lost
+ThreadCache  what is remembered of threads; may be lost
+Model        one model turn, streamed
+Clock        wall time
+Ids          new resource ids
 
 Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run everywhere.
 """
 
+from famulus_server.errors import Allowance
 from famulus_server.ports.event_log import (
     EventLog,
 )
@@ -18,6 +21,14 @@ from famulus_server.ports.hints import (
     WORK,
     Hints,
     events_topic,
+)
+from famulus_server.ports.limiter import (
+    Demand,
+    Limit,
+    Limiter,
+    Quantity,
+    Refused,
+    Scope,
 )
 from famulus_server.ports.model import (
     AnnotationChunk,
@@ -35,11 +46,14 @@ from famulus_server.ports.model import (
     TurnOutcome,
 )
 from famulus_server.ports.store import (
+    Account,
     Assistants,
+    Backlog,
     Claimed,
     Cursor,
     Lease,
     Messages,
+    Queue,
     RequestIds,
     RequestKey,
     RunFilter,
@@ -52,6 +66,13 @@ from famulus_server.ports.store import (
     Transaction,
     Turn,
     Turns,
+    UsageGroup,
+    UsageQuery,
+    Usages,
+)
+from famulus_server.ports.thread_cache import (
+    Remembered,
+    ThreadCache,
 )
 from famulus_server.ports.time import (
     Clock,
@@ -61,33 +82,45 @@ from famulus_server.ports.time import (
 __all__ = [
     "STOP",
     "WORK",
+    "Account",
+    "Allowance",
     "AnnotationChunk",
     "Assistants",
+    "Backlog",
     "CallChunk",
     "Claimed",
     "Clock",
     "Cursor",
+    "Demand",
     "EventLog",
     "Hints",
     "Ids",
     "Lease",
+    "Limit",
+    "Limiter",
     "Messages",
     "Model",
     "ModelCard",
     "ModelEvent",
     "ModelRequest",
     "Models",
+    "Quantity",
+    "Queue",
     "ReasoningChunk",
     "RefusalChunk",
+    "Refused",
+    "Remembered",
     "RequestIds",
     "RequestKey",
     "Retrying",
     "RunFilter",
     "Runs",
+    "Scope",
     "Secrets",
     "Steps",
     "Store",
     "TextChunk",
+    "ThreadCache",
     "ThreadFilter",
     "Threads",
     "Transaction",
@@ -95,5 +128,8 @@ __all__ = [
     "TurnEnded",
     "TurnOutcome",
     "Turns",
+    "UsageGroup",
+    "UsageQuery",
+    "Usages",
     "events_topic",
 ]

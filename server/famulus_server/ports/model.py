@@ -9,6 +9,7 @@ from famulus.v1.assistant_pb2 import ReasoningEffort, ResponseFormat
 from famulus.v1.message_pb2 import Annotation
 from famulus.v1.run_pb2 import RunErrorCode, Usage
 from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolResources
+from famulus_server.errors import Allowance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ class TurnEnded:
     usage: Usage | None
 
 
-ModelEvent = TextChunk | RefusalChunk | ReasoningChunk | CallChunk | AnnotationChunk | Retrying | TurnEnded
+ModelEvent = Allowance | TextChunk | RefusalChunk | ReasoningChunk | CallChunk | AnnotationChunk | Retrying | TurnEnded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +121,19 @@ class ModelCard:
 
 
 class Model(Protocol):
-    """Streams one model turn."""
+    """Streams one model turn, and says before how large it is."""
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
         """Yields what each read from the upstream brought, never an empty list; the last list ends with TurnEnded.
 
-        Raises ModelError. Closing the iterator closes the upstream call at once. Lone surrogates never come out.
+        An Allowance, where the provider sends one, stands in front of the first list that shows the model at work.
+        Raises ModelError; ModelSuspended where the upstream was not even asked. Closing the iterator closes the
+        upstream call at once. Lone surrogates never come out.
         """
+
+    async def count(self, request: ModelRequest) -> int | None:
+        """The exact number of input tokens of this turn, by the provider's own word; None where it gives none, or not
+        soon enough. Never raises a ModelError."""
 
 
 class Models(Protocol):
@@ -137,3 +144,6 @@ class Models(Protocol):
 
     def open(self, name: str) -> Model:
         """The model of that name; KeyError where there is none."""
+
+    def rests(self, name: str) -> float:
+        """Seconds for which the model of that name is not to be asked, because it fails; 0 where it may be."""

@@ -13,6 +13,7 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.thread_pb2 import Thread
+from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
 
 T = TypeVar("T")
 
@@ -62,6 +63,41 @@ class RunFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsageQuery:
+    """Which runs usage is summed up of, and in which groups; empty fields do not filter. Times are those of creation,
+    inclusive below, exclusive above."""
+
+    start: datetime
+    end: datetime
+    group_by: Collection["UsageDimension.ValueType"] = ()
+    bucket: "UsageBucket.ValueType" = UsageBucket.USAGE_BUCKET_UNSPECIFIED
+    user_id: str = ""
+    assistant_id: str = ""
+    model: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageGroup:
+    """What the runs of one group have in common. `span_start` is in microseconds since 1970. Whatever they are not
+    grouped by is empty, or 0."""
+
+    span_start: int = 0
+    user_id: str = ""
+    assistant_id: str = ""
+    model: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose spending is counted, and from when on: a user's, or that of the whole tenant where `user_id` is empty."""
+
+    user_id: str
+    period_start: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """A committed model turn: what the next turn of the same run must send back to the model.
 
@@ -81,6 +117,30 @@ class Claimed:
     tenant: str
     run: Run
     taken_over: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What there is for a worker to do, each number counted up to a limit: runs whose lease has run out, parked runs
+    whose time has come, and how many runs of which tenants wait, in the order of their turns."""
+
+    abandoned: int
+    parked: int
+    waiting: Mapping[str, int]
+
+    def __bool__(self) -> bool:
+        return bool(self.abandoned or self.parked or self.waiting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """How the runs of a tenant wait. `queued` are all that are QUEUED, `ahead` those that workers take before another
+    one, both counted up to a limit. `starts` runs were started within the last `seconds`."""
+
+    queued: int
+    ahead: int
+    starts: int
+    seconds: float
 
 
 class RequestIds(Protocol):
@@ -150,7 +210,7 @@ class Threads(Protocol):
 
     async def bury(self, tenant: str, thread_id: str, now: datetime) -> None:
         """Removes the thread with its messages, runs, steps and turns; messages that a fork refers to stay for the
-        fork. A tombstone without content stays. Raises NotFound."""
+        fork. A tombstone without content stays, and so do records of usage. Raises NotFound."""
 
 
 class Messages(Protocol):
@@ -175,17 +235,24 @@ class Messages(Protocol):
     ) -> list[Message]:
         """Messages with after_sequence < sequence < before_sequence, in order; none where there is no thread."""
 
+    async def newest(
+        self, tenant: str, thread_id: str, *, limit: int, after_sequence: int = 0
+    ) -> tuple[int, list[Message]]:
+        """The thread's revision, and its newest messages with sequence > after_sequence, newest first, as of one
+        moment. The revision counts `replace` and `delete`. 0 and none where there is no thread."""
+
     async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
-        """Changes a message for this thread only. Raises NotFound."""
+        """Changes a message for this thread only, and counts its revision up. Raises NotFound."""
 
     async def delete(self, tenant: str, thread_id: str, message_id: str) -> None:
-        """Removes a message from this thread only. Raises NotFound."""
+        """Removes a message from this thread only, and counts its revision up. Raises NotFound."""
 
 
 class Runs(Protocol):
     """Runs; the row is also the queue entry. `etag` is set here. `lifecycle.ACTIVE` has the states that are active.
 
-    A QUEUED run may wait in line behind the active one of its thread: it is then nobody's to claim, and not active.
+    A QUEUED run may wait in line behind the active one of its thread: it is then nobody's to claim, and not active. Or
+    it may be parked, until its `wake_time` has come and `wake` was called: until then it is nobody's to claim, either.
     """
 
     async def insert(self, tenant: str, run: Run, *, lease: Lease | None, line: int | None = None) -> None:
@@ -202,18 +269,32 @@ class Runs(Protocol):
     async def ids(self, tenant: str, thread_id: str) -> list[str]:
         """The ids of all runs on a thread."""
 
-    async def replace(self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None) -> None:
+    async def replace(
+        self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None
+    ) -> None:
         """Stores a run whose stored attempt is `attempt`; raises LeaseLost where it is not (zero rows changed) or the
         run is gone. The lease stays while the new state is IN_PROGRESS or CANCELLING, and ends otherwise;
-        `lease` gives a new one."""
+        `lease` gives a new one. `wake_time` parks a QUEUED run; a parked one stays so while it is QUEUED."""
 
-    async def claim(self, lease: Lease, *, limit: int) -> list[Claimed]:
-        """Gives this worker up to `limit` runs, oldest first: QUEUED ones, and IN_PROGRESS or CANCELLING ones whose
-        lease has run out. Adds one to `attempt` and `turn_attempt`. A QUEUED run becomes IN_PROGRESS, which is a fact
-        and takes the next sequence."""
+    async def queue(self, *, first: str, limit: int) -> Queue:
+        """What there is to claim. Of those tenants whose runs wait, at most `limit` are named: from `first` on in the
+        order of their names, and round to it. Everything is counted up to `limit`."""
 
-    async def is_claimable(self) -> bool:
-        """Whether `claim` would find something."""
+    async def claim(self, lease: Lease, shares: Mapping[str, int]) -> list[Claimed]:
+        """Gives this worker the first QUEUED runs of each tenant, at most so many; fewer where others are faster.
+
+        A run becomes IN_PROGRESS, which is a fact and takes the next sequence; `attempt` and `turn_attempt` grow by
+        one. Of one tenant, those first whose create_time, and the delay of their priority with it, is the lowest."""
+
+    async def take_over(self, lease: Lease, *, limit: int) -> list[Claimed]:
+        """Gives this worker up to `limit` IN_PROGRESS or CANCELLING runs whose lease has run out, oldest first. Adds
+        one to `attempt` and `turn_attempt`."""
+
+    async def wake(self, *, limit: int) -> int:
+        """Lets at most `limit` parked runs be claimed whose time has come; returns how many."""
+
+    async def backlog(self, tenant: str, run: Run, *, limit: int) -> Backlog:
+        """How the tenant's runs wait, seen from a run that is about to wait as well. Counted up to `limit`."""
 
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         """Renews this owner's leases on these runs in one statement; returns the ids of those it still holds."""
@@ -240,8 +321,9 @@ class Runs(Protocol):
     async def take_messages(self, tenant: str, run_id: str) -> list[Message]:
         """Returns the messages kept with a run, and removes them there."""
 
-    async def take_deleted(self, before: datetime, *, limit: int) -> list[str]:
-        """The ids of at most `limit` runs that were deleted with their thread at a time or before, each given once."""
+    async def take_deleted(self, before: datetime, *, limit: int) -> list[tuple[str, str, str]]:
+        """(tenant, thread id, run id) of at most `limit` runs that were deleted with their thread at a time or before,
+        each given once."""
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         """(tenant, run id) of QUEUED and REQUIRES_ACTION runs past their expire_time: those no worker watches."""
@@ -270,6 +352,24 @@ class Turns(Protocol):
         """All turns of a run, in order."""
 
 
+class Usages(Protocol):
+    """What runs used, a record of each, and what was spent. Records stay when their threads are deleted."""
+
+    async def put(self, tenant: str, run: Run) -> None:
+        """Notes what a run has used so far, and how it stands, in its record."""
+
+    async def page(self, tenant: str, which: UsageQuery, *, after: UsageGroup | None, limit: int) -> list[UsageRow]:
+        """The groups that have runs, in the order of the fields of `UsageGroup`."""
+
+    async def spend(self, tenant: str, accounts: Sequence[Account], cost_nanos: int) -> None:
+        """Adds a cost to what was spent on each account, and locks them until the end of the write. An account that is
+        new begins with the cost of all records of runs created in its period: the cost that is added must not be in
+        the records yet."""
+
+    async def spent(self, tenant: str, account: Account) -> int:
+        """What was spent on an account, in nanos. It may make the account, so it needs a write."""
+
+
 class Secrets(Protocol):
     """Random keys that all replicas share."""
 
@@ -295,6 +395,8 @@ class Transaction(Protocol):
     @property
     def turns(self) -> Turns: ...
     @property
+    def usages(self) -> Usages: ...
+    @property
     def secrets(self) -> Secrets: ...
 
 
@@ -302,7 +404,8 @@ class Store(Protocol):
     """Runs units of work, each in one transaction.
 
     A unit that writes locks in one order, so that no two wait for each other: its request id (`requests.find`, which
-    comes first), the thread (`threads.touch`, or `get` with `lock`), then the thread's messages and runs.
+    comes first), the thread (`threads.touch`, or `get` with `lock`), then the thread's messages and runs, and
+    accounts (`usages.spend`), a tenant's before its user's.
 
     A unit awaits nothing but methods of its transaction, and has no effect outside it: it may be run again, and on
     another thread. What it raises undoes it and reaches the caller. When `write` returns, the change is durable, and

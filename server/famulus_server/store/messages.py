@@ -31,6 +31,8 @@ class SqlMessages:
         )
 
     async def get(self, tenant: str, thread_id: str, message_id: str, *, lock: bool = False) -> Message:
+        if lock:
+            await self._session.hold("threads_hold", tenant, thread_id)
         row = await self._row(tenant, thread_id, message_id, lock=lock)
         return _message(thread_id, row[:3])
 
@@ -54,8 +56,15 @@ class SqlMessages:
             rows = await self._session.all(name, tenant, thread_id, *bounds, limit)
         return [_message(thread_id, row) for row in rows]
 
+    async def newest(
+        self, tenant: str, thread_id: str, *, limit: int, after_sequence: int = 0
+    ) -> tuple[int, list[Message]]:
+        rows = await self._session.all("messages_newest", tenant, thread_id, after_sequence, limit)
+        revision = rows[0][0] if rows else 0
+        return revision, [_message(thread_id, row[1:]) for row in rows if row[1] is not None]
+
     async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
-        row = await self._row(tenant, thread_id, message.id, lock=True)
+        row = await self._revise(tenant, thread_id, message.id)
         sequence, version, _, log_id, overridden = row
         message.thread_id = thread_id
         message.sequence = sequence
@@ -67,7 +76,7 @@ class SqlMessages:
             await self._session.run("messages_replace", tenant, log_id, sequence, version + 1, body)
 
     async def delete(self, tenant: str, thread_id: str, message_id: str) -> None:
-        row = await self._row(tenant, thread_id, message_id, lock=True)
+        row = await self._revise(tenant, thread_id, message_id)
         sequence, version, _, log_id, _ = row
         if await self._seen_elsewhere(tenant, thread_id, log_id, sequence):
             await self._session.run("overrides_put", tenant, thread_id, sequence, True, version + 1, b"")
@@ -75,10 +84,15 @@ class SqlMessages:
             await self._session.run("overrides_delete", tenant, thread_id, sequence)
             await self._session.run("messages_delete", tenant, log_id, sequence)
 
+    async def _revise(self, tenant: str, thread_id: str, message_id: str) -> Row:
+        """The row of a message that is about to change. The change holds for this thread only, and is counted for it
+        only: what other threads see of the same log stays as it is."""
+        await self._session.run("threads_revise", tenant, thread_id)
+        return await self._row(tenant, thread_id, message_id, lock=True)
+
     async def _row(self, tenant: str, thread_id: str, message_id: str, *, lock: bool) -> Row:
-        if lock:
-            # The thread keeps forks away, the message those other threads that see it.
-            await self._session.hold("threads_hold", tenant, thread_id)
+        # Where it is to change, its thread is locked before, which keeps forks away; the message keeps those other
+        # threads away that see it.
         row = await self._session.one("messages_get", tenant, thread_id, message_id, lock=lock)
         if row is None:
             raise NotFound("message", message_id)

@@ -157,6 +157,10 @@ UPDATE threads SET next_sequence = next_sequence + $3
 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
 RETURNING next_sequence;
 
+-- name: threads_revise
+-- Counts a change of the messages that a thread sees, other than a new one. Locks the thread.
+UPDATE threads SET revision = revision + 1 WHERE tenant = $1 AND id = $2;
+
 -- name: threads_bury
 -- Leaves a tombstone.
 UPDATE threads SET deleted_time = $3, user_id = '', body = $4, version = version + 1
@@ -262,6 +266,48 @@ CROSS JOIN LATERAL (
 WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3 AND s.from_sequence < $4
 ORDER BY seen.sequence DESC LIMIT $5;
 
+-- name: messages_newest [sqlite]
+-- The revision of a thread with its newest messages behind a sequence, newest first: one row without a message where
+-- there is none.
+SELECT t.revision, seen.sequence, seen.version, seen.body
+FROM threads t
+LEFT JOIN (
+    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    FROM thread_segments s
+    JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
+        AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+        AND m.sequence <= s.upto_sequence
+    LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+    WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3
+      AND (o.deleted IS NULL OR NOT o.deleted)
+    ORDER BY s.from_sequence DESC, m.sequence DESC LIMIT $4
+) AS seen ON TRUE
+WHERE t.tenant = $1 AND t.id = $2
+ORDER BY seen.sequence DESC;
+
+-- name: messages_newest [postgres]
+-- The same, of each segment no more than are wanted.
+SELECT t.revision, seen.sequence, seen.version, seen.body
+FROM threads t
+LEFT JOIN (
+    SELECT found.sequence, found.version, found.body
+    FROM thread_segments s
+    CROSS JOIN LATERAL (
+        SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+        FROM messages m
+        LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
+        WHERE m.tenant = s.tenant AND m.log_id = s.log_id
+          AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
+          AND m.sequence <= s.upto_sequence
+          AND (o.deleted IS NULL OR NOT o.deleted)
+        ORDER BY m.sequence DESC LIMIT $4
+    ) AS found
+    WHERE s.tenant = $1 AND s.thread_id = $2 AND s.upto_sequence > $3
+    ORDER BY found.sequence DESC LIMIT $4
+) AS seen ON TRUE
+WHERE t.tenant = $1 AND t.id = $2
+ORDER BY seen.sequence DESC;
+
 -- name: messages_of_run
 -- Messages that a run wrote and a thread sees between two sequences, oldest first. They are few.
 SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
@@ -342,8 +388,8 @@ DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2;
 -- name: runs_insert
 -- Adds a run, unless it would be the second active one of its thread.
 INSERT INTO runs (tenant, id, thread_id, assistant_id, state, active, create_time, expire_time, attempt,
-                  lease_owner, lease_expire_time, line, version, body)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 1, $13)
+                  lease_owner, lease_expire_time, line, queue_time, start_time, version, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $15)
 ON CONFLICT (tenant, thread_id) WHERE active DO NOTHING;
 
 -- name: runs_active
@@ -376,33 +422,95 @@ ORDER BY create_time DESC, id DESC LIMIT $5;
 
 -- name: runs_replace
 -- Stores a run if its attempt is still $3. An owned run ($8) keeps its lease unless given another; others have none.
--- A run in line stays there until it has ended.
+-- A run in line stays there until it has ended, a parked one while it is QUEUED.
 UPDATE runs
 SET state = $4, active = $5 AND line IS NULL, line = CASE WHEN $5 THEN line END, expire_time = $6, attempt = $7,
     lease_owner = CASE WHEN $8 THEN COALESCE($9, lease_owner) END,
     lease_expire_time = CASE WHEN $8 THEN COALESCE($10, lease_expire_time, 0) END,
-    version = version + 1, body = $11
+    wake_time = CASE WHEN $4 = 1 THEN COALESCE($11, wake_time) ELSE 0 END,
+    version = version + 1, body = $12
 WHERE tenant = $1 AND id = $2 AND attempt = $3
 RETURNING version;
 
--- name: runs_claimable
--- Runs that wait for a worker or whose lease has run out, oldest first.
-SELECT tenant, version, body, state FROM (
-    SELECT * FROM (SELECT tenant, id, version, body, state, create_time FROM runs
-                   WHERE state = 1 AND active ORDER BY create_time, id LIMIT $2
-                   /* FOR UPDATE SKIP LOCKED */) AS waiting
-    UNION ALL
-    SELECT * FROM (SELECT tenant, id, version, body, state, create_time FROM runs
-                   WHERE lease_expire_time <= $1 ORDER BY create_time, id LIMIT $2
-                   /* FOR UPDATE SKIP LOCKED */) AS abandoned
-) AS claimable
-ORDER BY create_time, id LIMIT $2;
+-- name: runs_queue
+-- What there is to claim: runs whose lease has run out at $3, parked runs whose time has come, and the tenants whose runs
+-- wait, from $1 on and round to it, at most $2. Each with how many there are, counted up to $2. A tenant costs one look
+-- into the index, however many runs it has; a UNION knows when it has come round.
+SELECT 'abandoned' AS kind, '' AS tenant, count(*) AS number
+FROM (SELECT 1 FROM runs WHERE lease_expire_time <= $3 LIMIT $2) AS abandoned
+UNION ALL
+SELECT 'parked', '', count(*)
+FROM (SELECT 1 FROM runs WHERE wake_time > 0 AND wake_time <= $3 LIMIT $2) AS parked
+UNION ALL
+SELECT 'waiting', turn.tenant,
+       (SELECT count(*) FROM (SELECT 1 FROM runs r WHERE r.tenant = turn.tenant
+                              AND r.state = 1 AND r.active AND r.wake_time = 0 LIMIT $2) AS counted)
+FROM (
+    WITH RECURSIVE turns (tenant) AS (
+        SELECT COALESCE((SELECT r.tenant FROM runs r WHERE r.tenant >= $1
+                         AND r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1),
+                        (SELECT r.tenant FROM runs r
+                         WHERE r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1))
+        UNION
+        SELECT COALESCE((SELECT r.tenant FROM runs r WHERE r.tenant > turns.tenant
+                         AND r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1),
+                        (SELECT r.tenant FROM runs r
+                         WHERE r.state = 1 AND r.active AND r.wake_time = 0 ORDER BY r.tenant, r.queue_time LIMIT 1))
+        FROM turns
+    )
+    SELECT tenant FROM turns WHERE tenant IS NOT NULL LIMIT $2
+) AS turn;
+
+-- name: runs_first [sqlite]
+-- The first runs that wait of each tenant in a JSON array of [tenant, how many], at most $2 of each.
+SELECT r.tenant, r.version, r.body
+FROM json_each($1) AS wanted
+CROSS JOIN runs r ON r.rowid IN (SELECT f.rowid FROM runs f WHERE f.tenant = wanted.value ->> 0
+                                 AND f.state = 1 AND f.active AND f.wake_time = 0
+                                 ORDER BY f.queue_time, f.id LIMIT $2)
+ORDER BY wanted.key, r.queue_time, r.id;
+
+-- name: runs_first [postgres]
+-- The same; here they are as many as are wanted.
+SELECT first.tenant, first.version, first.body
+FROM jsonb_array_elements($1::text::jsonb) WITH ORDINALITY AS wanted (pair, place)
+CROSS JOIN LATERAL (SELECT r.* FROM runs r WHERE r.tenant = wanted.pair ->> 0
+                    AND r.state = 1 AND r.active AND r.wake_time = 0
+                    ORDER BY r.queue_time, r.id LIMIT LEAST((wanted.pair ->> 1)::bigint, $2)
+                    /* FOR UPDATE SKIP LOCKED */) AS first
+ORDER BY wanted.place, first.queue_time, first.id;
+
+-- name: runs_abandoned
+-- Runs whose lease has run out, oldest first.
+SELECT tenant, version, body FROM runs WHERE lease_expire_time <= $1
+ORDER BY create_time, id LIMIT $2 /* FOR UPDATE SKIP LOCKED */;
 
 -- name: runs_claim
 -- Gives a locked run to an owner.
 UPDATE runs
-SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, version = version + 1, body = $7
+SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, start_time = COALESCE(start_time, $7),
+    version = version + 1, body = $8
 WHERE tenant = $1 AND id = $2;
+
+-- name: runs_wake
+-- Lets parked runs be claimed whose time has come, at most $2.
+UPDATE runs SET wake_time = 0
+WHERE (tenant, id) IN (SELECT tenant, id FROM runs WHERE wake_time > 0 AND wake_time <= $1
+                       ORDER BY wake_time LIMIT $2 /* FOR UPDATE SKIP LOCKED */);
+
+-- name: runs_backlog
+-- Of a tenant, counted up to $3: runs that are QUEUED, those that are claimed before one with the time $2, and those that
+-- were started after $4, with the first of these times, at most $5.
+SELECT
+    (SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = $1 AND state = 1 AND active AND wake_time = 0
+                           LIMIT $3) AS waiting)
+    + (SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = $1 AND state = 1 AND (NOT active OR wake_time > 0)
+                             LIMIT $3) AS held),
+    (SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = $1 AND state = 1 AND active AND wake_time = 0
+                           AND queue_time <= $2 LIMIT $3) AS ahead),
+    count(*), min(start_time)
+FROM (SELECT start_time FROM runs WHERE tenant = $1 AND start_time > $4
+      ORDER BY start_time DESC LIMIT $5) AS started;
 
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.
@@ -476,15 +584,15 @@ WHERE tenant = $1 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND
 
 -- name: deleted_runs_note
 -- Notes the runs of a thread that is deleted at $3.
-INSERT INTO deleted_runs (tenant, run_id, deleted_time)
-SELECT tenant, id, $3 FROM runs WHERE tenant = $1 AND thread_id = $2;
+INSERT INTO deleted_runs (tenant, run_id, thread_id, deleted_time)
+SELECT tenant, id, thread_id, $3 FROM runs WHERE tenant = $1 AND thread_id = $2;
 
 -- name: deleted_runs_take
--- Forgets at most $2 of the runs that were deleted at $1 or before; returns their ids.
+-- Forgets at most $2 of the runs that were deleted at $1 or before; returns whose they were, and their ids.
 DELETE FROM deleted_runs
 WHERE (tenant, run_id) IN (SELECT tenant, run_id FROM deleted_runs WHERE deleted_time <= $1
                            ORDER BY deleted_time LIMIT $2)
-RETURNING run_id;
+RETURNING tenant, thread_id, run_id;
 
 -- name: runs_delete_of_thread
 -- Removes the runs of a thread.
@@ -567,3 +675,73 @@ SELECT version_num FROM alembic_version;
 -- name: database_time [postgres]
 -- The database's clock.
 SELECT clock_timestamp();
+
+-- -------------------------------------------------------------------------------------------- usage and spending
+-- States from 5 on are final: 5 CANCELLED, 7 COMPLETED. Verdicts: 1 GOOD, 2 BAD.
+
+-- name: usage_put
+-- Notes what a run has used so far. Whose it is does not change.
+INSERT INTO run_usage (tenant, run_id, create_time, user_id, assistant_id, model, variant, state, verdict, degraded,
+                       prompt_tokens, completion_tokens, total_tokens, cached_prompt_tokens, reasoning_tokens,
+                       estimated, cost_nanos)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+ON CONFLICT (tenant, run_id)
+DO UPDATE SET variant = excluded.variant, state = excluded.state, verdict = excluded.verdict,
+              degraded = excluded.degraded, prompt_tokens = excluded.prompt_tokens,
+              completion_tokens = excluded.completion_tokens, total_tokens = excluded.total_tokens,
+              cached_prompt_tokens = excluded.cached_prompt_tokens, reasoning_tokens = excluded.reasoning_tokens,
+              estimated = excluded.estimated, cost_nanos = excluded.cost_nanos;
+
+-- name: usage_cancel_of_thread
+-- The runs of a thread that is deleted and that have not ended are cancelled.
+UPDATE run_usage SET state = 5
+WHERE tenant = $1 AND state < 5 AND run_id IN (SELECT r.id FROM runs r WHERE r.tenant = $1 AND r.thread_id = $2);
+
+-- name: usage_page
+-- Sums over the runs that were created from $2 and before $3, in groups: by spans of $4 microseconds, unless that is 0;
+-- by user, assistant, model and variant where $5 to $8 say so. Only those with the fields $9 to $12, where they are not
+-- empty. In order, behind a group.
+SELECT span, user_id, assistant_id, model, variant,
+       count(*),
+       count(*) FILTER (WHERE state >= 5),
+       count(*) FILTER (WHERE state = 5),
+       count(*) FILTER (WHERE state = 7 AND verdict <> 2),
+       count(*) FILTER (WHERE verdict = 1),
+       count(*) FILTER (WHERE verdict = 2),
+       count(*) FILTER (WHERE degraded),
+       CAST(sum(prompt_tokens) AS BIGINT), CAST(sum(completion_tokens) AS BIGINT), CAST(sum(total_tokens) AS BIGINT),
+       CAST(sum(cached_prompt_tokens) AS BIGINT), CAST(sum(reasoning_tokens) AS BIGINT),
+       count(*) FILTER (WHERE estimated),
+       CAST(sum(cost_nanos) AS BIGINT)
+FROM (
+    SELECT CASE WHEN CAST($4 AS BIGINT) = 0 THEN 0 ELSE create_time - create_time % CAST($4 AS BIGINT) END AS span,
+           CASE WHEN $5 THEN user_id ELSE '' END AS user_id,
+           CASE WHEN $6 THEN assistant_id ELSE '' END AS assistant_id,
+           CASE WHEN $7 THEN model ELSE '' END AS model,
+           CASE WHEN $8 THEN variant ELSE '' END AS variant,
+           state, verdict, degraded, prompt_tokens, completion_tokens, total_tokens, cached_prompt_tokens,
+           reasoning_tokens, estimated, cost_nanos
+    FROM run_usage
+    WHERE tenant = $1 AND create_time >= $2 AND create_time < $3
+      AND ($9 = '' OR user_id = $9) AND ($10 = '' OR assistant_id = $10)
+      AND ($11 = '' OR model = $11) AND ($12 = '' OR variant = $12)
+) AS seen
+WHERE (span, user_id, assistant_id, model, variant) > ($13, $14, $15, $16, $17)
+GROUP BY span, user_id, assistant_id, model, variant
+ORDER BY span, user_id, assistant_id, model, variant LIMIT $18;
+
+-- name: spending_get
+-- What a user, or the whole tenant (''), has spent in a period; nothing where it is not counted yet.
+SELECT cost_nanos FROM spending WHERE tenant = $1 AND user_id = $2 AND period_start = $3;
+
+-- name: spending_add
+-- Adds to what a user, or the whole tenant (''), has spent in a period. Where that is not counted yet, it begins with
+-- what the runs created in the period have cost, which is looked up only then.
+INSERT INTO spending (tenant, user_id, period_start, cost_nanos)
+VALUES ($1, $2, $3, CAST($4 AS BIGINT) + CASE
+    WHEN EXISTS (SELECT 1 FROM spending s WHERE s.tenant = $1 AND s.user_id = $2 AND s.period_start = $3) THEN 0
+    WHEN $2 = '' THEN (SELECT CAST(COALESCE(sum(u.cost_nanos), 0) AS BIGINT) FROM run_usage u
+                       WHERE u.tenant = $1 AND u.create_time >= $3)
+    ELSE (SELECT CAST(COALESCE(sum(u.cost_nanos), 0) AS BIGINT) FROM run_usage u
+          WHERE u.tenant = $1 AND u.user_id = $2 AND u.create_time >= $3) END)
+ON CONFLICT (tenant, user_id, period_start) DO UPDATE SET cost_nanos = spending.cost_nanos + $4;

@@ -1,6 +1,7 @@
 """Runs in SQL: the row is also the queue entry, and carries the lease."""
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -8,11 +9,15 @@ import msgspec
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
-from famulus_server.engine import lifecycle
+from famulus_server.engine import fairness, lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
-from famulus_server.ports import Claimed, Cursor, Lease, RunFilter
+from famulus_server.ports import Backlog, Claimed, Cursor, Lease, Queue, RunFilter
 from famulus_server.store.columns import before, etag, micros, stamp_micros, timestamp
 from famulus_server.store.session import Row, RunAgain, Session
+
+# How fast a tenant's runs are started is seen from its last minute, or from its last so many.
+_PACE_MICROS = 60_000_000
+_PACE_STARTS = 100
 
 
 class SqlRuns:
@@ -40,6 +45,8 @@ class SqlRuns:
             # An owned run that nobody holds would never be found again: let its lease have run out.
             (lease_expiry or 0) if owned else None,
             line,
+            _queue_time(run),
+            stamp_micros(run.start_time) if run.HasField("start_time") else None,
             run.SerializeToString(),
         )
         if not inserted:
@@ -71,7 +78,9 @@ class SqlRuns:
     async def ids(self, tenant: str, thread_id: str) -> list[str]:
         return [run_id for (run_id,) in await self._session.all("runs_ids_of_thread", tenant, thread_id)]
 
-    async def replace(self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None) -> None:
+    async def replace(
+        self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None
+    ) -> None:
         row = await self._session.one(
             "runs_replace",
             tenant,
@@ -83,34 +92,67 @@ class SqlRuns:
             run.attempt,
             run.state in lifecycle.OWNED,
             *self._lease(lease),
+            None if wake_time is None else micros(wake_time),
             run.SerializeToString(),
         )
         if row is None:
             raise LeaseLost(f"{run.id} is gone or past attempt {attempt}")
         run.etag = etag(row[0])
 
-    async def claim(self, lease: Lease, *, limit: int) -> list[Claimed]:
-        now = self._session.now()
-        claimed, changes = [], []
-        for tenant, version, body, state in await self._session.all("runs_claimable", micros(now), limit, lock=True):
+    async def queue(self, *, first: str, limit: int) -> Queue:
+        rows = await self._session.all("runs_queue", first, limit, micros(self._session.now()))
+        found = {kind: number for kind, _, number in rows if kind != "waiting"}
+        waiting = {tenant: number for kind, tenant, number in rows if kind == "waiting"}
+        return Queue(abandoned=found["abandoned"], parked=found["parked"], waiting=waiting)
+
+    async def claim(self, lease: Lease, shares: Mapping[str, int]) -> list[Claimed]:
+        now = timestamp(micros(self._session.now()))
+        wanted = msgspec.json.encode(list(shares.items())).decode()
+        most = max(shares.values(), default=0)
+        claimed, taken = [], Counter[str]()
+        for tenant, version, body in await self._session.all("runs_first", wanted, most, lock=True):
+            taken[tenant] += 1
+            # SQLite does not know how many are wanted of each.
+            if taken[tenant] > shares[tenant]:
+                continue
             run = Run.FromString(body)
-            if state == lifecycle.QUEUED:
-                run.state = lifecycle.IN_PROGRESS
-                run.last_sequence += 1
-                if not run.HasField("start_time"):
-                    run.start_time.CopyFrom(timestamp(micros(now)))
+            run.state = lifecycle.IN_PROGRESS
+            run.last_sequence += 1
+            run.ClearField("estimated_start_time")
+            if not run.HasField("start_time"):
+                run.start_time.CopyFrom(now)
+            claimed.append((Claimed(tenant, run, taken_over=False), version))
+        return await self._own(lease, claimed)
+
+    async def take_over(self, lease: Lease, *, limit: int) -> list[Claimed]:
+        rows = await self._session.all("runs_abandoned", micros(self._session.now()), limit, lock=True)
+        found = [(Claimed(tenant, Run.FromString(body), taken_over=True), version) for tenant, version, body in rows]
+        return await self._own(lease, found)
+
+    async def _own(self, lease: Lease, found: Sequence[tuple[Claimed, int]]) -> list[Claimed]:
+        """Gives locked runs, with the versions of their rows, to an owner."""
+        owner, changes = self._lease(lease), []
+        for one, version in found:
+            run = one.run
             run.attempt += 1
             run.turn_attempt += 1
-            owned = (run.state, run.attempt, *self._lease(lease))
-            changes.append((tenant, run.id, *owned, run.SerializeToString()))
+            started = stamp_micros(run.start_time) if run.HasField("start_time") else None
+            changes.append((one.tenant, run.id, run.state, run.attempt, *owner, started, run.SerializeToString()))
             run.etag = etag(version + 1)
-            claimed.append(Claimed(tenant, run, taken_over=state != lifecycle.QUEUED))
         if changes:
             await self._session.run_many("runs_claim", changes)
-        return claimed
+        return [one for one, _ in found]
 
-    async def is_claimable(self) -> bool:
-        return bool(await self._session.all("runs_claimable", micros(self._session.now()), 1))
+    async def wake(self, *, limit: int) -> int:
+        return await self._session.run("runs_wake", micros(self._session.now()), limit)
+
+    async def backlog(self, tenant: str, run: Run, *, limit: int) -> Backlog:
+        now = micros(self._session.now())
+        seen = (tenant, _queue_time(run), limit, now - _PACE_MICROS, _PACE_STARTS)
+        [(queued, ahead, starts, first)] = await self._session.all("runs_backlog", *seen)
+        # Of more than so many only the last are looked at.
+        taken = now - first if starts == _PACE_STARTS else _PACE_MICROS
+        return Backlog(queued=queued, ahead=ahead, starts=starts, seconds=taken / 1_000_000)
 
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         named = msgspec.json.encode(list(run_ids)).decode()
@@ -146,9 +188,9 @@ class SqlRuns:
             await self._session.run("queued_messages_delete", tenant, run_id)
         return [Message.FromString(body) for (body,) in rows]
 
-    async def take_deleted(self, before: datetime, *, limit: int) -> list[str]:
+    async def take_deleted(self, before: datetime, *, limit: int) -> list[tuple[str, str, str]]:
         rows = await self._session.all("deleted_runs_take", micros(before), limit)
-        return [run_id for (run_id,) in rows]
+        return [(tenant, thread_id, run_id) for tenant, thread_id, run_id in rows]
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         return [(tenant, run_id) for tenant, run_id in await self._session.all("runs_due", micros(now), limit)]
@@ -162,6 +204,10 @@ class SqlRuns:
 
 def _expire_time(run: Run) -> int | None:
     return stamp_micros(run.expire_time) if run.HasField("expire_time") else None
+
+
+def _queue_time(run: Run) -> int:
+    return stamp_micros(run.create_time) + fairness.delay(run.priority) * 1_000_000
 
 
 def _mask(states: Sequence["RunState.ValueType"]) -> int:

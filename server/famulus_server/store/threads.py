@@ -65,6 +65,7 @@ class SqlThreads:
         await self._session.run("steps_delete_of_thread", tenant, thread_id)
         await self._session.run("turns_delete_of_thread", tenant, thread_id)
         await self._session.run("queued_messages_delete_of_thread", tenant, thread_id)
+        await self._session.run("usage_cancel_of_thread", tenant, thread_id)
         await self._session.run("deleted_runs_note", tenant, thread_id, micros(now))
         await self._session.run("runs_delete_of_thread", tenant, thread_id)
         await self._session.run("overrides_delete_all", tenant, thread_id)

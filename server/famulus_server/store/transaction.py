@@ -9,6 +9,7 @@ from famulus_server.store.session import Session
 from famulus_server.store.steps import SqlSteps
 from famulus_server.store.threads import SqlThreads
 from famulus_server.store.turns import SqlTurns
+from famulus_server.store.usage import SqlUsages
 
 
 class SqlTransaction:
@@ -22,4 +23,5 @@ class SqlTransaction:
         self.runs = SqlRuns(session)
         self.steps = SqlSteps(session)
         self.turns = SqlTurns(session)
+        self.usages = SqlUsages(session)
         self.secrets = SqlSecrets(session)

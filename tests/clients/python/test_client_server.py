@@ -10,7 +10,7 @@ import pytest
 
 from clients.python.conftest import Follow
 from clients.python.cutting_proxy import CuttingProxy
-from famulus import FamulusSyncClient
+from famulus import FamulusClient, FamulusSyncClient
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
@@ -19,6 +19,7 @@ from famulus.v1.run_pb2 import RunState
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.tool_pb2 import FunctionTool, Tool
+from famulus.v1.usage_service_pb2 import QueryUsageRequest, UsageDimension
 from serving import ServerThread, settings_in
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -88,6 +89,17 @@ async def test_a_tool_is_called_once_by_the_real_run(server: str, follow: Follow
     assert seen.error is None
     assert len(cities) == 1
     assert f"sunny in {cities[0]}" in seen.view.text
+
+
+async def test_what_runs_used_is_asked_for_by_either_client(server: str, follow: Follow) -> None:
+    await follow(server, create=saying(server, "Hello there"))
+    request = QueryUsageRequest(group_by=[UsageDimension.USAGE_DIMENSION_MODEL])
+    async with FamulusClient(server) as client:
+        [row] = (await client.usage.QueryUsage(request)).rows
+    assert row.model == "scripted"
+    assert row.usage.total_tokens > 0
+    with FamulusSyncClient(server) as sync_client:
+        assert sync_client.usage.QueryUsage(request).currency == "USD"
 
 
 async def test_refusals_of_the_real_server_are_explained(server: str, follow: Follow) -> None:

@@ -68,6 +68,11 @@ def test_page_size_has_a_default_and_a_maximum(asked: int, size: int) -> None:
     assert (page.size, page.limit) == (size, size + 1)
 
 
+@pytest.mark.parametrize(("asked", "size"), [(0, 7), (8, 8), (9, 9), (10, 9)])
+def test_default_and_maximum_are_those_of_the_method(asked: int, size: int) -> None:
+    assert PAGES.of("t", ListThreadsRequest(page_size=asked), default_size=7, max_size=9).size == size
+
+
 def test_page_size_may_change_between_pages() -> None:
     request = ListThreadsRequest(page_size=50, page_token=second_page(), user_id="u", metadata=REQUEST.metadata)
     assert not is_refused("t", request)

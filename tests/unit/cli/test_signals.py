@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from famulus_server.cli.signals import Stopped, StopSignals
+from famulus_server.cli.signals import Hangups, Stopped, StopSignals
 
 
 async def _wait_for_ever(signals: StopSignals) -> None:
@@ -46,3 +46,26 @@ async def test_cancellation_from_elsewhere_stays_one() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_hangup_is_heard_while_something_wants_to_and_ends_nothing_otherwise() -> None:
+    heard: asyncio.Queue[int] = asyncio.Queue()
+    with Hangups() as hangups:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await delivered()
+        with hangups.calling(lambda: heard.put_nowait(1)):
+            assert await heard.get()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert await heard.get()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await delivered()
+    assert heard.empty()
+
+
+async def delivered() -> None:
+    """Returns when the loop has handled the signals of before: they are handled in order."""
+    came = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.set)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await came.wait()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)

@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from famulus_server.embedded.upstream import Match, Scene, Script, ScriptedUpstream, ToolCall, Usage
+from famulus_server.embedded.upstream import Fault, Match, Scene, Script, ScriptedUpstream, ToolCall, Usage
 from famulus_server.embedded.upstream.script import Quirk
 
 WEATHER: Any = {
@@ -260,6 +260,21 @@ async def test_input_tokens_are_counted_as_in_the_usage_of_an_answer() -> None:
         response = await client.responses.create(**request)
     assert response.usage is not None
     assert count.input_tokens == response.usage.input_tokens == 5
+
+
+async def test_count_of_input_tokens_has_scenes_of_its_own_and_refuses_what_is_no_input() -> None:
+    answering = Scene(name="answer", times=1, text="hi", headers={"x-ratelimit-remaining-requests": "7"})
+    counting = Match(api="input_tokens")
+    failing = Scene(match=counting, times=1, fault=Fault(kind="status", status=503))
+    told = Scene(match=counting, usage=Usage(input=1234))
+    async with playing(answering, failing, told) as client:
+        with pytest.raises(openai.InternalServerError):
+            await client.responses.input_tokens.count(model="m", input="hi")
+        assert (await client.responses.input_tokens.count(model="m", input="hi")).input_tokens == 1234
+        with pytest.raises(openai.BadRequestError, match="unknown field `store`"):
+            await client.responses.input_tokens.count(model="m", input="hi", extra_body={"store": False})
+        answer = await client.responses.with_raw_response.create(model="m", input="hi")
+    assert answer.headers["x-ratelimit-remaining-requests"] == "7"
 
 
 async def test_models_of_the_script_are_listed() -> None:

@@ -43,6 +43,14 @@ def test_toml_and_json_describe_the_same_script(tmp_path: Path) -> None:
         ("[[scene]]\nfault = { kind = 'eof', size = 3 }", "`size` has no meaning for the fault `eof`"),
         ("[[scene]]\nfault = { kind = 'no_done', after = 3 }", "`after` has no meaning for the fault `no_done`"),
         ("[[scene]]\ntext = 'a'\ndeltas = 3", "`text` and `deltas` exclude each other"),
+        (
+            "[[scene]]\nheaders = { a = 'b' }\nfault = { kind = 'status', status = 500 }",
+            "a fault instead of one has its own",
+        ),
+        (
+            "[[scene]]\nmatch = { api = 'input_tokens' }\nfault = { kind = 'eof' }",
+            "the fault `eof` has no meaning for the count of input tokens",
+        ),
         ("[[scene]]\ntool_calls = [{ arguments = '{}' }]", "missing required field `name`"),
         ("scene = ", "Invalid value"),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Ledger
-from famulus_server.ports import Store
+from famulus_server.ports import Demand, Limit, Refused, Remembered, Store
 
 
 class NoEventLog:
@@ -22,6 +22,17 @@ class NoEventLog:
     def drop(self, run_id: str) -> None: ...
 
 
+class NoThreadCache:
+    """Remembers nothing."""
+
+    async def get(self, tenant: str, thread_id: str) -> Remembered | None:
+        return None
+
+    def note_stale(self) -> None: ...
+    def put(self, tenant: str, thread_id: str, remembered: Remembered) -> None: ...
+    def forget(self, tenant: str, thread_id: str) -> None: ...
+
+
 class NoHints:
     """Reaches nobody."""
 
@@ -32,3 +43,15 @@ class NoHints:
 
 def ledger(store: Store, feed: Feed) -> Ledger:
     return Ledger(store=store, feed=feed, hints=NoHints())
+
+
+class NoLimiter:
+    """Limits nothing."""
+
+    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+        return None
+
+    async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None: ...
+    async def release(self, limits: Sequence[Limit], *, holder: str) -> None: ...
+    async def observe(self, limit: Limit, *, left: int) -> None: ...
+    async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None: ...

@@ -5,15 +5,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
-from contract.samples import TENANT, MovableClock, add_run, add_thread, run
+from contract.samples import TENANT, MovableClock, add_run, add_thread, claim_runs, run
 from famulus.v1.message_pb2 import MessageState
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunErrorCode, RunState
 from famulus_server.engine import lifecycle
+from famulus_server.engine.asking import Asking
 from famulus_server.engine.clock import TimeOrderedIds
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.policy import Policies
+from famulus_server.engine.routing import Router
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
     Claimed,
@@ -27,7 +30,7 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
-from unit.engine.alone import NoEventLog, ledger
+from unit.engine.alone import NoEventLog, NoLimiter, NoThreadCache, ledger
 from validator import validate_stream
 
 LEASE = Lease(owner="me", seconds=15)
@@ -47,6 +50,9 @@ class StagedModels:
     def open(self, name: str) -> "StagedModels":
         return self
 
+    def rests(self, name: str) -> float:
+        return 0.0
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
         self.turns += 1
         yield [TextChunk(0, 0, "word")]
@@ -54,6 +60,9 @@ class StagedModels:
             await self._parts.pop(0)()
         item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "word"}]}
         yield [TurnEnded(TurnOutcome.COMPLETED, [item], None)]
+
+    async def count(self, request: ModelRequest) -> int | None:
+        return None
 
 
 @pytest.fixture
@@ -67,16 +76,21 @@ def feed() -> Feed:
 async def claim(store: Store, **fields: object) -> Claimed:
     await add_thread(store, "thread_1", "hello")
     await add_run(store, run(**fields))  # type: ignore[arg-type]
-    [claimed] = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+    [claimed] = await claim_runs(store, LEASE, limit=1)
     return claimed
 
 
 def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock) -> Executor:
+    policies = Policies()
+    router = Router(models=models, policies=policies)
     return Executor(
         store=store,
+        thread_cache=NoThreadCache(),
         feed=feed,
         ledger=ledger(store, feed),
-        models=models,
+        router=router,
+        asking=Asking(router=router, limiter=NoLimiter(), policies=policies),
+        policies=policies,
         lease=LEASE,
         clock=clock,
         ids=TimeOrderedIds(clock=clock),
@@ -144,7 +158,7 @@ async def test_interrupted_execution_ends_and_writes_nothing_of_the_turn(
     left = await stored(store)
     assert (left.state, left.attempt) == (RunState.RUN_STATE_IN_PROGRESS, 1)
     assert await store.read(lambda tx: tx.messages.page(TENANT, "thread_1", run_id="run_1", limit=10)) == []
-    again = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+    again = await claim_runs(store, LEASE, limit=1)
     # Given back at once, or left until the lease runs out.
     assert len(again) == (1 if why is Interruption.DRAIN else 0)
 
@@ -154,7 +168,7 @@ async def test_worker_that_lost_the_run_writes_and_tells_nothing_more(
 ) -> None:
     async def taken_over() -> None:
         clock.advance(LEASE.seconds + 1)
-        [other] = await store.write(lambda tx: tx.runs.claim(Lease(owner="other", seconds=15), limit=1))
+        [other] = await claim_runs(store, Lease(owner="other", seconds=15), limit=1)
         assert other.taken_over
 
     claimed = await claim(store)

@@ -22,6 +22,7 @@ from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolChoice, ToolChoiceMode, 
 from famulus_server.engine import prompt
 from famulus_server.engine.prompt import Prompt
 from famulus_server.ports import ModelCard, Store, Turn
+from unit.engine.alone import NoThreadCache
 
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "x"}
@@ -36,7 +37,7 @@ def the_run(**fields: Any) -> Run:
 
 
 async def build(store: Store, run: Run, *turns: Turn, model: ModelCard | None = None) -> Prompt:
-    return await prompt.build(store, TENANT, run, model or card(), turns)
+    return await prompt.build(store, NoThreadCache(), TENANT, run, model or card(), turns)
 
 
 def words(made: Prompt) -> list[str]:

@@ -2,21 +2,24 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from contract.samples import TENANT, add_run, add_thread, run
+from contract.samples import OTHER, TENANT, add_run, add_thread, claim_runs, run
 from famulus.v1.run_pb2 import RunState
+from famulus_server.engine import lifecycle
 from famulus_server.engine import worker as worker_module
 from famulus_server.engine.clock import SystemClock
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.ledger import Settled
+from famulus_server.engine.policy import Policies
 from famulus_server.engine.worker import Worker
-from famulus_server.ports import Claimed, Lease, Store
+from famulus_server.ports import Claimed, Lease, Queue, Store
 from famulus_server.store.sqlite import SqliteStore
-from unit.engine.alone import NoEventLog, NoHints, ledger
+from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger
 
 LEASE = Lease(owner="me", seconds=0.15)
 
@@ -39,16 +42,25 @@ class Executions:
         await self._act(claimed, control)
 
 
-def open_worker(store: Store, executions: Any, *, slots: int = 8, event_log: NoEventLog | None = None) -> Worker:
+def open_worker(
+    store: Store,
+    executions: Any,
+    *,
+    slots: int = 8,
+    event_log: NoEventLog | None = None,
+    thread_cache: NoThreadCache | None = None,
+) -> Worker:
     feed = Feed(event_log=event_log or NoEventLog())
     made = Worker(
         store=store,
         feed=feed,
         ledger=ledger(store, feed),
+        thread_cache=thread_cache or NoThreadCache(),
         executor=executions,
         hints=NoHints(),
         lease=LEASE,
         slots=slots,
+        policies=Policies(),
         clock=SystemClock(),
     )
     made.open()
@@ -182,7 +194,7 @@ async def test_run_that_comes_in_while_the_queue_is_looked_through_finds_a_slot(
 
     async def slow(unit: Any) -> Any:
         result = await plain_read(unit)
-        if result is False:
+        if isinstance(result, Queue):
             looking.set()
             await go_on.wait()
         return result
@@ -225,7 +237,7 @@ async def test_run_that_is_claimed_again_by_its_own_worker_is_executed_once(stor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_module, "Control", Noting)
         await queue(store, "frozen")
-        [claimed] = await store.write(lambda tx: tx.runs.claim(LEASE, limit=1))
+        [claimed] = await claim_runs(store, LEASE, limit=1)
         made = open_worker(store, Executions(act))
         assert made.reserve()
         made.start(claimed)
@@ -262,19 +274,148 @@ async def test_loop_survives_what_nobody_foresaw(store: SqliteStore, monkeypatch
     await made.close(grace=1.0)
 
 
-async def test_events_of_a_deleted_run_are_dropped_even_if_whoever_deleted_it_died(
+async def test_what_is_left_of_a_deleted_run_is_dropped_even_if_whoever_deleted_it_died(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_DROP_AGAIN", timedelta())
     monkeypatch.setattr(worker_module, "_DROP_SECONDS", 0.02)
     dropped: asyncio.Queue[str] = asyncio.Queue()
+    forgotten: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     class Dropping(NoEventLog):
         def drop(self, run_id: str) -> None:
             dropped.put_nowait(run_id)
 
+    class Forgetting(NoThreadCache):
+        def forget(self, tenant: str, thread_id: str) -> None:
+            forgotten.put_nowait((tenant, thread_id))
+
     await queue(store, "deleted")
-    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=0, event_log=Dropping())
+    made = open_worker(
+        store,
+        Executions(lambda *_: asyncio.sleep(0)),
+        slots=0,
+        event_log=Dropping(),
+        thread_cache=Forgetting(),
+    )
     await store.write(lambda tx: tx.threads.bury(TENANT, "thread_deleted", SystemClock().now()))
     assert await asyncio.wait_for(dropped.get(), 5.0) == "deleted"
+    assert await asyncio.wait_for(forgotten.get(), 5.0) == (TENANT, "thread_deleted")
     await made.close(grace=1.0)
+
+
+async def test_newcomers_wait_with_those_who_wait_already(store: SqliteStore) -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Semaphore(0)
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        begun.put_nowait(claimed.run.id)
+        await go_on.acquire()
+        await end(store, claimed)
+
+    await queue(store, "a", "b", "c")
+    made = open_worker(store, Executions(act), slots=1)
+    async with asyncio.timeout(5.0):
+        await begun.get()
+        go_on.release()
+        # Between the end of one run and the claim of the next the slot is free, but not for everybody.
+        while begun.empty():
+            assert not made.reserve()
+            await asyncio.sleep(0)
+        for _ in range(2):
+            await begun.get()
+            go_on.release()
+    await made.close(grace=1.0)
+
+
+async def test_runs_that_another_worker_took_first_are_made_up_for_at_once(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_POLL_SECONDS", 60.0)
+    plain_read, other = store.read, Lease(owner="other", seconds=60)
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    async def raced(unit: Any) -> Any:
+        result = await plain_read(unit)
+        if isinstance(result, Queue) and len(result.waiting) == 2:
+            await store.write(lambda tx: tx.runs.claim(other, {TENANT: 1}))
+        return result
+
+    monkeypatch.setattr(store, "read", raced)
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        begun.put_nowait(claimed.run.id)
+
+    await queue(store, "taken")
+    await add_run(store, run("mine", lives=None), tenant=OTHER)
+    made = open_worker(store, Executions(act), slots=1)
+    assert await asyncio.wait_for(begun.get(), 5.0) == "mine"
+    await made.close(grace=1.0)
+
+
+async def park(store: Store, run_id: str, at: datetime) -> None:
+    [claimed] = await store.write(lambda tx: tx.runs.claim(LEASE, {TENANT: 1}))
+    assert claimed.run.id == run_id
+    lifecycle.check(claimed.run.state, lifecycle.QUEUED)
+    claimed.run.state = lifecycle.QUEUED
+    await store.write(lambda tx: tx.runs.replace(TENANT, claimed.run, attempt=1, wake_time=at))
+
+
+async def test_parked_run_goes_on_when_its_time_has_come(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_POLL_SECONDS", 0.02)
+    begun: asyncio.Queue[Claimed] = asyncio.Queue()
+
+    async def act(claimed: Claimed, control: Control) -> None:
+        begun.put_nowait(claimed)
+        await end(store, claimed)
+
+    await queue(store, "parked")
+    wake_time = SystemClock().now() + timedelta(seconds=0.2)
+    await park(store, "parked", wake_time)
+    await queue(store, "other")
+    made = open_worker(store, Executions(act), slots=1)
+    async with asyncio.timeout(5.0):
+        assert (await begun.get()).run.id == "other"
+        again = await begun.get()
+    assert SystemClock().now() >= wake_time
+    assert (again.run.id, again.run.attempt, again.taken_over) == ("parked", 2, False)
+    await made.close(grace=1.0)
+
+
+async def test_parked_run_expires_in_time(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_SWEEP_SECONDS", 0.02)
+    expired, plain_write = asyncio.Event(), store.write
+
+    async def noting(unit: Any) -> Any:
+        result = await plain_write(unit)
+        if isinstance(result, Settled):
+            expired.set()
+        return result
+
+    monkeypatch.setattr(store, "write", noting)
+    await add_thread(store, "thread_1")
+    short = run("short", lives=None)
+    short.expire_time.FromDatetime(SystemClock().now() + timedelta(seconds=0.05))
+    await add_run(store, short)
+    await park(store, "short", SystemClock().now() + timedelta(hours=1))
+    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)))
+    await asyncio.wait_for(expired.wait(), 5.0)
+    ended = await store.read(lambda tx: tx.runs.get(TENANT, "short"))
+    assert ended.state == RunState.RUN_STATE_EXPIRED
+    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))).active_run_id == ""
+    await made.close(grace=1.0)
+
+
+@pytest.mark.parametrize("waiting", [10, 200])
+async def test_claim_costs_the_same_however_many_wait(store: SqliteStore, waiting: int) -> None:
+    for number in range(waiting):
+        await add_run(store, run(f"r{number}", thread_id=f"t{number}", lives=None), tenant=f"tenant{number % 5}")
+    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)), slots=5)
+    made._claiming.cancel()  # type: ignore[union-attr]
+    for loop in made._others:
+        loop.cancel()
+    before = store.stats.statements
+    assert await made._claim() == 5
+    # A look, and a write of one query and five updates: each in a transaction, the write in a savepoint as well.
+    assert store.stats.statements - before == (1 + 2) + (1 + 5 + 2 + 2)
+    await made.close(grace=0.0)

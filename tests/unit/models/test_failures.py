@@ -29,6 +29,12 @@ from famulus_server.models.failures import from_error_object, from_status, read_
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "-1"}, None),
+        ({"retry-after": "3600"}, 3_600.0),
+        ({"retry-after": "3601"}, None),
+        ({"retry-after": "1763838427"}, None),
+        ({"retry-after": "1e300"}, None),
+        ({"retry-after-ms": "1763838427000"}, None),
+        ({"retry-after": "Mon, 23 Nov 2026 12:00:00 GMT", "date": "Sun, 22 Nov 2026 12:00:00 GMT"}, None),
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:

@@ -6,7 +6,19 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import pytest
 
-from contract.samples import START, TENANT, add_messages, add_run, add_thread, assistant, read_texts, run, step, thread
+from contract.samples import (
+    START,
+    TENANT,
+    add_messages,
+    add_run,
+    add_thread,
+    assistant,
+    claim_runs,
+    read_texts,
+    run,
+    step,
+    thread,
+)
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus_server.errors import AlreadyExists, LeaseLost, NotFound, Unavailable
 from famulus_server.ports import Lease, RequestKey, ThreadFilter, Transaction
@@ -61,7 +73,7 @@ async def test_claims_of_two_replicas_never_give_a_run_to_both(replicas: Replica
     async def worker(number: int) -> list[str]:
         claimed: list[str] = []
         lease = Lease(f"worker {number}", 15)
-        while some := await replicas[number % 2].write(lambda tx: tx.runs.claim(lease, limit=3)):
+        while some := await claim_runs(replicas[number % 2], lease, limit=3):
             claimed += [one.run.id for one in some]
         return claimed
 

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from contract.samples import START, TENANT, add_run, add_thread, message, run, thread
-from famulus_server.ports import Transaction
+from famulus_server.ports import Account, Transaction
 from famulus_server.store import queries
 from famulus_server.store.postgres import PostgresStore
 
@@ -43,11 +43,15 @@ async def fill(store: PostgresStore, thread_id: str, count: int) -> None:
 
 
 async def pages(connection: "asyncpg.Connection[asyncpg.Record]", statement: str, *args: object) -> int:
+    """The database's pages of 8 KiB that a query looks at for its five rows."""
+    assert len(await connection.fetch(statement, *args)) == 5
+    return await touched(connection, statement, *args)
+
+
+async def touched(connection: "asyncpg.Connection[asyncpg.Record]", statement: str, *args: object) -> int:
     """The database's pages of 8 KiB that a query looks at."""
-    await connection.fetch(statement, *args)
     explained = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", *args)
     plan = json.loads(explained)[0]["Plan"]
-    assert plan["Actual Rows"] == 5
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
@@ -66,6 +70,44 @@ async def test_window_of_messages_costs_the_same_in_a_long_thread(
         many = await pages(connection, STATEMENTS[name], TENANT, "long", after, END, 5)
         # A larger index is deeper by a page or two.
         assert many <= few + 10, name
+    few = await pages(connection, STATEMENTS["messages_newest"], TENANT, "short", 5, 9)
+    many = await pages(connection, STATEMENTS["messages_newest"], TENANT, "long", 9_995, 9)
+    assert many <= few + 10
+
+
+# Of each tenant some runs have ended, are in line, and are parked.
+ADD_QUEUE = """
+INSERT INTO runs (tenant, id, thread_id, assistant_id, state, active, create_time, attempt, version, body,
+                  queue_time, wake_time, line, start_time)
+SELECT 'tenant' || n % 50, n, n, '', CASE WHEN n % 7 = 0 THEN 7 ELSE 1 END, n % 7 > 1, n, 0, 1, ''::bytea,
+       n, CASE WHEN n % 7 = 2 THEN 1 ELSE 0 END, CASE WHEN n % 7 = 1 THEN n END, CASE WHEN n % 7 = 0 THEN n END
+FROM generate_series($1::int, $2::int) AS n
+"""
+QUEUE_CALLS: dict[str, tuple[object, ...]] = {
+    "runs_queue": ("tenant33", 9, 1_000),
+    "runs_first": ('[["tenant33", 1], ["tenant34", 7]]', 7),
+    "runs_backlog": ("tenant33", 1_000_000, 10, 0, 10),
+}
+
+
+async def test_look_into_a_long_queue_costs_as_much_as_into_a_short_one(
+    replica: PostgresStore, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async def look() -> dict[str, int]:
+        return {name: await touched(connection, STATEMENTS[name], *args) for name, args in QUEUE_CALLS.items()}
+
+    await connection.execute(ADD_QUEUE, 1, 7_000)
+    await connection.execute("ANALYZE")
+    short = await look()
+    await connection.execute(ADD_QUEUE, 7_001, 175_000)
+    # Neither while the planner believes that there are few, nor once it knows.
+    long = [await look()]
+    await connection.execute("ANALYZE")
+    long.append(await look())
+    for name, pages_of_short in short.items():
+        for looked in long:
+            # An index on more rows is deeper, and its rows are on more pages.
+            assert looked[name] <= 2 * pages_of_short + 10, f"{name}: {short} {long}"
 
 
 async def test_one_statement_that_reads_makes_one_round_trip(replica: PostgresStore) -> None:
@@ -108,6 +150,14 @@ async def test_fork_costs_the_same_for_any_number_of_messages(replica: PostgresS
         await replica.write(lambda tx: tx.threads.fork(TENANT, name, size, thread(f"fork of {name}")))  # noqa: B023
         taken.append(replica.stats.statements - before)
     assert taken[0] == taken[1]
+
+
+async def test_cost_is_added_to_all_accounts_in_one_round_trip(replica: PostgresStore) -> None:
+    accounts = [Account("", START), Account("ann", START)]
+    before = replica.stats.statements
+    await replica.write(lambda tx: tx.usages.spend(TENANT, accounts, 1))
+    # Between a BEGIN and a COMMIT.
+    assert replica.stats.statements - before == 3
 
 
 async def test_deleted_thread_leaves_a_tombstone_without_content(

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from contract.samples import TENANT, MovableClock, add_messages, add_thread, message, read_texts, run, thread
+from contract.samples import (
+    TENANT,
+    MovableClock,
+    add_messages,
+    add_thread,
+    claim_runs,
+    message,
+    read_texts,
+    run,
+    thread,
+)
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunState
 from famulus_server.errors import NotFound, Unavailable
@@ -184,10 +194,10 @@ async def test_runs_of_an_earlier_process_are_claimable_at_once(store: SqliteSto
     made = run(state=RunState.RUN_STATE_IN_PROGRESS)
     await store.write(lambda tx: tx.runs.insert(TENANT, made, lease=Lease("dead", 15)))
     lease = Lease("next", 15)
-    assert await store.write(lambda tx: tx.runs.claim(lease, limit=1)) == []
+    assert await claim_runs(store, lease, limit=1) == []
     await store.close()
     await store.open()
-    claimed = await store.write(lambda tx: tx.runs.claim(lease, limit=1))
+    claimed = await claim_runs(store, lease, limit=1)
     assert [(one.run.id, one.taken_over) for one in claimed] == [("run_1", True)]
 
 

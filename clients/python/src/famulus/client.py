@@ -17,12 +17,14 @@ from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
+from famulus.v1.usage_service_pb2_grpc import UsageServiceStub
 from famulus.view import RunResult
 
 if TYPE_CHECKING:
     from famulus.v1.assistant_service_pb2_grpc import AssistantServiceAsyncStub
     from famulus.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from famulus.v1.thread_service_pb2_grpc import ThreadServiceAsyncStub
+    from famulus.v1.usage_service_pb2_grpc import UsageServiceAsyncStub
 
 TOOL_TIMEOUT = 60.0  # seconds
 
@@ -55,6 +57,7 @@ class FamulusClient:
         self.assistants: AssistantServiceAsyncStub = AssistantServiceStub(self._channel)
         self.threads: ThreadServiceAsyncStub = ThreadServiceStub(self._channel)
         self.runs: RunServiceAsyncStub = RunServiceStub(self._channel)
+        self.usage: UsageServiceAsyncStub = UsageServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
+from famulus.v1.usage_service_pb2_grpc import UsageServiceStub
 from famulus.view import RunResult
 
 TOOL_TIMEOUT = 60.0  # seconds
@@ -51,6 +52,7 @@ class FamulusSyncClient:
         self.assistants = AssistantServiceStub(self._channel)
         self.threads = ThreadServiceStub(self._channel)
         self.runs = RunServiceStub(self._channel)
+        self.usage = UsageServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self

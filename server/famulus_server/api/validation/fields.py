@@ -125,10 +125,10 @@ class Fields:
         if not (_FIRST_SECOND <= value.seconds <= _LAST_SECOND and 0 <= value.nanos < 1_000_000_000):
             self.wrong(name, "is not a valid time")
 
-    def page(self, request: Any) -> None:
+    def page(self, request: Any, *, most_token: int = 512) -> None:
         """The size and token of a list request. Too large a size is no error; too small a one is."""
         self.at_least("page_size", request.page_size, 0)
-        self.text("page_token", request.page_token, most=512)
+        self.text("page_token", request.page_token, most=most_token)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}.{name}" if self._prefix and name else self._prefix or name

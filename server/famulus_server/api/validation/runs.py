@@ -2,7 +2,7 @@
 
 from google.protobuf.duration_pb2 import Duration
 
-from famulus.v1.run_pb2 import RatingVerdict, RunState
+from famulus.v1.run_pb2 import RatingVerdict, RunPriority, RunState
 from famulus.v1.run_service_pb2 import (
     BusyPolicy,
     CancelRunRequest,
@@ -129,6 +129,7 @@ def _check_create(fields: Fields, request: CreateRunRequest) -> None:
     check_messages(fields, "additional_messages", request.additional_messages)
     fields.metadata("metadata", request.metadata)
     fields.known("busy_policy", request.busy_policy, BusyPolicy)
+    fields.known("priority", request.priority, RunPriority)
     _check_overrides(fields, request)
     _check_limits(fields, request)
 

@@ -23,7 +23,8 @@ class Director:
 
 def _fits(match: Match, prompt: Prompt) -> bool:
     return (
-        match.api in {None, prompt.api}
+        # The count of tokens is asked for beside the answer: a scene is for it only if it says so.
+        (match.api == prompt.api or (match.api is None and prompt.api != "input_tokens"))
         and match.model in {None, prompt.model}
         and match.stream in {None, prompt.stream}
         and (match.user_contains is None or match.user_contains in prompt.user_text)

@@ -38,7 +38,8 @@ class Player:
             await asyncio.sleep(scene.first_ms / 1000)
             return await _refuse(fault, request, received)
         answer = compose(scene, prompt)
-        response = web.StreamResponse(headers={"x-request-id": f"req_{received.number}"})
+        headers = {"x-request-id": f"req_{received.number}"} | (scene.headers or {})
+        response = web.StreamResponse(headers=headers)
         if prompt.stream:
             play = self._stream(scene, answer)
             response.content_type = "text/event-stream"

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
 
-Api = Literal["responses", "chat"]
+Api = Literal["responses", "chat", "input_tokens"]
 Json = dict[str, Any]
 
 
@@ -26,6 +26,23 @@ class _ResponsesRequest(_Request, kw_only=True):
     max_output_tokens: int | None = None
     include: list[str] | None = None
     previous_response_id: str | None = None
+
+
+class _CountRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The real service refuses what has no part in the input. What is None is not looked at here."""
+
+    model: str = ""
+    input: str | list[Json] = ""
+    instructions: str | None = None
+    conversation: Any = None
+    parallel_tool_calls: Any = None
+    personality: Any = None
+    previous_response_id: Any = None
+    reasoning: Any = None
+    text: Any = None
+    tool_choice: Any = None
+    tools: Any = None
+    truncation: Any = None
 
 
 class _ChatRequest(_Request, kw_only=True):
@@ -98,6 +115,7 @@ class Prompt:
 
     @property
     def input_tokens(self) -> int:
+        """One token per word."""
         return sum(len(turn.text.split()) for turn in self.turns)
 
     def unpaired_call(self) -> str | None:
@@ -149,9 +167,10 @@ def read_chat(body: Any) -> Prompt:
     )
 
 
-def count_input_tokens(body: Any) -> int:
-    """One token per word. Raises msgspec.ValidationError."""
-    return read_responses({"model": "", "input": "", **body} if isinstance(body, dict) else body).input_tokens
+def read_count(body: Any) -> Prompt:
+    """Raises msgspec.ValidationError, whose text names the key."""
+    msgspec.convert(body, _CountRequest)
+    return replace(read_responses({"model": "", "input": "", **body}), api="input_tokens")
 
 
 def _responses_turns(item: Json) -> Iterator[Turn]:

@@ -63,7 +63,7 @@ class ScriptError(ValueError):
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Conditions on a request; all that are given must hold."""
 
-    api: Literal["responses", "chat"] | None = None
+    api: Literal["responses", "chat", "input_tokens"] | None = None
     model: str | None = None
     stream: bool | None = None
     user_contains: str | None = None
@@ -135,12 +135,18 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     first_ms: NotNegative = 0
     pace_ms: NotNegative = 0
     hold_after: Count | None = None
+    headers: dict[str, str] | None = None
     quirks: tuple[Quirk, ...] = ()
     fault: Fault | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None and self.deltas is not None:
             raise ValueError("`text` and `deltas` exclude each other")
+        instead = self.fault is not None and self.fault.kind in INSTEAD_OF_ANSWER
+        if self.headers and instead:
+            raise ValueError("`headers` are those of an answer; a fault instead of one has its own")
+        if self.match.api == "input_tokens" and self.fault is not None and not instead:
+            raise ValueError(f"the fault `{self.fault.kind}` has no meaning for the count of input tokens")
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

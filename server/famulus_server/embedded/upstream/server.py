@@ -11,14 +11,15 @@ from aiohttp import web
 from famulus_server.embedded.upstream.chat import ChatWire
 from famulus_server.embedded.upstream.director import Director
 from famulus_server.embedded.upstream.player import Player
-from famulus_server.embedded.upstream.prompt import Prompt, count_input_tokens, read_chat, read_responses
+from famulus_server.embedded.upstream.prompt import Api, Prompt, read_chat, read_count, read_responses
 from famulus_server.embedded.upstream.recorder import ReceivedRequest, Recorder
 from famulus_server.embedded.upstream.responses import ResponsesWire
-from famulus_server.embedded.upstream.script import Script, ScriptError, default_script, parse_script
+from famulus_server.embedded.upstream.script import Scene, Script, ScriptError, default_script, parse_script
 from famulus_server.embedded.upstream.wire import CREATED, error_object
 
 _LARGEST_BODY = 256 * 1024 * 1024  # bytes
 _SHUTDOWN_SECONDS = 1.0
+_READERS = {"responses": read_responses, "chat": read_chat, "input_tokens": read_count}
 
 
 class ScriptedUpstream:
@@ -32,9 +33,10 @@ class ScriptedUpstream:
         """`history` is the number of requests to remember."""
         self._director = Director(script=default_script() if script is None else script)
         self._recorder = Recorder(history=history)
-        self._players = {
+        self._players: dict[Api, Player] = {
             "responses": Player(wire=ResponsesWire()),
             "chat": Player(wire=ChatWire()),
+            "input_tokens": Player(wire=ResponsesWire()),  # plays its faults
         }
         self._playing: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -121,7 +123,10 @@ class ScriptedUpstream:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, "chat")
 
-    async def _answer(self, request: web.Request, api: Literal["responses", "chat"]) -> web.StreamResponse:
+    async def _input_tokens(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, "input_tokens")
+
+    async def _answer(self, request: web.Request, api: Api) -> web.StreamResponse:
         received = await self._record(request)
         task = asyncio.current_task()
         if task is None:
@@ -141,19 +146,19 @@ class ScriptedUpstream:
             self._playing.discard(task)
         return response
 
-    async def _perform(
-        self, request: web.Request, received: ReceivedRequest, api: Literal["responses", "chat"]
-    ) -> web.StreamResponse:
+    async def _perform(self, request: web.Request, received: ReceivedRequest, api: Api) -> web.StreamResponse:
         if isinstance(received.body, str):
             return _refusal(400, "We could not parse the JSON body of your request.")
         try:
-            prompt = read_responses(received.body) if api == "responses" else read_chat(received.body)
+            prompt = _READERS[api](received.body)
         except msgspec.ValidationError as error:
             return _refusal(400, f"Invalid request: {error}")
         complaint = self._complaint(prompt)
         if complaint:
             return _refusal(400, complaint)
         scene = self._director.choose(prompt)
+        if api == "input_tokens" and (scene is None or scene.fault is None):
+            return _count(scene, prompt, received)
         if scene is None:
             return _refusal(404, "No scene of the script matches this request.", code="no_scene")
         received.scene = scene.name
@@ -161,17 +166,6 @@ class ScriptedUpstream:
 
     def _complaint(self, prompt: Prompt) -> str | None:
         return prompt.unpaired_call() if self._director.script.check_tool_pairs else None
-
-    async def _input_tokens(self, request: web.Request) -> web.StreamResponse:
-        received = await self._record(request)
-        try:
-            count = count_input_tokens(received.body)
-        except msgspec.ValidationError as error:
-            response = _refusal(400, f"Invalid request: {error}")
-        else:
-            response = web.json_response({"object": "response.input_tokens", "input_tokens": count})
-        received.close("completed")
-        return response
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         received = await self._record(request)
@@ -222,6 +216,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _count(scene: Scene | None, prompt: Prompt, received: ReceivedRequest) -> web.Response:
+    told = None
+    if scene is not None:
+        received.scene, told = scene.name, scene.usage.input
+    count = prompt.input_tokens if told is None else told
+    return web.json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
 def _refusal(status: int, message: str, *, code: str | None = None) -> web.Response:

@@ -72,6 +72,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The service failed; metadata `reference` is also in its log. INTERNAL."""
     ERROR_REASON_THREAD_DELETED: _ErrorReason.ValueType  # 23
     """The thread was deleted while it was watched. NOT_FOUND."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 24
+    """A limit of the caller is reached; QuotaFailure names it, metadata `limit`. RESOURCE_EXHAUSTED, with RetryInfo: after
+    that time the call is within the limit, unless others use it up.
+    """
+    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 25
+    """A budget of the caller is spent; QuotaFailure names it, metadata `budget` and `renew_time`. RESOURCE_EXHAUSTED, with
+    RetryInfo where the budget is renewed within an hour.
+    """
+    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 26
+    """Too many runs of the caller wait for a worker; metadata `limit`. RESOURCE_EXHAUSTED, with RetryInfo."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of google.rpc.ErrorInfo (domain `famulus`), without the prefix."""
@@ -124,4 +134,14 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """The service failed; metadata `reference` is also in its log. INTERNAL."""
 ERROR_REASON_THREAD_DELETED: ErrorReason.ValueType  # 23
 """The thread was deleted while it was watched. NOT_FOUND."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 24
+"""A limit of the caller is reached; QuotaFailure names it, metadata `limit`. RESOURCE_EXHAUSTED, with RetryInfo: after
+that time the call is within the limit, unless others use it up.
+"""
+ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 25
+"""A budget of the caller is spent; QuotaFailure names it, metadata `budget` and `renew_time`. RESOURCE_EXHAUSTED, with
+RetryInfo where the budget is renewed within an hour.
+"""
+ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 26
+"""Too many runs of the caller wait for a worker; metadata `limit`. RESOURCE_EXHAUSTED, with RetryInfo."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -24,6 +24,36 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _RunPriority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunPriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunPriority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_PRIORITY_UNSPECIFIED: _RunPriority.ValueType  # 0
+    """The same as DEFAULT."""
+    RUN_PRIORITY_INTERACTIVE: _RunPriority.ValueType  # 1
+    """Somebody sits in front of it."""
+    RUN_PRIORITY_DEFAULT: _RunPriority.ValueType  # 2
+    """Neither of the others."""
+    RUN_PRIORITY_BATCH: _RunPriority.ValueType  # 3
+    """Nobody waits for it: it may start minutes later."""
+
+class RunPriority(_RunPriority, metaclass=_RunPriorityEnumTypeWrapper):
+    """How urgent a run is. A more urgent one starts before the others of its tenant that wait, unless they have waited for
+    long: they, too, get their turn.
+    """
+
+RUN_PRIORITY_UNSPECIFIED: RunPriority.ValueType  # 0
+"""The same as DEFAULT."""
+RUN_PRIORITY_INTERACTIVE: RunPriority.ValueType  # 1
+"""Somebody sits in front of it."""
+RUN_PRIORITY_DEFAULT: RunPriority.ValueType  # 2
+"""Neither of the others."""
+RUN_PRIORITY_BATCH: RunPriority.ValueType  # 3
+"""Nobody waits for it: it may start minutes later."""
+Global___RunPriority: _TypeAlias = RunPriority  # noqa: Y015
+
 class _RunState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -230,6 +260,11 @@ class Run(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     TURN_ATTEMPT_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_TIME_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
@@ -271,8 +306,18 @@ class Run(_message.Message):
     """Whether another run took this one's place with ROLLBACK: once this one has ended, what it wrote is no longer in the
     thread.
     """
+    variant: _builtins.str
+    """The configured model that answered the last turn: the one that a route chose, or `model` where that is no route.
+    Empty: no turn is stored yet.
+    """
+    degraded: _builtins.bool
+    """Whether something else than what was asked for answers: a fallback of the route, or its configured reply."""
+    priority: Global___RunPriority.ValueType
+    """How urgent the run is, compared with others that wait for a worker."""
+    user_id: _builtins.str
+    """Owner of the thread when the run was created: limits, budgets and usage of this user count for the run."""
     model: _builtins.str
-    """The model that answers."""
+    """The model that was asked for, or the route that chooses one."""
     instructions: _builtins.str
     """System instructions, additional ones included."""
     temperature: _builtins.float
@@ -328,6 +373,10 @@ class Run(_message.Message):
         """Up to 16 pairs that the service keeps for you; keys up to 64 characters, values up to 512."""
 
     @_builtins.property
+    def estimated_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When a worker is expected to start on the run: a guess, made when it was queued. Unset while it does not wait."""
+
+    @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_tool_pb2.Tool]:
         """Tools that the model may call."""
 
@@ -371,6 +420,11 @@ class Run(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         turn_attempt: _builtins.int = ...,
         rolled_back: _builtins.bool = ...,
+        variant: _builtins.str = ...,
+        degraded: _builtins.bool = ...,
+        priority: Global___RunPriority.ValueType = ...,
+        estimated_start_time: _timestamp_pb2.Timestamp | None = ...,
+        user_id: _builtins.str = ...,
         model: _builtins.str = ...,
         instructions: _builtins.str = ...,
         tools: _abc.Iterable[_tool_pb2.Tool] | None = ...,
@@ -387,9 +441,9 @@ class Run(_message.Message):
         max_turns: _builtins.int = ...,
         stream_reasoning: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "required_action", b"required_action", "response_format", b"response_format", "start_time", b"start_time", "temperature", b"temperature", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "expire_time", b"expire_time", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "required_action", b"required_action", "response_format", b"response_format", "start_time", b"start_time", "temperature", b"temperature", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "incomplete_reason", b"incomplete_reason", "instructions", b"instructions", "last_sequence", b"last_sequence", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "reasoning_effort", b"reasoning_effort", "required_action", b"required_action", "response_format", b"response_format", "rolled_back", b"rolled_back", "start_time", b"start_time", "state", b"state", "stream_reasoning", b"stream_reasoning", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "turn_attempt", b"turn_attempt", "turns", b"turns", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "attempt", b"attempt", "create_time", b"create_time", "degraded", b"degraded", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "incomplete_reason", b"incomplete_reason", "instructions", b"instructions", "last_sequence", b"last_sequence", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "rating", b"rating", "reasoning_effort", b"reasoning_effort", "required_action", b"required_action", "response_format", b"response_format", "rolled_back", b"rolled_back", "start_time", b"start_time", "state", b"state", "stream_reasoning", b"stream_reasoning", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "turn_attempt", b"turn_attempt", "turns", b"turns", "usage", b"usage", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015
@@ -476,6 +530,7 @@ class Usage(_message.Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
+    COST_NANOS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens that the model read, cached ones included."""
     completion_tokens: _builtins.int
@@ -488,6 +543,8 @@ class Usage(_message.Message):
     """Those of the completion tokens that were reasoning."""
     estimated: _builtins.bool
     """Whether some of these numbers are estimates, because the provider told none."""
+    cost_nanos: _builtins.int
+    """What this costs by the server's price table, in billionths of its unit of currency. 0 where the model has no price."""
     def __init__(
         self,
         *,
@@ -497,10 +554,11 @@ class Usage(_message.Message):
         cached_prompt_tokens: _builtins.int = ...,
         reasoning_tokens: _builtins.int = ...,
         estimated: _builtins.bool = ...,
+        cost_nanos: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "estimated", b"estimated", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "cost_nanos", b"cost_nanos", "estimated", b"estimated", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

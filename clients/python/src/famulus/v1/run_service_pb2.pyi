@@ -122,6 +122,7 @@ class CreateRunRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     STREAM_REASONING_FIELD_NUMBER: _builtins.int
     BUSY_POLICY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty."""
     thread_id: _builtins.str
@@ -154,6 +155,8 @@ class CreateRunRequest(_message.Message):
     """Whether reasoning is published as ReasoningDelta events."""
     busy_policy: Global___BusyPolicy.ValueType
     """What happens when the thread has an active run. Unset: REJECT."""
+    priority: _run_pb2.RunPriority.ValueType
+    """How urgent the run is, compared with others that wait for a worker."""
     @_builtins.property
     def new_thread(self) -> _thread_pb2.Thread:
         """A thread that is created together with the run."""
@@ -213,10 +216,11 @@ class CreateRunRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         stream_reasoning: _builtins.bool = ...,
         busy_policy: Global___BusyPolicy.ValueType = ...,
+        priority: _run_pb2.RunPriority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "instructions", b"instructions", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "new_thread", b"new_thread", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "target", b"target", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "additional_instructions", b"additional_instructions", "additional_messages", b"additional_messages", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "busy_policy", b"busy_policy", "instructions", b"instructions", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "new_thread", b"new_thread", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "response_format", b"response_format", "stream_reasoning", b"stream_reasoning", "target", b"target", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "additional_instructions", b"additional_instructions", "additional_messages", b"additional_messages", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "busy_policy", b"busy_policy", "instructions", b"instructions", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "new_thread", b"new_thread", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "response_format", b"response_format", "stream_reasoning", b"stream_reasoning", "target", b"target", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__instructions: _TypeAlias = _typing.Literal["instructions"]  # noqa: Y015
     _WhichOneofArgType__instructions: _TypeAlias = _typing.Literal["_instructions", b"_instructions"]  # noqa: Y015

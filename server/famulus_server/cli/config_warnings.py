@@ -1,0 +1,68 @@
+"""Settings that are allowed, but perhaps not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from famulus_server.config import Settings
+from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
+from famulus_server.models.settings import ModelSettings
+
+# A thread that fits into the largest window of a route is cut by half in the smallest.
+_MUCH = 2
+
+
+def find_warnings(settings: Settings) -> Iterator[str]:
+    """Each in a line of its own."""
+    if settings.store.url and not settings.redis.url:
+        yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    yield from _about_tiers(settings)
+    yield from _about_prices(settings)
+    for route in settings.policy.routes.values():
+        yield from _about_route(route, settings)
+
+
+def _about_tiers(settings: Settings) -> Iterator[str]:
+    policy = settings.policy
+    for name in policy.tiers:
+        if name != DEFAULT_TIER and name not in policy.tenants.values():
+            yield f"tiers.{name}: no tenant has it"
+
+
+def _about_prices(settings: Settings) -> Iterator[str]:
+    prices = settings.policy.prices
+    bounded = [f"tiers.{name}.budgets" for name, tier in settings.policy.tiers.items() if _has_budget(tier)]
+    if bounded and not prices:
+        yield f"{', '.join(bounded)}: no model has a price, so nothing is ever spent"
+    elif prices:
+        for model in settings.models:
+            if model.name not in prices:
+                yield f"models: {model.name} has no price: what it does costs nothing"
+
+
+def _has_budget(tier: Tier) -> bool:
+    return tier.budgets.tenant is not None or tier.budgets.user is not None
+
+
+def _about_route(route: Route, settings: Settings) -> Iterator[str]:
+    for variant in route.variants:
+        if not variant.weight:
+            yield f"routes: {route.name} never chooses {variant.model}, whose weight is 0"
+    named = {*(variant.model for variant in route.variants), *route.fallbacks}
+    models = [model for model in settings.models if model.name in named]
+    if not models:
+        return
+    smallest = min(models, key=lambda model: model.context_window)
+    largest = max(models, key=lambda model: model.context_window)
+    if largest.context_window >= _MUCH * smallest.context_window:
+        yield (
+            f"routes: {route.name} has context windows from {smallest.context_window:,} tokens ({smallest.name}) to "
+            f"{largest.context_window:,} ({largest.name}): which messages of a thread fit depends on the model chosen"
+        )
+    without = [model.name for model in models if not _has_built_in_tools(model)]
+    if 0 < len(without) < len(models):
+        yield f"routes: {route.name} chooses models with built-in tools and without ({', '.join(without)})"
+
+
+def _has_built_in_tools(model: ModelSettings) -> bool:
+    return model.backend == "responses" and model.built_in_tools

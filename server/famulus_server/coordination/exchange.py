@@ -1,0 +1,144 @@
+"""Questions of many callers to Redis over one connection: those that come at the same time go out together."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from famulus_server.coordination.connection import Command, Line, reason
+from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.patience import Patience
+
+# How much longer a caller waits where the timer went off late.
+_GRACE = 0.02
+# No caller waits for this one: a Redis that hangs for less keeps its connection.
+_TIMEOUT = 1.0
+_QUESTIONS_AT_A_TIME = 256
+_MAX_WAITING = 10_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    command: Command
+    answer: asyncio.Future[Any]
+    time: float
+
+
+class Exchange:
+    """One connection, which belongs to the task that joins and serves. While it serves, any task may ask, as far as
+    `patience` allows: that of this process's callers with Redis."""
+
+    def __init__(self, *, url: str, patience: Patience) -> None:
+        self._patience = patience
+        self._line = Line(url=url, timeout=_TIMEOUT)
+        self._waiting: list[_Question] = []
+        self._due = asyncio.Event()
+        self._is_open = False
+        self._left_because = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a point in asking."""
+        return self._is_open and not self._patience.is_over
+
+    async def join(self, commands: Iterable[Command]) -> list[Any]:
+        """Connects, and says what has to be said before anybody asks. Raises RedisUnavailable."""
+        await self._line.renew()
+        # One after another: nobody waits for them, and each may be long.
+        answers = [(await self._line.ask([command]))[0] for command in commands]
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise RedisUnavailable(reason(answer))
+        self._is_open = True
+        return answers
+
+    async def serve(self) -> None:
+        """Sends what is asked, and never returns. Raises RedisUnavailable once the connection is lost, Redis refuses,
+        or somebody asks when patience is over; then nobody can ask until it is joined again."""
+        asked: list[_Question] = []
+        try:
+            while self._is_open:
+                await self._due.wait()
+                self._due.clear()
+                while asked := self._take():
+                    if await self._line.renew():
+                        # It may have come back empty. What it has to know is said by whoever joins.
+                        raise RedisUnavailable("connection lost")
+                    answers = await self._line.ask([question.command for question in asked])
+                    for question, answer in zip(asked, answers, strict=True):
+                        if not question.answer.done():
+                            question.answer.set_result(answer)
+            raise RedisUnavailable(self._left_because)
+        finally:
+            self._is_open = False
+            for question in (*asked, *self._waiting):
+                if not question.answer.done():
+                    question.answer.set_exception(RedisUnavailable("connection lost"))
+            self._waiting = []
+
+    async def ask(self, command: Command) -> Any:
+        """The answer, in time or not at all. Raises RedisUnavailable, also where Redis refuses; what was asked may be
+        done all the same, and later."""
+        if self._patience.is_over:
+            # Others may have lost it. Redis hears of what is answered otherwise from now on when it is joined again.
+            self._leave("left alone")
+        if not self._is_open:
+            raise RedisUnavailable("not connected")
+        if self._patience.is_spent:
+            self.tell(command)
+            raise RedisUnavailable("in doubt")
+        with self._patience.wait():
+            answer = await self._answer(command)
+        if isinstance(answer, ResponseError):
+            # It is there, and cannot count: full, or to be read only. That costs nobody any time.
+            self._leave(reason(answer))
+            raise RedisUnavailable(reason(answer))
+        return answer
+
+    def tell(self, command: Command) -> None:
+        """Sends a command whose answer nobody waits for, unless it is too late for that."""
+        question = _Question(command, asyncio.get_running_loop().create_future(), 0.0)
+        question.answer.set_result(None)
+        self._put(question)
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._line.close()
+
+    async def _answer(self, command: Command) -> Any:
+        loop = asyncio.get_running_loop()
+        question = _Question(command, loop.create_future(), loop.time())
+        self._put(question)
+        timer = loop.call_later(self._patience.seconds, self._lose_patience, question)
+        try:
+            return await question.answer
+        finally:
+            timer.cancel()
+
+    def _leave(self, why: str) -> None:
+        if self._is_open:
+            self._is_open, self._left_because = False, why
+            self._due.set()
+
+    def _put(self, question: _Question) -> None:
+        if self._is_open and len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(question)
+            self._due.set()
+
+    def _take(self) -> list[_Question]:
+        # Of those who lost patience it is sent as well: they were answered otherwise, and that has to be counted.
+        waiting = [question for question in self._waiting if not question.answer.cancelled()]
+        self._waiting = waiting[_QUESTIONS_AT_A_TIME:]
+        return waiting[:_QUESTIONS_AT_A_TIME]
+
+    def _lose_patience(self, question: _Question) -> None:
+        if self._patience.is_late(question.time):
+            asyncio.get_running_loop().call_later(_GRACE, self._give_up, question)
+        else:
+            self._give_up(question)
+
+    def _give_up(self, question: _Question) -> None:
+        if not question.answer.done():
+            question.answer.set_exception(RedisUnavailable("no answer in time"))

@@ -1,0 +1,209 @@
+"""The limits in Redis: scripts, each one unit and one command.
+
+A bucket is a string, the time at which it will be full; a limit of runs is a sorted set of holders by the time at which
+their places are free again; a pause is a key that is there as long. Times are microseconds of Redis's own clock. What
+means nothing any more expires. What another program has put in a key's place is nothing, and is overwritten.
+
+The first line makes Redis refuse a script as a whole where it may only be read, or is full: it would else answer those
+calls that write nothing, and would seem to be well.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from famulus_server.coordination.buckets import (
+    LONGEST_WAIT_FOR_RUNS,
+    SETTLED_SECONDS,
+    Name,
+    name_of,
+    price_of,
+    to_microseconds,
+)
+from famulus_server.ports import Demand, Limit
+
+Command: TypeAlias = list[str | bytes | int]
+
+# One tag in all names: a cluster keeps them in one place, as a script needs it.
+_PREFIX = "famulus:{limits}:"
+_REPLICAS = _PREFIX + "replicas"
+# A replica that is not heard of for so long shares the limits no more.
+_REPLICA_SECONDS = 7.0
+
+_NOW = b"""#!lua
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+"""
+_FULL_AT = b"""
+local function full_at(key)
+  return math.max(tonumber(redis.pcall('GET', key)) or 0, now)
+end
+local function fill_at(key, time)
+  if time > now then
+    redis.call('SET', key, time, 'PX', math.ceil((time - now) / 1000))
+  else
+    redis.call('DEL', key)
+  end
+end
+"""
+# All is looked at before anything is written. A pause that is not there has a time to live of -2.
+# KEYS: for each demand the bucket or the holders, and the pause. ARGV: how many demands are of buckets, which come
+# first; holder; how long he holds his places; the longest wait for a place; then for each demand capacity and cost, or
+# the most places and 0.
+# Answers 0 twice, or which demand has to wait longest (from 1) and how long; and in how long each bucket will be full.
+_TAKE = (
+    _NOW
+    + _FULL_AT
+    + b"""
+local buckets, holder, expiry = tonumber(ARGV[1]), ARGV[2], now + ARGV[3]
+local longest_for_place = tonumber(ARGV[4])
+local refusing, longest = 0, 0
+local times = {}
+for i = 1, #KEYS / 2 do
+  local key, most, cost = KEYS[2 * i - 1], tonumber(ARGV[2 * i + 3]), tonumber(ARGV[2 * i + 4])
+  local wait = (redis.call('PTTL', KEYS[2 * i]) + 1) * 1000
+  if i <= buckets then
+    local time = times[key] or full_at(key)
+    wait = math.max(wait, time + math.min(cost, most) - most - now)
+    times[key] = time + cost
+  elseif (tonumber(redis.pcall('ZSCORE', key, holder)) or 0) > now then
+    wait = 0
+  elseif (tonumber(redis.pcall('ZCOUNT', key, now, '+inf')) or 0) >= most then
+    local first = redis.call('ZRANGEBYSCORE', key, now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+    wait = math.max(wait, math.min(first - now + 1, longest_for_place))
+  end
+  if wait > longest then refusing, longest = i, wait end
+end
+local answer = {refusing, longest}
+for i = 1, buckets do answer[i + 2] = times[KEYS[2 * i - 1]] - now end
+if refusing > 0 then
+  for i = 1, buckets do answer[i + 2] = answer[i + 2] - ARGV[2 * i + 4] end
+  return answer
+end
+for i = 1, #KEYS / 2 do
+  local key = KEYS[2 * i - 1]
+  if i <= buckets then
+    fill_at(key, times[key])
+  else
+    if redis.call('TYPE', key).ok ~= 'zset' then redis.call('DEL', key) end
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+    redis.call('ZADD', key, 'GT', expiry, holder)
+    redis.call('PEXPIREAT', key, math.ceil(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] / 1000))
+  end
+end
+return answer
+"""
+)
+# KEYS: marker, buckets. ARGV: milliseconds for which the marker stays, what each bucket is charged, or given back.
+# Answers in how long each will be full; nothing where that was done before.
+_SETTLE = (
+    _NOW
+    + _FULL_AT
+    + b"""
+if not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[1]) then return {} end
+local answer = {}
+for i = 2, #KEYS do
+  local time = full_at(KEYS[i]) + ARGV[i]
+  fill_at(KEYS[i], time)
+  answer[i - 1] = math.max(time - now, 0)
+end
+return answer
+"""
+)
+# KEYS: holders. ARGV: holder. A Redis that is full is asked, too: it has more room afterwards.
+_RELEASE = b"""#!lua flags=allow-oom
+for _, key in ipairs(KEYS) do redis.pcall('ZREM', key, ARGV[1]) end
+return 0
+"""
+# Buckets will be full at the earliest after so many microseconds. KEYS: buckets. ARGV: microseconds.
+_OWE = (
+    _NOW
+    + _FULL_AT
+    + b"""
+for i, key in ipairs(KEYS) do fill_at(key, math.max(full_at(key), now + ARGV[i])) end
+"""
+)
+# KEYS: pauses. ARGV: milliseconds.
+_PAUSE = b"""#!lua
+for _, key in ipairs(KEYS) do
+  if tonumber(ARGV[1]) > math.max(redis.call('PTTL', key), 0) then redis.call('SET', key, '', 'PX', ARGV[1]) end
+end
+"""
+# KEYS: replicas. ARGV: replica, for how long it counts. Answers how many there are.
+_REGISTER = (
+    _NOW
+    + b"""
+if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then redis.call('DEL', KEYS[1]) end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[2] / 1000))
+return redis.call('ZCARD', KEYS[1])
+"""
+)
+_OWED_AT_A_TIME = 500
+
+
+def take(demands: Sequence[Demand], *, buckets: int, holder: str, seconds: float) -> Command:
+    """Takes all that is demanded, or nothing; the demands of `buckets` come first."""
+    keys: Command = []
+    numbers: Command = []
+    for demand in demands:
+        limit = demand.limit
+        keys += (_key(name_of(limit)), _pause_key(limit))
+        if limit.quantity == "runs":
+            numbers += (limit.most, 0)
+        else:
+            numbers += (price_of(limit, limit.most), price_of(limit, demand.amount))
+    times = to_microseconds(seconds), LONGEST_WAIT_FOR_RUNS
+    return ["EVAL", _TAKE, len(keys), *keys, buckets, holder, *times, *numbers]
+
+
+def settle(demands: Sequence[Demand], *, key: str, used: int) -> Command:
+    """Charges what was used beyond what was demanded, or gives back, once per key."""
+    keys = [f"{_PREFIX}settled:{key}", *(_key(name_of(demand.limit)) for demand in demands)]
+    changes = [price_of(demand.limit, used) - price_of(demand.limit, demand.amount) for demand in demands]
+    return ["EVAL", _SETTLE, len(keys), *keys, SETTLED_SECONDS * 1_000, *changes]
+
+
+def release(limits: Sequence[Limit], *, holder: str) -> Command:
+    """Gives the holder's places back."""
+    return ["EVAL", _RELEASE, len(limits), *(_key(name_of(limit)) for limit in limits), holder]
+
+
+def observe(limit: Limit, *, left: int) -> Command:
+    """Nothing more is left than that."""
+    return _owe({name_of(limit): price_of(limit, limit.most) - price_of(limit, left)})
+
+
+def pause(limits: Sequence[Limit], *, seconds: float) -> Command:
+    """Nothing is to be had for so long."""
+    return ["EVAL", _PAUSE, len(limits), *map(_pause_key, limits), -(-to_microseconds(seconds) // 1_000)]
+
+
+def owe(debts: Mapping[Name, int]) -> Iterable[Command]:
+    """Buckets have at least these debts, in microseconds."""
+    names = list(debts)
+    for start in range(0, len(names), _OWED_AT_A_TIME):
+        yield _owe({name: debts[name] for name in names[start : start + _OWED_AT_A_TIME]})
+
+
+def register(replica: str) -> Command:
+    """The replica shares the limits, for some seconds."""
+    return ["EVAL", _REGISTER, 1, _REPLICAS, replica, to_microseconds(_REPLICA_SECONDS)]
+
+
+def leave(replica: str) -> Command:
+    """The replica shares them no more."""
+    return ["ZREM", _REPLICAS, replica]
+
+
+def _owe(debts: Mapping[Name, int]) -> Command:
+    return ["EVAL", _OWE, len(debts), *map(_key, debts), *debts.values()]
+
+
+def _key(name: Name) -> str:
+    scope, quantity, subject = name
+    return f"{_PREFIX}{scope}:{quantity}:{subject}"
+
+
+def _pause_key(limit: Limit) -> str:
+    return f"{_PREFIX}paused:{limit.scope}:{limit.quantity}:{limit.subject}"

@@ -1,0 +1,123 @@
+"""What runs used, and what was spent, in SQL."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from famulus.v1.run_pb2 import Run, Usage
+from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
+from famulus_server.ports import Account, UsageGroup, UsageQuery
+from famulus_server.store.columns import micros, stamp_micros, timestamp
+from famulus_server.store.session import Row, Session
+
+_HOUR = 3_600_000_000
+_SPANS: Mapping["UsageBucket.ValueType", int] = MappingProxyType(
+    {
+        UsageBucket.USAGE_BUCKET_UNSPECIFIED: 0,
+        UsageBucket.USAGE_BUCKET_HOUR: _HOUR,
+        UsageBucket.USAGE_BUCKET_DAY: 24 * _HOUR,
+    }
+)
+_DIMENSIONS = (
+    UsageDimension.USAGE_DIMENSION_USER,
+    UsageDimension.USAGE_DIMENSION_ASSISTANT,
+    UsageDimension.USAGE_DIMENSION_MODEL,
+    UsageDimension.USAGE_DIMENSION_VARIANT,
+)
+# Before all that there are.
+_FIRST = UsageGroup(span_start=-1)
+
+
+class SqlUsages:
+    """See `ports.Usages`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def put(self, tenant: str, run: Run) -> None:
+        used = run.usage
+        await self._session.run(
+            "usage_put",
+            tenant,
+            run.id,
+            stamp_micros(run.create_time),
+            run.user_id,
+            run.assistant_id,
+            run.model,
+            run.variant,
+            run.state,
+            run.rating.verdict,
+            run.degraded,
+            used.prompt_tokens,
+            used.completion_tokens,
+            used.total_tokens,
+            used.cached_prompt_tokens,
+            used.reasoning_tokens,
+            used.estimated,
+            used.cost_nanos,
+        )
+
+    async def page(self, tenant: str, which: UsageQuery, *, after: UsageGroup | None, limit: int) -> list[UsageRow]:
+        behind = after or _FIRST
+        rows = await self._session.all(
+            "usage_page",
+            tenant,
+            micros(which.start),
+            micros(which.end),
+            _SPANS[which.bucket],
+            *(dimension in which.group_by for dimension in _DIMENSIONS),
+            which.user_id,
+            which.assistant_id,
+            which.model,
+            which.variant,
+            behind.span_start,
+            behind.user_id,
+            behind.assistant_id,
+            behind.model,
+            behind.variant,
+            limit,
+        )
+        return [_row(row) for row in rows]
+
+    async def spend(self, tenant: str, accounts: Sequence[Account], cost_nanos: int) -> None:
+        rows = [(tenant, account.user_id, micros(account.period_start), cost_nanos) for account in accounts]
+        await self._session.run_many("spending_add", rows)
+
+    async def spent(self, tenant: str, account: Account) -> int:
+        row = await self._spent(tenant, account)
+        if row is None:
+            await self.spend(tenant, [account], 0)
+            row = await self._spent(tenant, account)
+        return 0 if row is None else int(row[0])
+
+    async def _spent(self, tenant: str, account: Account) -> Row | None:
+        return await self._session.one("spending_get", tenant, account.user_id, micros(account.period_start))
+
+
+def _row(row: Row) -> UsageRow:
+    span, user_id, assistant_id, model, variant, runs, ended, cancelled, successful, good, bad, degraded, *used = row
+    prompt, completion, total, cached, reasoning, estimated, cost_nanos = used
+    made = UsageRow(
+        bucket_time=timestamp(span) if span else None,
+        user_id=user_id,
+        assistant_id=assistant_id,
+        model=model,
+        variant=variant,
+        runs=runs,
+        ended_runs=ended,
+        successful_runs=successful,
+        good_runs=good,
+        bad_runs=bad,
+        degraded_runs=degraded,
+        usage=Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=total,
+            cached_prompt_tokens=cached,
+            reasoning_tokens=reasoning,
+            estimated=estimated > 0,
+            cost_nanos=cost_nanos,
+        ),
+    )
+    if ended > cancelled:
+        made.success_rate = successful / (ended - cancelled)
+    return made

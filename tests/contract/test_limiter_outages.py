@@ -1,0 +1,303 @@
+"""Limits while Redis is away, hangs or refuses: kept locally, and shared again when it is back (contract 2, 27)."""
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from contract.limiter_stage import limit, opened, taken, until
+from famulus_server.coordination import limiter, patience
+from famulus_server.coordination.errors import RedisUnavailable
+from famulus_server.coordination.exchange import Exchange
+from famulus_server.coordination.limiter import RedisLimiter
+from famulus_server.coordination.patience import Patience
+from famulus_server.embedded.valkey import EmbeddedValkey
+from famulus_server.ports import Demand
+
+LOST, FOUND = "limits unreachable", "limits reachable again"
+SILENT = "Redis unreachable"
+LIMITS = [limit("requests"), limit("tokens"), limit("runs")]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is left alone for less than 5 seconds: what happens then is the same."""
+    monkeypatch.setattr(patience, "_LEFT_ALONE_SECONDS", 0.1)
+
+
+@pytest.fixture
+async def valkey(tmp_path: Path) -> AsyncIterator[EmbeddedValkey]:
+    embedded = EmbeddedValkey(data_dir=tmp_path)
+    yield embedded
+    await embedded.close()
+
+
+@pytest.fixture
+async def url(valkey: EmbeddedValkey) -> str:
+    return await valkey.start()
+
+
+@pytest.fixture
+async def redis(url: str) -> AsyncIterator[Any]:
+    async with Redis.from_url(url) as client:
+        yield client
+
+
+@pytest.fixture
+async def one(url: str) -> AsyncIterator[RedisLimiter]:
+    async with opened(url, "one") as opened_one:
+        yield opened_one
+
+
+def events_in(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [entry["event"] for entry in told]
+
+
+async def process_of(redis: Any) -> int:
+    return int((await redis.info("server"))["process_id"])
+
+
+async def take_until_local(shared: RedisLimiter, demand: Demand) -> tuple[int, int]:
+    """How many takes it was until limits were not shared any more, and how many of them were granted."""
+    calls = granted = 0
+    while shared.is_shared:
+        calls += 1
+        granted += await taken(shared, demand, tries=1)
+        # A local answer does not wait for anything.
+        await asyncio.sleep(0)
+    return calls, granted
+
+
+async def test_hung_redis_costs_five_calls_and_nothing_is_allowed_twice(one: RedisLimiter, redis: Any) -> None:
+    demand = Demand(limit(most=20))
+    granted = await taken(one, demand, tries=4)
+    process = await process_of(redis)
+    with capture_logs() as told:
+        os.kill(process, signal.SIGSTOP)
+        try:
+            calls, more = await take_until_local(one, demand)
+            granted += more + await taken(one, demand, tries=6)
+            assert granted == 4 + calls + 6
+        finally:
+            os.kill(process, signal.SIGCONT)
+        await until(lambda: one.is_shared)
+    assert calls <= 5
+    granted += await taken(one, demand, tries=30)
+    assert granted == 20
+    assert events_in(told) == [SILENT, LOST, FOUND]
+
+
+async def test_hung_redis_makes_many_callers_wait_once(
+    one: RedisLimiter, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = 0
+    ask = Exchange.ask
+
+    async def counted(self: Exchange, command: Any) -> Any:
+        nonlocal waited
+        try:
+            return await ask(self, command)
+        except RedisUnavailable as error:
+            waited += str(error) == "no answer in time"
+            raise
+
+    monkeypatch.setattr(Exchange, "ask", counted)
+    demand = Demand(limit(most=100_000))
+    process = await process_of(redis)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        await asyncio.gather(*(take_until_local(one, demand) for _ in range(32)))
+    finally:
+        os.kill(process, signal.SIGCONT)
+    # All of the first round, then one at a time.
+    assert 0 < waited <= 32 + 4
+
+
+async def test_short_stall_keeps_the_limits_shared(one: RedisLimiter, redis: Any) -> None:
+    demand = Demand(limit(most=10))
+    process = await process_of(redis)
+    with capture_logs() as told:
+        os.kill(process, signal.SIGSTOP)
+        try:
+            granted = await taken(one, demand, tries=2)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        await redis.ping()
+        granted += await taken(one, demand, tries=20)
+    # What was allowed meanwhile has been counted.
+    assert granted == 10
+    assert told == []
+
+
+async def test_process_that_stands_still_does_not_blame_redis(one: RedisLimiter) -> None:
+    demand = Demand(limit(most=100))
+    with capture_logs() as told:
+        for _ in range(8):
+            taking = asyncio.create_task(taken(one, demand, tries=1))
+            # Until it is sent.
+            for _ in range(5):
+                await asyncio.sleep(0)
+            time.sleep(0.07)  # noqa: ASYNC251 - that is what is tested
+            assert await taking == 1
+    assert one.is_shared
+    assert told == []
+
+
+async def test_killed_redis_that_is_back_empty_is_told_what_was_taken(
+    one: RedisLimiter, redis: Any, valkey: EmbeddedValkey, tmp_path: Path
+) -> None:
+    demand = Demand(limit(most=20))
+    granted = await taken(one, demand, tries=4)
+    with capture_logs() as told:
+        os.kill(await process_of(redis), signal.SIGKILL)
+        await valkey.exited()
+        calls, more = await take_until_local(one, demand)
+        granted += more + await taken(one, demand, tries=3)
+        assert granted == 4 + calls + 3
+        shutil.rmtree(tmp_path / "valkey" / "appendonlydir")
+        await valkey.start()
+        await until(lambda: one.is_shared)
+    assert calls <= 5
+    granted += await taken(one, demand, tries=30)
+    assert granted == 20
+    assert events_in(told) == [LOST, FOUND]
+
+
+async def test_connection_that_was_lost_unnoticed_is_no_fresh_start(one: RedisLimiter, redis: Any) -> None:
+    demand = Demand(limit(most=10))
+    granted = await taken(one, demand, tries=4)
+    await redis.flushall()
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    granted += await taken(one, demand, tries=1)
+    await until(lambda: one.is_shared)
+    granted += await taken(one, demand, tries=20)
+    assert granted == 10
+
+
+@pytest.mark.parametrize(
+    ("broken", "healed"),
+    [
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 256mb"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    ],
+)
+async def test_redis_that_refuses_to_write_counts_as_away(
+    one: RedisLimiter, redis: Any, broken: str, healed: str
+) -> None:
+    demand, held = Demand(limit(most=20)), [Demand(LIMITS[2])]
+    granted = await taken(one, demand, tries=4)
+    assert await one.take(held, holder="run_1", seconds=60.0) is None
+    with capture_logs() as told:
+        await redis.execute_command(*broken.split())
+        calls, more = await take_until_local(one, demand)
+        granted += more + await taken(one, demand, tries=30)
+        await one.settle([Demand(LIMITS[1])], key="run_1/1", used=3)
+        await one.observe(LIMITS[0], left=1)
+        await one.pause(LIMITS, seconds=0.0)
+        await one.release([LIMITS[2]], holder="run_1")
+        await redis.execute_command(*healed.split())
+        await until(lambda: one.is_shared)
+    assert calls <= 5
+    assert granted + await taken(one, demand, tries=5) == 20
+    assert events_in(told) == [LOST, FOUND]
+
+
+async def test_forgotten_scripts_are_no_failure(one: RedisLimiter, redis: Any) -> None:
+    demand = Demand(limit(most=10))
+    granted = await taken(one, demand, tries=4)
+    await redis.script_flush()
+    assert granted + await taken(one, demand, tries=20) == 10
+    assert one.is_shared
+
+
+async def test_foreign_kinds_of_keys_are_overwritten(one: RedisLimiter, redis: Any) -> None:
+    demands = [Demand(one_of_them) for one_of_them in LIMITS]
+    assert await one.take(demands, holder="run_1", seconds=60.0) is None
+    await one.pause(LIMITS, seconds=0.01)
+    await one.settle(demands, key="run_1/1", used=1)
+    for key in await redis.keys("*"):
+        was_string = await redis.type(key) == b"string"
+        await redis.delete(key)
+        await (redis.lpush if was_string else redis.set)(key, "foreign")
+    for number in range(5):
+        answers = await one.take(demands, holder=f"run_{number}", seconds=60.0)
+        assert (answers is None) == (number < 3)
+    await one.settle(demands, key="run_1/1", used=1)
+    await one.pause(LIMITS, seconds=0.01)
+    await one.release([LIMITS[2]], holder="run_2")
+    assert one.is_shared
+
+
+async def test_each_replica_keeps_to_its_share(url: str, redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter, "_ROUND_SECONDS", 0.02)
+    requests, runs = Demand(limit(most=9)), [Demand(limit("runs", most=5))]
+    async with opened(url, "one") as one, opened(url, "other") as other:
+        await until(lambda: one.replicas == other.replicas == 2)
+        os.kill(await process_of(redis), signal.SIGKILL)
+        await until(lambda: not one.is_shared and not other.is_shared)
+        assert await taken(one, requests, tries=9) + await taken(other, requests, tries=9) == 8
+        for replica in (one, other):
+            holders = [await replica.take(runs, holder=f"run_{number}", seconds=60.0) for number in range(5)]
+            assert holders.count(None) == 2
+
+
+async def test_places_given_back_meanwhile_are_free_when_redis_is_back(
+    one: RedisLimiter, url: str, redis: Any, valkey: EmbeddedValkey
+) -> None:
+    places = limit("runs", most=1)
+    async with opened(url, "other") as other:
+        assert await one.take([Demand(places)], holder="run_1", seconds=600.0) is None
+        os.kill(await process_of(redis), signal.SIGKILL)
+        await valkey.exited()
+        await until(lambda: not one.is_shared)
+        await one.release([places], holder="run_1")
+        await valkey.start()
+        await until(lambda: one.is_shared and other.is_shared)
+        assert await other.take([Demand(places)], holder="run_2", seconds=60.0) is None
+
+
+async def test_url_on_which_nothing_listens_costs_nothing(tmp_path: Path) -> None:
+    alone = RedisLimiter(url=f"unix://{tmp_path}/nobody.sock", patience=Patience(), owner="one")
+    with capture_logs() as told:
+        assert await taken(alone, Demand(limit(most=3)), tries=1) == 1
+        alone.open()
+        await until(lambda: bool(told))
+        assert await taken(alone, Demand(limit(most=3)), tries=5) == 2
+        await alone.close()
+    assert events_in(told) == [LOST]
+
+
+async def test_url_that_nobody_understands_is_told_without_its_secrets() -> None:
+    alone = RedisLimiter(url="redis://:secret/1@nowhere", patience=Patience(), owner="one")
+    with capture_logs() as told:
+        alone.open()
+        await until(lambda: bool(told))
+        assert await taken(alone, Demand(limit(most=3)), tries=5) == 3
+        await alone.close()
+    assert events_in(told) == ["limits cannot be shared"]
+    assert "secret" not in str(told)
+
+
+async def test_closed_limiter_leaves_no_task_and_no_connection(url: str, redis: Any) -> None:
+    tasks = asyncio.all_tasks()
+    unopened = RedisLimiter(url=url, patience=Patience(), owner="one")
+    await unopened.close()
+    unopened.open()
+    await asyncio.sleep(0)
+    await unopened.close()
+    async with opened(url, "other"):
+        assert await redis.zcard("famulus:{limits}:replicas") == 1
+    assert asyncio.all_tasks() == tasks
+    assert await redis.zcard("famulus:{limits}:replicas") == 0
+    async with asyncio.timeout(5.0):
+        while len(await redis.client_list()) != 1:
+            pass
