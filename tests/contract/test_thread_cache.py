@@ -60,8 +60,8 @@ async def cache(url: str) -> AsyncIterator[RedisThreadCache]:
 async def open_cache(url: str, **settings: object) -> RedisThreadCache:
     made = RedisThreadCache(url=url, patience=Patience(), **settings)  # type: ignore[arg-type]
     made.open()
-    assert made._connecting is not None
-    await made._connecting
+    assert made._writer.connecting is not None
+    await made._writer.connecting
     return made
 
 

@@ -17,8 +17,8 @@ from famulus_server.coordination.backlog import Backlog, Entry, entries_of
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.loading import load
 from famulus_server.coordination.patience import Patience
-from famulus_server.coordination.reachability import Reachability
 from famulus_server.coordination.replay import Replay
+from famulus_server.coordination.writer import Writer
 
 if TYPE_CHECKING:
     from famulus_server.coordination.streams import RedisStreams
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # How long a run's stream is kept after the last write, and after the end of the run.
 _ACTIVE_SECONDS = 24 * 3_600
 _ENDED_SECONDS = 3_600
-_CLOSE_SECONDS = 1.0
 # Each is some milliseconds of work for this process: more at a time would take each other's work for Redis's silence.
 _READS_AT_A_TIME = 4
 # How long events wait for what another replica is about to write before them, and how often they are tried meanwhile.
@@ -47,11 +46,12 @@ class RedisEventLog:
         self._backlog = Backlog()
         self._replay = Replay(active_seconds=_ACTIVE_SECONDS, ended_seconds=_ENDED_SECONDS)
         self._memory: Memory = tuple
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._connecting: asyncio.Task[RedisStreams] | None = None
-        self._writing: asyncio.Task[None] | None = None
-        self._writer_state = Reachability(name="event log (writing)")
+        self._writer: Writer[RedisStreams] = Writer(
+            name="event log",
+            connect=self._connect,
+            is_due=lambda: bool(self._backlog or self._replay),
+            write=self._write,
+        )
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
         self._refused = 0
         self._refusal_told = False
@@ -69,27 +69,15 @@ class RedisEventLog:
         `replay` gives the events that this process has in memory, by run, all that was published lately among them.
         """
         self._memory = replay
-        self._connecting = asyncio.create_task(self._connect(), name="event-log-connect")
-        self._writing = asyncio.create_task(self._write_loop(self._connecting), name="event-log")
+        self._writer.open()
 
     async def close(self) -> None:
         """Writes what is left, as far as Redis lets it, and closes the connections."""
-        if self._writing is None or self._connecting is None:
-            return
-        await asyncio.wait([self._connecting])
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.flush(), _CLOSE_SECONDS)
-        self._writing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._writing
-        with contextlib.suppress(RedisUnavailable):
-            await (await self._connecting).close()
+        await self._writer.close()
 
     async def flush(self) -> None:
         """Returns once everything published so far is written, or could not be."""
-        self._idle.clear()
-        self._wake.set()
-        await self._idle.wait()
+        await self._writer.flush()
 
     def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
         for entry in entries_of(run_id, events, seconds=_ACTIVE_SECONDS):
@@ -107,49 +95,28 @@ class RedisEventLog:
         return found.get(run_id, [])
 
     async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[RunEvent]]:
-        if self._connecting is None:
+        connecting = self._writer.connecting
+        if connecting is None:
             return {}
         async with self._reads:
             if self._patience.is_spent:
                 return {}
             with contextlib.suppress(RedisUnavailable), self._patience.wait():
-                streams = await asyncio.shield(self._connecting)
+                streams = await asyncio.shield(connecting)
                 return await streams.read(cursors, limit=limit)
         return {}
 
     async def _connect(self) -> "RedisStreams":
-        try:
-            module = await load("streams")
-            streams: RedisStreams = module.RedisStreams(url=self._url, patience=self._patience)
-        except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
-            _log.warning("event log cannot be used", error=type(error).__name__)
-            raise RedisUnavailable(type(error).__name__) from None
+        module = await load("streams")
+        streams: RedisStreams = module.RedisStreams(url=self._url, patience=self._patience)
         return streams
 
     def _put(self, entry: Entry) -> None:
         self._backlog.put(entry)
-        self._wake.set()
-
-    async def _write_loop(self, connecting: "asyncio.Task[RedisStreams]") -> None:
-        while True:
-            if not self._backlog and not self._replay:
-                self._wake.clear()
-                self._idle.set()
-                await self._wake.wait()
-                continue
-            try:
-                # Until there is a connection, what comes gathers where it is bounded.
-                await self._write(await asyncio.shield(connecting))
-            except RedisUnavailable as error:
-                self._writer_state.lost(error)
-                self._idle.set()
-                await self._writer_state.pause()
-            else:
-                self._writer_state.found()
+        self._writer.wake()
 
     async def _write(self, streams: "RedisStreams") -> None:
-        """Writes some of what there is to write. Raises RedisUnavailable, and nothing else: the writer has to outlive
-        whatever goes wrong with one batch."""
+        """Writes some of what there is to write. Raises RedisUnavailable, and nothing else."""
         batch: list[Entry] = []
         try:
             if await streams.renew() or self._backlog.incomplete:

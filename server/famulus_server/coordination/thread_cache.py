@@ -5,7 +5,6 @@ the next run brings it again - but not what is to be forgotten: that is tried ag
 """
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from famulus_server.coordination.context_entries import Checksum, Sealer, Unread
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.loading import load
 from famulus_server.coordination.patience import Patience
-from famulus_server.coordination.reachability import Reachability
+from famulus_server.coordination.writer import Writer
 from famulus_server.ports import Remembered
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _KEPT_SECONDS = 3_600
 _MAX_BYTES = 1024 * 1024
-_CLOSE_SECONDS = 1.0
 # Each is some milliseconds of work for this process: more at a time would take each other's work for Redis's silence.
 _READS_AT_A_TIME = 4
 # What may wait to be written, by thread, and how much of it is sent at a time.
@@ -58,11 +56,13 @@ class RedisThreadCache:
         self._max_bytes = max_bytes
         self._puts: OrderedDict[tuple[str, str], Remembered] = OrderedDict()
         self._forgotten: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._connecting: asyncio.Task[RedisContexts] | None = None
-        self._writing: asyncio.Task[None] | None = None
-        self._writer_state = Reachability(name="thread cache (writing)")
+        self._writer: Writer[RedisContexts] = Writer(
+            name="thread cache",
+            connect=self._connect,
+            is_due=lambda: bool(self._puts or self._forgotten),
+            write=self._write,
+            lost=self._give_up,
+        )
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
         # Counted since this was made: threads of which something was remembered, or nothing; of the former, those of
         # which it no longer held; calls of Redis that failed, and values that could not be read; bytes written.
@@ -74,27 +74,15 @@ class RedisThreadCache:
 
     def open(self) -> None:
         """Starts the writer. Until it has connected, nothing is remembered."""
-        self._connecting = asyncio.create_task(self._connect(), name="thread-cache-connect")
-        self._writing = asyncio.create_task(self._write_loop(self._connecting), name="thread-cache")
+        self._writer.open()
 
     async def close(self) -> None:
         """Writes what is left, as far as Redis lets it, and closes the connections."""
-        if self._writing is None or self._connecting is None:
-            return
-        await asyncio.wait([self._connecting])
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.flush(), _CLOSE_SECONDS)
-        self._writing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._writing
-        with contextlib.suppress(RedisUnavailable):
-            await (await self._connecting).close()
+        await self._writer.close()
 
     async def flush(self) -> None:
         """Returns once everything put or forgotten so far is written, or could not be."""
-        self._idle.clear()
-        self._wake.set()
-        await self._idle.wait()
+        await self._writer.flush()
 
     async def get(self, tenant: str, thread_id: str) -> Remembered | None:
         remembered = await self._get(tenant, thread_id)
@@ -116,7 +104,7 @@ class RedisThreadCache:
         self._puts.move_to_end(thread)
         if len(self._puts) > _MAX_PUTS:
             self._puts.popitem(last=False)
-        self._wake.set()
+        self._writer.wake()
 
     def forget(self, tenant: str, thread_id: str) -> None:
         self._puts.pop((tenant, thread_id), None)
@@ -124,18 +112,19 @@ class RedisThreadCache:
         if len(self._forgotten) > _MAX_FORGOTTEN:
             # What is kept of it expires.
             self._forgotten.popitem(last=False)
-        self._wake.set()
+        self._writer.wake()
 
     async def _get(self, tenant: str, thread_id: str) -> Remembered | None:
         # A caller is not to wait for the import of a package.
-        if self._connecting is None or not self._connecting.done():
+        connecting = self._writer.connecting
+        if connecting is None or not connecting.done():
             return None
         async with self._reads:
             if self._patience.is_spent:
                 return None
             try:
                 with self._patience.wait():
-                    value = await (await self._connecting).read(tenant, thread_id)
+                    value = await (await connecting).read(tenant, thread_id)
             except RedisUnavailable:
                 self.errors += 1
                 return None
@@ -146,37 +135,16 @@ class RedisThreadCache:
             return None
 
     async def _connect(self) -> "RedisContexts":
-        try:
-            module = await load("contexts")
-            contexts: RedisContexts = module.RedisContexts(
-                url=self._url, patience=self._patience, seconds=self._seconds
-            )
-        except Exception as error:  # noqa: BLE001 - its text may hold parts of the URL, and with them a password
-            _log.warning("thread cache cannot be used", error=type(error).__name__)
-            raise RedisUnavailable(type(error).__name__) from None
+        module = await load("contexts")
+        contexts: RedisContexts = module.RedisContexts(url=self._url, patience=self._patience, seconds=self._seconds)
         return contexts
 
-    async def _write_loop(self, connecting: "asyncio.Task[RedisContexts]") -> None:
-        while True:
-            if not self._puts and not self._forgotten:
-                self._wake.clear()
-                self._idle.set()
-                await self._wake.wait()
-                continue
-            try:
-                await self._write(await asyncio.shield(connecting))
-            except RedisUnavailable as error:
-                self.errors += 1
-                self._writer_state.lost(error)
-                self._puts.clear()
-                self._idle.set()
-                await self._writer_state.pause()
-            else:
-                self._writer_state.found()
+    def _give_up(self) -> None:
+        self.errors += 1
+        self._puts.clear()
 
     async def _write(self, contexts: "RedisContexts") -> None:
-        """Writes some of what there is to write. Raises RedisUnavailable, and nothing else: the writer has to outlive
-        whatever goes wrong with one batch."""
+        """Writes some of what there is to write. Raises RedisUnavailable, and nothing else."""
         forgotten = [self._forgotten.popitem(last=False)[0] for _ in range(self._count_forgotten())]
         try:
             values = self._take_values()
