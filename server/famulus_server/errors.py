@@ -7,6 +7,8 @@
     ├── FailedPrecondition      the resource is not in a state that allows this
     ├── Aborted                 somebody else was faster
     ├── OutOfRange              a sequence behind the end
+    ├── Unauthenticated         nobody knows who calls
+    ├── PermissionDenied        the caller may not do this
     ├── ResourceExhausted       a limit or budget of the caller is used up
     ├── Unavailable             overloaded, draining, or the store is away; says when to come back
     └── Internal                a fault of ours; the text says nothing, a reference finds it in the log
@@ -104,6 +106,14 @@ class Aborted(FamulusError):
 
 class OutOfRange(FamulusError):
     """Behind the end of something that has ended."""
+
+
+class Unauthenticated(FamulusError):
+    """The credentials are missing, wrong or no longer valid. The text never says which part of them is wrong."""
+
+
+class PermissionDenied(FamulusError):
+    """The caller is known, and has no role that allows the method."""
 
 
 class ResourceExhausted(FamulusError):

@@ -38,7 +38,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[tiers.<name>.budgets]": policy.Budgets,
     "[tiers.<name>.budgets.<whose>]": policy.Budget,
 }
-CODE = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|ABORTED|UNAVAILABLE|INTERNAL)\b")
+CODE = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|ABORTED|UNAUTHENTICATED|UNAVAILABLE|INTERNAL)\b")
 # A key is not written into the file; these say where it is.
 KEY_SOURCES = {"api_key_env", "api_key_file"}
 # Keys of a model that become part of the policy.

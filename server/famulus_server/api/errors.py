@@ -22,7 +22,9 @@ from famulus_server.errors import (
     InvalidArgument,
     NotFound,
     OutOfRange,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     Violation,
 )
@@ -38,6 +40,8 @@ _CODES: Mapping[type[FamulusError], grpc.StatusCode] = MappingProxyType(
         FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
         Aborted: grpc.StatusCode.ABORTED,
         OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+        Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+        PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
         ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Unavailable: grpc.StatusCode.UNAVAILABLE,
         Internal: grpc.StatusCode.INTERNAL,

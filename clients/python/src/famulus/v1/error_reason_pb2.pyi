@@ -82,6 +82,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 26
     """Too many runs of the caller wait for a worker; metadata `limit`. RESOURCE_EXHAUSTED, with RetryInfo."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 27
+    """The call carries no credentials, or none that this server accepts. UNAUTHENTICATED."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 28
+    """The caller's roles do not include this method; metadata `role` names one that does. PERMISSION_DENIED."""
+    ERROR_REASON_CREDENTIALS_EXPIRED: _ErrorReason.ValueType  # 29
+    """The credentials ran out while the stream was open: resume with fresh ones after metadata `last_sequence`.
+    UNAUTHENTICATED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of google.rpc.ErrorInfo (domain `famulus`), without the prefix."""
@@ -144,4 +152,12 @@ RetryInfo where the budget is renewed within an hour.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 26
 """Too many runs of the caller wait for a worker; metadata `limit`. RESOURCE_EXHAUSTED, with RetryInfo."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 27
+"""The call carries no credentials, or none that this server accepts. UNAUTHENTICATED."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 28
+"""The caller's roles do not include this method; metadata `role` names one that does. PERMISSION_DENIED."""
+ERROR_REASON_CREDENTIALS_EXPIRED: ErrorReason.ValueType  # 29
+"""The credentials ran out while the stream was open: resume with fresh ones after metadata `last_sequence`.
+UNAUTHENTICATED.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
