@@ -85,19 +85,19 @@ class Faults:
             self._journal.end_fault(number)
 
     async def _kill(self, replica: Replica) -> None:
-        self._journal.lost_at[replica.pid] = time.time()
+        self._journal.lost[replica.pid] = "killed", time.time()
         await replica.kill()
         await asyncio.sleep(self._rng.uniform(0.0, 2 * LEASE_SECONDS))
         await replica.start()
 
     async def _freeze(self, replica: Replica) -> None:
-        self._journal.lost_at[replica.pid] = time.time()
+        self._journal.lost[replica.pid] = "frozen", time.time()
         replica.freeze()
         try:
             await asyncio.sleep(_FREEZE_SECONDS)
         finally:
             replica.thaw()
-        self._journal.lost_at.pop(replica.pid, None)
+        self._journal.lost.pop(replica.pid, None)
 
     async def _restart(self, replica: Replica) -> None:
         await replica.terminate()

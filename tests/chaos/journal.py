@@ -75,9 +75,10 @@ class Journal:
         self.violations: list[Violation] = []
         self.counts: Counter[str] = Counter()
         self.resume_seconds: list[float] = []
-        self.takeover_seconds: list[float] = []
-        # When processes were lost, by their ids, in seconds since 1970.
-        self.lost_at: dict[int, float] = {}
+        # By how the owner was lost.
+        self.takeover_seconds: dict[str, list[float]] = {}
+        # How and when processes were lost, by their ids, in seconds since 1970.
+        self.lost: dict[int, tuple[str, float]] = {}
         # (begin, end, what) of each fault; the end is infinite while it lasts.
         self.faults: list[tuple[float, float, str]] = []
 

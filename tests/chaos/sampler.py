@@ -27,6 +27,15 @@ class _Seen:
     owner: int  # a process id, 0 for nobody
 
 
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """A run whose owner was lost: which process, how, and when."""
+
+    owner: int
+    how: str
+    since: float
+
+
 class Sampler:
     """Samples until cancelled; outages of the database are waited out."""
 
@@ -34,7 +43,7 @@ class Sampler:
         self._database = database
         self._journal = journal
         self._seen: dict[str, _Seen] = {}
-        self._orphaned: dict[str, tuple[int, float]] = {}  # runs whose owner was lost: its process id, and when
+        self._orphaned: dict[str, _Orphan] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -68,17 +77,17 @@ class Sampler:
         self._seen = seen
 
     def _time_takeover(self, run_id: str, now: _Seen) -> None:
-        lost_at = self._journal.lost_at.get(now.owner)
-        if lost_at is not None:
-            self._orphaned.setdefault(run_id, (now.owner, lost_at))
+        lost = self._journal.lost.get(now.owner)
+        if lost is not None:
+            self._orphaned.setdefault(run_id, _Orphan(now.owner, *lost))
             return
         orphan = self._orphaned.pop(run_id, None)
         # An owner that was thawed in time goes on, and no database means no takeover.
-        if orphan is None or orphan[0] == now.owner or not now.owner:
+        if orphan is None or orphan.owner == now.owner or not now.owner:
             return
         moment = time.time()
-        if not self._journal.faulty_between(orphan[1] - 1, moment, ("postgres",)):
-            self._journal.takeover_seconds.append(moment - orphan[1])
+        if not self._journal.faulty_between(orphan.since - 1, moment, ("postgres",)):
+            self._journal.takeover_seconds.setdefault(orphan.how, []).append(moment - orphan.since)
 
 
 def _pid(owner: str) -> int:

@@ -90,7 +90,7 @@ class Figures:
     freezes: int
     takeovers: int
     amplification: float  # calls of a model that is well, for each turn
-    takeover_seconds: list[float]
+    takeover_seconds: Mapping[str, list[float]]
     resume_seconds: list[float]
 
     @classmethod
@@ -102,7 +102,7 @@ class Figures:
             freezes=sum(journal.counts[what] for what in ("replica freeze", "valkey freeze", "postgres freeze")),
             takeovers=journal.counts["takeovers"],
             amplification=_calls_of_sound_models(cluster) / max(1, journal.counts["turns"]),
-            takeover_seconds=sorted(journal.takeover_seconds),
+            takeover_seconds={how: sorted(taken) for how, taken in journal.takeover_seconds.items()},
             resume_seconds=sorted(journal.resume_seconds),
         )
 
