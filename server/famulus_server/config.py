@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -136,6 +137,10 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "embedded": EmbeddedSettings,
     "log": LogSettings,
 }
+# Those whose keys can also be given in the environment.
+_SCALARS: Mapping[str, type[msgspec.Struct]] = {**_SECTIONS, "prices": PriceSettings}
+# What Kubernetes sets in every pod for a service whose name begins with ours.
+_OF_A_KUBERNETES_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP|SCTP)\w*)$")
 _TABLES = ("models", "tiers", "tenants", "routes", "prices")
 # Keys of a model that may change while the server runs.
 _OF_THE_POLICY = ("limits", "price")
@@ -158,10 +163,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 def variables(path: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of the environment that the settings use, and what each of them gives. Raises ConfigError."""
-    sections: Mapping[str, type[msgspec.Struct]] = {**_SECTIONS, "prices": PriceSettings}
     used = {
         _variable(name, field.name): f"[{name}] {field.name}"
-        for name, kind in sections.items()
+        for name, kind in _SCALARS.items()
         for field in msgspec.structs.fields(kind)
         if _variable(name, field.name) in environ
     }
@@ -172,6 +176,17 @@ def variables(path: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
     return used
 
 
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """The variables of the environment that look like settings of a section, and are none."""
+    known = {_variable(name, field.name) for name, kind in _SCALARS.items() for field in msgspec.structs.fields(kind)}
+    sections = tuple(f"FAMULUS_{name}_".upper() for name in _SCALARS)
+    return sorted(
+        name
+        for name in environ
+        if name.startswith(sections) and name not in known and not _OF_A_KUBERNETES_SERVICE.search(name)
+    )
+
+
 def check(settings: Settings, *, source: str = "settings") -> None:
     """What holds of settings that a server can start with, besides what `load` checks. Raises ConfigError."""
     if settings.server.role != "all" and not settings.store.url:
@@ -179,6 +194,9 @@ def check(settings: Settings, *, source: str = "settings") -> None:
     for model in settings.models:
         if model.name in settings.embedded_models:
             raise ConfigError(source, "models", f"{model.name!r} is the name of an embedded model: choose another")
+    for key, url in (("store.url", settings.store.url), ("redis.url", settings.redis.url)):
+        if not _has_valid_port(url):
+            raise ConfigError(source, key, "its port is no number from 0 to 65535")
     names = [*settings.embedded_models, *(model.name for model in settings.models)]
     check_models(settings.policy, names, source=source)
 
@@ -196,6 +214,14 @@ def check_models(policy: Policy, names: Collection[str], *, source: str = "setti
             if model not in names:
                 reason = f"there is no model {model!r}; there are {', '.join(names)}"
                 raise ConfigError(source, f"routes[{index}].{key}", reason)
+
+
+def _has_valid_port(url: str) -> bool:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

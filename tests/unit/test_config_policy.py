@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from famulus_server.config import ConfigError, Settings, check, check_models, load, variables
+from famulus_server.config import ConfigError, Settings, check, check_models, load, unknown_variables, variables
 from famulus_server.engine.policy import Budget, ModelPrice, Policy, Quota, Tier, Variant
 
 TWO_MODELS = """
@@ -193,6 +193,25 @@ def test_what_does_not_go_together_is_refused_before_a_server_starts(tmp_path: P
     assert refused(none, tmp_path).startswith("models: there is no model: configure [[models]]")
     same = TWO_MODELS.replace('"small"', '"scripted"') + "[embedded]\nscripted_model = 'on'\n"
     assert refused(same, tmp_path).startswith("models: 'scripted' is the name of an embedded model")
+
+
+@pytest.mark.parametrize(
+    ("section", "url"),
+    [
+        ("store", "postgresql://db:54321x/famulus"),
+        ("store", "postgres://db:99999/f"),
+        ("redis", "redis://cache:port/0"),
+    ],
+)
+def test_url_with_a_wrong_port_is_refused_before_a_server_starts(section: str, url: str, tmp_path: Path) -> None:
+    assert refused(f"[{section}]\nurl = '{url}'\n", tmp_path).startswith(f"{section}.url: its port is no number")
+
+
+def test_variables_that_look_like_settings_and_are_none_are_found() -> None:
+    environ = dict.fromkeys(("FAMULUS_LOG_LEVEL", "FAMULUS_LOG_LEVLE", "FAMULUS_STORE", "FAMULUS_TOKEN", "HOME"), "")
+    # What Kubernetes sets for a service called famulus-server.
+    environ |= dict.fromkeys(("FAMULUS_SERVER_SERVICE_HOST", "FAMULUS_SERVER_PORT_7461_TCP_ADDR"), "")
+    assert unknown_variables(environ) == ["FAMULUS_LOG_LEVLE"]
 
 
 def test_routes_are_checked_against_the_models_that_there_really_are(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def check(configuration: Configuration, file: Path | None) -> None:
     click.echo(f"{path or 'No file'}: a server can start with this. It means:")
     for title, lines in explain(settings, variables(path, os.environ)):
         _show(title, lines)
-    _show("Warnings", list(find_warnings(settings)) or ["none"])
+    _show("Warnings", list(find_warnings(settings, os.environ)) or ["none"])
 
 
 def _show(title: str, lines: list[str]) -> None:

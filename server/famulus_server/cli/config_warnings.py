@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from famulus_server.config import Settings
+from famulus_server.config import Settings, unknown_variables
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
 from famulus_server.models.settings import ModelSettings
 
@@ -12,8 +12,10 @@ from famulus_server.models.settings import ModelSettings
 _MUCH = 2
 
 
-def find_warnings(settings: Settings) -> Iterator[str]:
+def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     """Each in a line of its own."""
+    for variable in unknown_variables(environ):
+        yield f"{variable}: no setting has this name, so it is not read"
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
     yield from _about_tiers(settings)

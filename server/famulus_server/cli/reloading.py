@@ -37,10 +37,15 @@ class Reloading:
             return
         try:
             settings = self._configuration.load_to_serve(self._changes)
-            # A model that only the file has is not there before the next start.
-            check_models(settings.policy, self._server.models, source=str(file))
         except ConfigError as error:
             _log.error("settings not reloaded", reason=str(error))
+            return
+        try:
+            check_models(settings.policy, self._server.models, source=str(file))
+        except ConfigError as error:
+            # The file is right by itself, so a route chooses one of the models that only the file has.
+            unserved = [model.name for model in settings.models if model.name not in self._server.models]
+            _log.error("settings not reloaded", reason=str(error), models_after_a_restart=unserved)
             return
         old, new = self._server.policies.current, settings.policy
         # Models that the file no longer has are served until the next start, within their limits and at their prices.

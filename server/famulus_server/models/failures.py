@@ -4,7 +4,7 @@ Their texts are for the log: a status and names. A provider's sentences stay out
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Any
@@ -115,6 +115,8 @@ def _number(value: str | None) -> float | None:
 
 def _date(value: str | None) -> datetime | None:
     try:
-        return parsedate_to_datetime(value or "")
+        date = parsedate_to_datetime(value or "")
     except ValueError:
         return None
+    # "-0000" is the header's way not to know its zone; HTTP has but one.
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

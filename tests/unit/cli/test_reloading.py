@@ -119,6 +119,7 @@ def test_route_to_a_model_that_comes_with_the_next_start_is_refused(tmp_path: Pa
     route = "[[routes]]\nname = 'r'\nvariants = [{ model = 'new' }]\n"
     [logged] = stage.reload(MODEL.format(name="m") + MODEL.format(name="new") + route)
     assert str(logged["reason"]).endswith("routes[0].variants[0].model: there is no model 'new'; there are m")
+    assert logged["models_after_a_restart"] == ["new"]
     assert stage.policy.routes == {}
 
 

@@ -35,6 +35,7 @@ from famulus_server.models.failures import from_error_object, from_status, read_
         ({"retry-after": "1e300"}, None),
         ({"retry-after-ms": "1763838427000"}, None),
         ({"retry-after": "Mon, 23 Nov 2026 12:00:00 GMT", "date": "Sun, 22 Nov 2026 12:00:00 GMT"}, None),
+        ({"retry-after": "Sun, 06 Nov 2022 08:49:47 -0000", "date": "Sun, 06 Nov 2022 08:49:37 GMT"}, 10.0),
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
