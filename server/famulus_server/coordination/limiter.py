@@ -75,7 +75,9 @@ class RedisLimiter:
         self._running.cancel()
         await asyncio.wait([self._running])
 
-    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+    async def take(
+        self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0, key: str = ""
+    ) -> Refused | None:
         buckets = [demand for demand in demands if demand.limit.quantity != "runs"]
         ordered = [*buckets, *(demand for demand in demands if demand.limit.quantity == "runs")]
         if not ordered:
@@ -96,7 +98,7 @@ class RedisLimiter:
             case [number, wait, *debts]:
                 self._remember(buckets, debts)
                 return Refused(ordered[number - 1].limit, to_seconds(wait))
-        refused = await self._local.take(ordered, holder=holder, seconds=seconds)
+        refused = await self._local.take(ordered, holder=holder, seconds=seconds, key=key)
         if refused is not None:
             self._give_back(ordered[len(buckets) :], holder=holder)
         return refused

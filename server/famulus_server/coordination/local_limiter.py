@@ -38,11 +38,13 @@ class LocalLimiter:
         self._holders: dict[Name, dict[str, int]] = {}
         self._paused_until: dict[Name, int] = {}
         self._settled_until: dict[str, int] = {}
-        # For whom something was taken here at several times its price: until when that may be settled, and how many.
+        # By their keys, what was taken here at several times its price: until when it may be settled, and how many.
         self._taken: dict[str, tuple[int, int]] = {}
         self._room = _ROOM
 
-    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+    async def take(
+        self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0, key: str = ""
+    ) -> Refused | None:
         now, share = self._now(), self._share()
         refused: Refused | None = None
         full_at: dict[Name, int] = {}
@@ -60,8 +62,8 @@ class LocalLimiter:
                 refused = Refused(demand.limit, to_seconds(wait))
         if refused is None:
             self._full_at |= full_at
-            if holder and share > 1:
-                self._taken[holder] = now + to_microseconds(SETTLED_SECONDS), share
+            if key and share > 1:
+                self._taken[key] = now + to_microseconds(SETTLED_SECONDS), share
             self._make_room(now, noted=len(full_at) + 1)
             self.hold([demand.limit for demand in demands], holder=holder, seconds=seconds)
         return refused
@@ -146,7 +148,7 @@ class LocalLimiter:
         self._full_at = _later(self._full_at, now)
         self._paused_until = _later(self._paused_until, now)
         self._settled_until = _later(self._settled_until, now)
-        self._taken = {holder: taken for holder, taken in self._taken.items() if taken[0] > now}
+        self._taken = {key: taken for key, taken in self._taken.items() if taken[0] > now}
         holders = {name: _later(holders, now) for name, holders in self._holders.items()}
         self._holders = {name: some for name, some in holders.items() if some}
         self._room = self._size() + _ROOM

@@ -145,10 +145,11 @@ class Asking:
             raise ModelSuspended("the model is not asked for a while", retry_after=rest)
         run, request = question.run, _request(question, model)
         demands = await self._demands(question, request)
-        limit = await self._take(run, demands)
+        key = f"{run.id}:{run.attempt}:{run.turns}:{model}"
+        limit = await self._take(run, demands, key)
         if limit is not None:
             yield [Retrying(RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED, _PATIENCE_SECONDS)]
-            await self._stand_in_line(run, demands, limit)
+            await self._stand_in_line(run, demands, key, limit)
         question.variant, question.degraded = model, self._router.is_degraded(run, model)
         used = 0
         try:
@@ -166,7 +167,6 @@ class Asking:
                 self._start(self._pause(model, error.retry_after))
             raise
         finally:
-            key = f"{run.id}:{run.attempt}:{run.turns}:{model}"
             # In a task of its own: whoever breaks this turn off must not keep from others what it holds.
             self._start(self._give_back(demands, run.id, key, used))
 
@@ -184,20 +184,20 @@ class Asking:
         counted = await self._router.open(request.model).count(request)
         return estimated if counted is None else demands(counted)
 
-    async def _take(self, run: Run, demands: Sequence[Demand]) -> Limit | None:
+    async def _take(self, run: Run, demands: Sequence[Demand], key: str) -> Limit | None:
         """Takes what is demanded, and returns None; or the limit to stand in line for. Raises _Busy."""
         for demand in demands:
             if (line := self._lines.get(demand.limit)) is not None and line.locked():
                 return demand.limit
-        return await self._try(run, demands)
+        return await self._try(run, demands, key)
 
-    async def _try(self, run: Run, demands: Sequence[Demand]) -> Limit | None:
-        refused = await self._limiter.take(demands, holder=run.id, seconds=_PLACE_SECONDS)
+    async def _try(self, run: Run, demands: Sequence[Demand], key: str) -> Limit | None:
+        refused = await self._limiter.take(demands, holder=run.id, seconds=_PLACE_SECONDS, key=key)
         if refused is not None and refused.retry_after > _PATIENCE_SECONDS:
             raise _Busy(refused.retry_after)
         return refused.limit if refused else None
 
-    async def _stand_in_line(self, run: Run, demands: Sequence[Demand], limit: Limit) -> None:
+    async def _stand_in_line(self, run: Run, demands: Sequence[Demand], key: str, limit: Limit) -> None:
         """Takes what is demanded, behind those who came before. Raises _Busy."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + _PATIENCE_SECONDS
@@ -210,7 +210,7 @@ class Asking:
         except TimeoutError:
             raise _Busy(_LINE_SECONDS) from None
         try:
-            while await self._try(run, demands) is not None:
+            while await self._try(run, demands, key) is not None:
                 if loop.time() >= give_up_at:
                     raise _Busy(_LINE_SECONDS)
                 await asyncio.sleep(_LOOK_SECONDS)

@@ -46,9 +46,11 @@ class Limiter(Protocol):
     Never raises, and never takes long: at most 50 ms, a few times.
     """
 
-    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+    async def take(
+        self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0, key: str = ""
+    ) -> Refused | None:
         """Takes all that is demanded, or nothing. A `holder` holds a place in each limit of runs until it is released,
-        or for so many seconds; one that holds a place already takes no other."""
+        or for so many seconds; one that holds a place already takes no other. By its `key` it will be settled."""
 
     async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
         """Corrects what was taken of tokens to what was used; debt is allowed. Once per key: again, it does nothing. Is

@@ -170,7 +170,7 @@ async def test_of_what_others_have_charged_no_more_is_given_back() -> None:
 async def test_what_was_taken_here_is_given_back_at_the_price_it_was_taken_at() -> None:
     stage = Stage(share=3)
     taken = Demand(TOKENS, 30)
-    assert await stage.limiter.take([taken], holder="run_1") is None
+    assert await stage.limiter.take([taken], key="run_1") is None
     # Another replica has left meanwhile.
     stage.share = 2
     await stage.limiter.settle([taken], key="run_1", used=20)

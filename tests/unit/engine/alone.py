@@ -48,7 +48,9 @@ def ledger(store: Store, feed: Feed) -> Ledger:
 class NoLimiter:
     """Limits nothing."""
 
-    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+    async def take(
+        self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0, key: str = ""
+    ) -> Refused | None:
         return None
 
     async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None: ...

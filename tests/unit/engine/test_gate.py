@@ -32,7 +32,9 @@ class Entrance(LocalLimiter):
         self.is_open = asyncio.Event()
         self.is_open.set()
 
-    async def take(self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0) -> Refused | None:
+    async def take(
+        self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0, key: str = ""
+    ) -> Refused | None:
         self.came.set()
         await self.is_open.wait()
         return await super().take(demands, holder=holder, seconds=seconds)
