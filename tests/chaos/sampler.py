@@ -9,7 +9,8 @@ from typing import Any
 
 import asyncpg
 
-from chaos.journal import Journal
+from chaos.cluster import REPLICAS
+from chaos.journal import Journal, place
 
 _PAUSE = 0.1
 _TIMEOUT = 2.0
@@ -82,11 +83,12 @@ class Sampler:
             self._orphaned.setdefault(run_id, _Orphan(now.owner, *lost))
             return
         orphan = self._orphaned.pop(run_id, None)
-        # An owner that was thawed in time goes on, and no database means no takeover.
+        # An owner that was thawed in time goes on; no database, or nobody who is well, means no takeover.
         if orphan is None or orphan.owner == now.owner or not now.owner:
             return
-        moment = time.time()
-        if not self._journal.faulty_between(orphan.since - 1, moment, ("postgres",)):
+        moment, before = time.time(), orphan.since - 1
+        somebody = any(not self._journal.faulty_between(before, moment, (place(one),)) for one in range(REPLICAS))
+        if somebody and not self._journal.faulty_between(before, moment, ("postgres",)):
             self._journal.takeover_seconds.setdefault(orphan.how, []).append(moment - orphan.since)
 
 
