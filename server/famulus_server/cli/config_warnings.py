@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from famulus_server.config import Settings
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
+from famulus_server.models.connection import is_loopback
 from famulus_server.models.settings import ModelSettings
 
 # A thread that fits into the largest window of a route is cut by half in the smallest.
@@ -16,10 +18,18 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     """Each in a line of its own."""
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    yield from _about_upstreams(settings)
     yield from _about_tiers(settings)
     yield from _about_prices(settings)
     for route in settings.policy.routes.values():
         yield from _about_route(route, settings)
+
+
+def _about_upstreams(settings: Settings) -> Iterator[str]:
+    for model in settings.models:
+        host = urlsplit(model.base_url).hostname or ""
+        if model.base_url.startswith("http:") and not is_loopback(host):
+            yield f"models: {model.name} is asked over http: whoever is on the way to {host} reads keys and conversations"
 
 
 def _about_tiers(settings: Settings) -> Iterator[str]:

@@ -14,6 +14,7 @@ from famulus.v1.run_pb2 import Run, RunErrorCode, Usage
 from famulus_server.engine import quotas
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.prompt import Prompt
+from famulus_server.engine.pseudonyms import Pseudonyms
 from famulus_server.engine.routing import Router
 from famulus_server.errors import ModelError, ModelRateLimited, ModelRejectedRequest, ModelRemoved, ModelSuspended
 from famulus_server.ports import (
@@ -79,12 +80,19 @@ class Asking:
     """Asks models."""
 
     def __init__(
-        self, *, router: Router, limiter: Limiter, policies: Policies, chance: Callable[[], float] = random.random
+        self,
+        *,
+        router: Router,
+        limiter: Limiter,
+        policies: Policies,
+        pseudonyms: Pseudonyms,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         """`chance` gives numbers from 0 to 1."""
         self._router = router
         self._limiter = limiter
         self._policies = policies
+        self._pseudonyms = pseudonyms
         self._chance = chance
         # Of each limit that somebody waits for: only the first of them asks for it, the others stand behind him.
         self._lines: WeakValueDictionary[Limit, asyncio.Lock] = WeakValueDictionary()
@@ -143,7 +151,8 @@ class Asking:
         if rest := self._router.rests(model):
             # Before anything is taken for a call that will not be made.
             raise ModelSuspended("the model is not asked for a while", retry_after=rest)
-        run, request = question.run, _request(question, model)
+        run = question.run
+        request = replace(_request(question, model), user=self._pseudonyms.of("provider", question.tenant, run.user_id))
         demands = await self._demands(question, request)
         limit = await self._take(run, demands)
         if limit is not None:
