@@ -104,10 +104,10 @@ class ApiServer:
         slow_seconds: float = 30.0,
         audit: Audit | None = None,
     ) -> None:
-        """Without `desks` only health is served, and without `audit` no call is noted. `page_key` signs page tokens and is
-        the same on all replicas; `ping` raises unless the store answers, and is called each `ping_seconds`; unary calls
-        but WaitRun end after `unary_seconds`, and streams whose reader takes `slow_seconds` for a response. Raises
-        ListenError where the address is not a loopback one: there is no authentication yet."""
+        """Without `desks` only health is served, and without `audit` no call is noted. `page_key` signs page tokens and
+        is the same on all replicas; `ping` raises unless the store answers, and is called each `ping_seconds`; unary
+        calls but WaitRun end after `unary_seconds`, and streams whose reader takes `slow_seconds` for a response.
+        Raises ListenError where the address is not a loopback one: there is no authentication yet."""
         check_loopback(address)
         self._address = address
         self._drain = Drain()

@@ -27,7 +27,7 @@ _BROKEN = 1
 _PAGE = 1_000
 
 
-class _HeadType(click.ParamType):
+class _HeadType(click.ParamType["Head"]):
     """NUMBER:HASH, as `audit head` prints it."""
 
     name = "head"

@@ -29,7 +29,7 @@ def _about_upstreams(settings: Settings) -> Iterator[str]:
     for model in settings.models:
         host = urlsplit(model.base_url).hostname or ""
         if model.base_url.startswith("http:") and not is_loopback(host):
-            yield f"models: {model.name} is asked over http: whoever is on the way to {host} reads keys and conversations"
+            yield f"models: {model.name} is asked over http: whoever is on the way to {host} reads along"
 
 
 def _about_tiers(settings: Settings) -> Iterator[str]:
