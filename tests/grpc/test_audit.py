@@ -197,7 +197,7 @@ async def refusing(trail: AuditTrail) -> AsyncIterator[tuple[Any, Nobody]]:
     layer = Nobody()
     noting = Audit(calls="changes", trail=trail, pseudonyms=Pseudonyms(key=b"k"), clock=SystemClock(), ids=ids)
     made = grpc.aio.server(interceptors=[Pipeline((AccessLog(ids=ids), Errors(ids=ids), noting, layer))])
-    add_RunServiceServicer_to_server(RunServiceServicer(), made)
+    add_RunServiceServicer_to_server(RunServiceServicer(), made)  # type: ignore[abstract]
     port = made.add_insecure_port("127.0.0.1:0")
     await made.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
