@@ -13,7 +13,13 @@ from click.testing import CliRunner, Result
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus.v1.run_service_pb2 import CancelRunRequest, CreateRunRequest, GetRunRequest
+from famulus.v1.run_service_pb2 import (
+    CancelRunRequest,
+    CreateRunRequest,
+    GetRunRequest,
+    StreamRunRequest,
+    StreamRunResponse,
+)
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer, RunServiceStub, add_RunServiceServicer_to_server
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import (
@@ -24,7 +30,7 @@ from famulus.v1.thread_service_pb2 import (
 )
 from famulus_server.api.access_log import AccessLog
 from famulus_server.api.audit import Audit, ids_in, may_change
-from famulus_server.api.calls import Call, Caller
+from famulus_server.api.calls import Call, Caller, current_call
 from famulus_server.api.errors import Errors
 from famulus_server.api.pipeline import Pipeline
 from famulus_server.cli import main
@@ -168,18 +174,29 @@ async def test_settings_say_which_calls_are_noted(tmp_path: Path, calls: str, me
 
 
 class Nobody:
-    """A layer that refuses, as one that knows callers would."""
+    """A layer that refuses, as one that knows callers would; streams that have begun, where `late`."""
 
     def __init__(self) -> None:
         self.caller: Caller | None = None
+        self.late = False
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         call.caller = self.caller
+        if self.late:
+            yield
+            raise Unauthenticated(reasons.ERROR_REASON_CREDENTIALS_EXPIRED, "you were here too long")
         if self.caller is None:
             raise Unauthenticated(reasons.ERROR_REASON_UNAUTHENTICATED, "who are you?")
         raise PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "you may not")
-        yield
+
+
+class OneResponse(RunServiceServicer):
+    """Answers StreamRun."""
+
+    async def StreamRun(self, request: StreamRunRequest, _: object) -> AsyncIterator[StreamRunResponse]:  # noqa: N802
+        current_call().made["run_id"] = "run_1"
+        yield StreamRunResponse()
 
 
 @pytest.fixture
@@ -197,7 +214,7 @@ async def refusing(trail: AuditTrail) -> AsyncIterator[tuple[Any, Nobody]]:
     layer = Nobody()
     noting = Audit(calls="changes", trail=trail, pseudonyms=Pseudonyms(key=b"k"), clock=SystemClock(), ids=ids)
     made = grpc.aio.server(interceptors=[Pipeline((AccessLog(ids=ids), Errors(ids=ids), noting, layer))])
-    add_RunServiceServicer_to_server(RunServiceServicer(), made)  # type: ignore[abstract]
+    add_RunServiceServicer_to_server(OneResponse(), made)  # type: ignore[abstract]
     port = made.add_insecure_port("127.0.0.1:0")
     await made.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -230,6 +247,24 @@ async def test_whoever_is_refused_for_who_he_is_is_noted_also_where_he_only_read
     stranger, known = (json.loads(row.body) for row in rows)
     assert (stranger["tenant"], stranger["actor"], stranger["code"]) == ("", "", "UNAUTHENTICATED")
     assert (known["tenant"], known["actor"], known["reason"]) == ("acme", "billing", "PERMISSION_DENIED")
+
+
+async def test_stream_is_noted_when_it_begins_and_again_where_its_caller_is_turned_away(store: SqliteStore) -> None:
+    await store.open()
+    trail = trail_on(store, 100)
+    trail.open()
+    async with refusing(trail) as (stub, layer):
+        layer.caller, layer.late = Caller(tenant="a\0b\ud800", name="billing"), True
+        stream = stub.StreamRun(StreamRunRequest())
+        await stream.read()
+        assert await code_of(stream.read()) == ("UNAUTHENTICATED", "CREDENTIALS_EXPIRED")
+    await trail.close()
+    rows = await store.read(lambda tx: tx.audit.page(after=0, limit=10))
+    begun, ended = (json.loads(row.body) for row in rows)
+    assert (begun["code"], begun["resources"]) == ("OK", {"run_id": "run_1"})
+    assert (ended["code"], ended["reason"]) == ("UNAUTHENTICATED", "CREDENTIALS_EXPIRED")
+    # Nobody should be called so, but a row that cannot be stored would hold up all others.
+    assert begun["tenant"] == "a?b?"
 
 
 async def test_changes_are_refused_while_they_cannot_be_noted_and_reads_are_not(store: SqliteStore) -> None:

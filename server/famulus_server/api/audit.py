@@ -87,8 +87,8 @@ class Audit:
         entry = AuditEntry(
             id=self._ids.new("audit"),
             time=self._clock.now(),
-            tenant=caller.tenant if caller else "",
-            actor=caller.name if caller else "",
+            tenant=_storable(caller.tenant) if caller else "",
+            actor=_storable(caller.name) if caller else "",
             method=call.method.removeprefix(_PACKAGE).replace("/", "."),
             resources=self._resources(call),
             code=code,
@@ -115,6 +115,11 @@ class Audit:
             # Nothing can be removed from the log, so nothing personal may get into it.
             found[_USER] = self._pseudonyms.of("audit", call.caller.tenant, found[_USER])
         return found
+
+
+def _storable(name: str) -> str:
+    """The name without what a database refuses: one row that cannot be stored would hold up all behind it."""
+    return name.encode(errors="replace").decode().replace("\0", "?")
 
 
 def may_change(method: str) -> bool:
