@@ -152,7 +152,7 @@ class Asking:
             # Before anything is taken for a call that will not be made.
             raise ModelSuspended("the model is not asked for a while", retry_after=rest)
         run = question.run
-        request = replace(_request(question, model), user=self._pseudonyms.of("provider", question.tenant, run.user_id))
+        request = _request(question, model, self._pseudonyms.of("provider", question.tenant, run.user_id))
         demands = await self._demands(question, request)
         limit = await self._take(run, demands)
         if limit is not None:
@@ -263,13 +263,14 @@ class Asking:
         task.add_done_callback(self._errands.discard)
 
 
-def _request(question: Question, model: str) -> ModelRequest:
-    """The turn as this model can read it: what another one reasoned is encrypted, and for that one only."""
+def _request(question: Question, model: str, user: str) -> ModelRequest:
+    """The turn as this model can read it: what another one reasoned is encrypted, and for that one only. `user` is a
+    pseudonym."""
     run, request = question.run, question.made.request
     items: Sequence[Mapping[str, Any]] = request.items
     if run.degraded or run.variant not in ("", model):
         items = [item for item in items if item.get("type") != "reasoning"]
-    return replace(request, model=model, items=items)
+    return replace(request, model=model, items=items, user=user)
 
 
 def _used(events: Sequence[ModelEvent], question: Question) -> int:
