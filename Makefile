@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
-.PHONY: help run demo test lint generate generate-check chaos bench clean
+.PHONY: help run demo test lint audit sbom generate generate-check chaos bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -30,6 +30,13 @@ lint: .venv/installed ## check style, types, layers and protos
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 
+audit: .venv-audit/installed ## look for known vulnerabilities; AUDIT=strict fails where that cannot be looked up
+	.venv-audit/bin/python .ci/audit.py .venv/requirements.txt $(AUDIT)
+
+sbom: .venv-audit/installed ## write what the server is made of to dist/famulus-server.cdx.json
+	$(BIN)/uv export --quiet --locked --no-dev --all-extras --no-emit-workspace --output-file .venv/shipped.txt
+	.venv-audit/bin/python .ci/sbom.py $(BIN)/python .venv/shipped.txt dist/famulus-server.cdx.json
+
 generate: .venv/installed .venv-stubs/installed ## write the stubs in clients/ from protos/
 	rm -f $(STUBS)/*_pb2*
 	$(BIN)/buf generate --template clients/buf.gen.yaml --output clients
@@ -44,12 +51,10 @@ chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=1
 	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
 
 bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
-	PYTHONPATH=tests $(BIN)/python -m bench.stream
-	PYTHONPATH=tests $(BIN)/python -m bench.threads
-	PYTHONPATH=tests $(BIN)/python -m bench.limits
+	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
 
 clean: ## remove what the other targets installed and cached
-	rm -rf .venv .venv-stubs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv only reads the lock; pip installs, because it obeys the machine's settings (index, proxy, certificates).
@@ -64,9 +69,11 @@ clean: ## remove what the other targets installed and cached
 	$(BIN)/pip install --quiet --no-deps --editable clients/python --editable .
 	touch $@
 
-# The stub generator needs an older protobuf than the server, so it lives apart.
-.venv-stubs/installed: .venv/installed $(STUBS_PLUGIN).lock
-	$(BIN)/python -m venv .venv-stubs
-	$(BIN)/uv export --quiet --locked --script $(STUBS_PLUGIN) --output-file .venv-stubs/requirements.txt
-	.venv-stubs/bin/pip install --quiet --no-deps --require-hashes --requirement .venv-stubs/requirements.txt
+# The stub generator needs an older protobuf than the server, and what looks at the packages is none of them.
+.venv-stubs/installed: EXPORTED := --script $(STUBS_PLUGIN)
+.venv-audit/installed: EXPORTED := --only-group audit
+.venv-stubs/installed .venv-audit/installed: .venv/installed $(STUBS_PLUGIN).lock
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/uv export --quiet --locked $(EXPORTED) --output-file $(@D)/requirements.txt
+	$(@D)/bin/pip install --quiet --no-deps --require-hashes --requirement $(@D)/requirements.txt
 	touch $@

@@ -81,6 +81,13 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal, JSON lines elsewhere
 
 
+class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[audit]`: the log of who did what, in the database."""
+
+    # changes: calls that may change something, and refusals for who the caller is; all: those that read as well.
+    calls: Literal["changes", "all", "off"] = "changes"
+
+
 class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[prices]`: what prices and budgets are given in."""
 
@@ -96,6 +103,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerSettings = WorkerSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     log: LogSettings = LogSettings()
+    audit: AuditSettings = AuditSettings()
     models: tuple[ModelSettings, ...] = ()
     policy: Policy = Policy()
 
@@ -136,6 +144,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "worker": WorkerSettings,
     "embedded": EmbeddedSettings,
     "log": LogSettings,
+    "audit": AuditSettings,
 }
 # Those whose keys can also be given in the environment.
 _SCALARS: Mapping[str, type[msgspec.Struct]] = {**_SECTIONS, "prices": PriceSettings}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from famulus_server.api.addresses import check_free
+from famulus_server.api.audit import Audit
 from famulus_server.api.server import ApiServer, Desks
 from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
@@ -24,6 +25,7 @@ from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
 from famulus_server.engine.asking import Asking
 from famulus_server.engine.assistants import AssistantDesk
+from famulus_server.engine.audit import AuditTrail
 from famulus_server.engine.clock import SystemClock, TimeOrderedIds
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
@@ -32,6 +34,7 @@ from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.pseudonyms import PSEUDONYM_KEY, Pseudonyms
 from famulus_server.engine.routing import Router
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
@@ -117,7 +120,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         gate = Gate(store=store, limiter=limiter, policies=policies)
         stack.push_async_callback(gate.close)
         router = Router(models=models, policies=policies)
-        asking = Asking(router=router, limiter=limiter, policies=policies)
+        pseudonyms = Pseudonyms(key=await store.write(lambda tx: tx.secrets.obtain(PSEUDONYM_KEY)))
+        asking = Asking(router=router, limiter=limiter, policies=policies, pseudonyms=pseudonyms)
         stack.push_async_callback(asking.close)
         ledger = Ledger(store=store, feed=feed, hints=hints)
         ledger.frees(gate.leave)
@@ -176,6 +180,13 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             watch=watch,
             usage=UsageDesk(store=store, policies=policies, clock=clock),
         )
+        audit = None
+        if settings.audit.calls != "off":
+            trail = AuditTrail(store=store, clock=clock, ids=ids)
+            trail.open()
+            # Once the server has stopped, the last calls are noted.
+            stack.push_async_callback(trail.close)
+            audit = Audit(calls=settings.audit.calls, trail=trail, pseudonyms=pseudonyms, clock=clock, ids=ids)
         server = ApiServer(
             address=settings.server.listen,
             desks=None if role == "worker" else desks,
@@ -183,6 +194,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
             ping=workers_store.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
+            audit=audit,
         )
         address = await server.start()
         stack.push_async_callback(server.stop, grace_seconds=_CALLS_GRACE_SECONDS)

@@ -17,7 +17,14 @@ from famulus_server.models.settings import BreakerSettings, ModelSettings, Retry
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RECORDS = sorted((DOCS / "adr").glob("0*.md"))
-PAGES = [*RECORDS, DOCS / "architecture.md", DOCS / "errors.md", DOCS / "configuration.md", ROOT / "CHANGELOG.md"]
+PAGES = [
+    *RECORDS,
+    DOCS / "architecture.md",
+    DOCS / "audit.md",
+    DOCS / "errors.md",
+    DOCS / "configuration.md",
+    ROOT / "CHANGELOG.md",
+]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[server]": config.ServerSettings,
     "[store]": config.StoreSettings,
@@ -25,6 +32,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[worker]": config.WorkerSettings,
     "[embedded]": config.EmbeddedSettings,
     "[log]": config.LogSettings,
+    "[audit]": config.AuditSettings,
     "[[models]]": ModelSettings,
     "[models.retry]": RetrySettings,
     "[models.breaker]": BreakerSettings,
@@ -185,8 +193,8 @@ def test_example_of_the_environment_is_obeyed() -> None:
 
 def test_every_direct_dependency_has_a_reason() -> None:
     project = tomllib.loads(read(ROOT / "pyproject.toml"))
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    wanted += [one for group in project["project"]["optional-dependencies"].values() for one in group]
+    groups = [*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()]
+    wanted = [*project["project"]["dependencies"], *(one for group in groups for one in group)]
     names = {re.split(r"[=<>\[ ]", one)[0] for one in wanted}
     explained = re.findall(r"^(?:- |\| )`([\w-]+)` (?:\(|\| )", read(DOCS / "adr/0006-dependencies.md"), re.MULTILINE)
     assert sorted(explained) == sorted(names)

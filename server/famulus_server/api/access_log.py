@@ -41,13 +41,14 @@ class AccessLog:
             line = _log.debug if call.method.startswith(_QUIET) else _log.info
             line(
                 "call",
-                code=_code(call, cancelled),
+                code=code_of_end(call, cancelled=cancelled),
                 milliseconds=round((self._stopwatch() - started) * 1_000, 1),
                 tenant=call.caller.tenant if call.caller else None,
             )
 
 
-def _code(call: Call, cancelled: bool) -> str:
+def code_of_end(call: Call, *, cancelled: bool) -> str:
+    """The name of the code that a call ended with, as its caller sees it."""
     if not cancelled:
         return (call.context.code() or grpc.StatusCode.OK).name
     # gRPC cancels the handler in both cases and only the clock tells them apart.

@@ -1,5 +1,6 @@
 """What the layers and the servicers know of the call they are in."""
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ class Call:
 
     `error_facts` join the ErrorInfo metadata of whatever error ends the call. `let_go` says that the server ends the
     call, and not a caller who went away.
+
+    For the audit there are the `request`, if it is one message that could be read, the `response` of a call that has
+    just one, and the ids of what a stream has `made`; `when_answered` is called before a stream's first response.
     """
 
     method: str
@@ -36,6 +40,11 @@ class Call:
     caller: Caller | None = None
     error_facts: dict[str, str] = field(default_factory=dict)
     let_go: bool = False
+    request: Any = None
+    response: Any = None
+    made: dict[str, str] = field(default_factory=dict)
+    when_answered: Callable[[], None] | None = None
+    noted: bool = False
 
 
 # Each RPC is a task of its own, so this is never seen by another call.

@@ -78,14 +78,15 @@ class Errors:
 
 def status_of(error: FamulusError, facts: Mapping[str, str] | None = None) -> Status:
     """The google.rpc.Status of an error; `facts` join its metadata where it does not have them itself."""
-    status = Status(code=_code(error).value[0], message=error.message[:_MOST_MESSAGE_CHARACTERS])
+    status = Status(code=code_of(error).value[0], message=error.message[:_MOST_MESSAGE_CHARACTERS])
     for detail in _details(error, facts or {}):
         # Deterministic, so that equal refusals are equal byte for byte.
         status.details.add().Pack(detail, deterministic=True)
     return status
 
 
-def _code(error: FamulusError) -> grpc.StatusCode:
+def code_of(error: FamulusError) -> grpc.StatusCode:
+    """The code of an error."""
     return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
@@ -128,4 +129,4 @@ async def _abort(call: Call, error: FamulusError) -> None:
     status = status_of(error, call.error_facts)
     # Trailers given to an abort replace those that were set before: so the request id is named again.
     trailers = ((REQUEST_ID_HEADER, call.request_id), (_DETAILS_TRAILER, status.SerializeToString()))
-    await call.context.abort(_code(error), status.message, trailers)
+    await call.context.abort(code_of(error), status.message, trailers)

@@ -56,15 +56,23 @@ class Pipeline(grpc.aio.ServerInterceptor):
         check = checked_stream if handler.request_streaming else checked
 
         async def answer(request: Any, context: _Context) -> Any:
-            async with self._entered(Call(method=method, streams=False, context=context)):
-                return await behaviour(check(request), context)
+            call = Call(method=method, streams=False, context=context)
+            async with self._entered(call):
+                call.request = check(request)
+                call.response = await behaviour(call.request, context)
+                return call.response
 
         async def stream(request: Any, context: _Context) -> None:
             # Written, not yielded: when the call is cancelled, this task closes the servicer's iterator at once.
-            async with self._entered(Call(method=method, streams=True, context=context)):
-                responses: AsyncGenerator[Any, None] = behaviour(check(request), context)
+            call = Call(method=method, streams=True, context=context)
+            async with self._entered(call):
+                call.request = check(request)
+                responses: AsyncGenerator[Any, None] = behaviour(call.request, context)
                 async with aclosing(responses):
                     async for response in responses:
+                        if call.when_answered is not None:
+                            call.when_answered()
+                            call.when_answered = None
                         await self._write(context, response)
 
         shapes: dict[tuple[bool, bool], Callable[..., _Handler]] = {

@@ -66,6 +66,7 @@ class RunServicer(RunServiceServicer):
         validation.check_stream(request)
         tenant = current_tenant()
         run = await self._create(tenant, request.create, kept=not request.cancel_on_disconnect)
+        current_call().made.update(run_id=run.id, thread_id=run.thread_id)
         # Closed here: a caller who goes away must not be noticed by garbage collection only.
         async with aclosing(self._events(tenant, run.id, request)) as batches:
             async for events in batches:

@@ -23,6 +23,7 @@ from famulus.v1 import (
 from famulus_server.api.access_log import AccessLog
 from famulus_server.api.addresses import ListenError, check_loopback, taken, with_port
 from famulus_server.api.assistants import AssistantServicer
+from famulus_server.api.audit import Audit
 from famulus_server.api.callers import OneCaller
 from famulus_server.api.calls import Caller
 from famulus_server.api.deadlines import Deadlines
@@ -101,11 +102,12 @@ class ApiServer:
         ping_seconds: float = 1.0,
         unary_seconds: float = 60.0,
         slow_seconds: float = 30.0,
+        audit: Audit | None = None,
     ) -> None:
-        """Without `desks` only health is served. `page_key` signs page tokens and is the same on all replicas; `ping`
-        raises unless the store answers, and is called each `ping_seconds`; unary calls but WaitRun end after
-        `unary_seconds`, and streams whose reader takes `slow_seconds` for a response. Raises ListenError where the
-        address is not a loopback one: there is no authentication yet."""
+        """Without `desks` only health is served, and without `audit` no call is noted. `page_key` signs page tokens and
+        is the same on all replicas; `ping` raises unless the store answers, and is called each `ping_seconds`; unary
+        calls but WaitRun end after `unary_seconds`, and streams whose reader takes `slow_seconds` for a response.
+        Raises ListenError where the address is not a loopback one: there is no authentication yet."""
         check_loopback(address)
         self._address = address
         self._drain = Drain()
@@ -117,6 +119,7 @@ class ApiServer:
         layers: Sequence[Layer] = (
             AccessLog(ids=ids),
             Errors(ids=ids),
+            *([audit] if audit else []),
             Deadlines(unary_seconds=unary_seconds, patient=_PATIENT),
             OneCaller(Caller(tenant="default")),
             Admission(drain=self._drain, methods=_STARTING_WORK),

@@ -13,6 +13,11 @@ _ROLES = {
     "api": "Answers calls, and leaves runs to workers",
     "worker": "Executes runs, and answers health checks only",
 }
+_NOTED = {
+    "changes": "Notes calls that may change something, and all that were refused for who the caller is.",
+    "all": "Notes all calls, those that read as well.",
+    "off": "Notes nothing.",
+}
 _WHOSE = {"tenant": "each tenant", "user": "each user", "assistant": "each assistant"}
 _WHOSE_LIMITS = {**_WHOSE, "tenant_model": "each tenant with each model"}
 _USUAL_BURST = Quota().burst_seconds
@@ -29,6 +34,7 @@ def explain(settings: Settings, variables: Mapping[str, str]) -> Iterator[tuple[
     yield "Routes", [line for route in policy.routes.values() for line in _route(route)] or ["none"]
     yield "Tiers", list(_tiers(policy))
     yield "Budgets", list(_budgets(policy)) or ["none"]
+    yield "Audit", [_NOTED[settings.audit.calls]]
     yield "Log", [f"From the level {settings.log.level}, in the format {settings.log.format}."]
     yield "From the environment", [f"{name}: {what}" for name, what in variables.items()] or ["nothing"]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
 
 from famulus_server.config import Settings, unknown_variables
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
+from famulus_server.models.connection import is_loopback
 from famulus_server.models.settings import ModelSettings
 
 # A thread that fits into the largest window of a route is cut by half in the smallest.
@@ -18,10 +20,18 @@ def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
         yield f"{variable}: no setting has this name, so it is not read"
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    yield from _about_upstreams(settings)
     yield from _about_tiers(settings)
     yield from _about_prices(settings)
     for route in settings.policy.routes.values():
         yield from _about_route(route, settings)
+
+
+def _about_upstreams(settings: Settings) -> Iterator[str]:
+    for model in settings.models:
+        host = urlsplit(model.base_url).hostname or ""
+        if model.base_url.startswith("http:") and not is_loopback(host):
+            yield f"models: {model.name} is asked over http: whoever is on the way to {host} reads along"
 
 
 def _about_tiers(settings: Settings) -> Iterator[str]:

@@ -21,4 +21,5 @@ def start_logs(settings: Settings) -> None:
     """Log as the settings say."""
     from famulus_server.telemetry.logs import configure_logs  # here, because structlog takes long to import
 
-    configure_logs(level=settings.log.level, json=_JSON[settings.log.format])
+    keys = [model.api_key for model in settings.models]
+    configure_logs(level=settings.log.level, json=_JSON[settings.log.format], secrets=keys)

@@ -14,6 +14,7 @@ from famulus.v1.run_pb2 import Run, RunErrorCode, Usage
 from famulus_server.engine import quotas
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.prompt import Prompt
+from famulus_server.engine.pseudonyms import Pseudonyms
 from famulus_server.engine.routing import Router
 from famulus_server.errors import ModelError, ModelRateLimited, ModelRejectedRequest, ModelRemoved, ModelSuspended
 from famulus_server.ports import (
@@ -79,12 +80,19 @@ class Asking:
     """Asks models."""
 
     def __init__(
-        self, *, router: Router, limiter: Limiter, policies: Policies, chance: Callable[[], float] = random.random
+        self,
+        *,
+        router: Router,
+        limiter: Limiter,
+        policies: Policies,
+        pseudonyms: Pseudonyms,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         """`chance` gives numbers from 0 to 1."""
         self._router = router
         self._limiter = limiter
         self._policies = policies
+        self._pseudonyms = pseudonyms
         self._chance = chance
         # Of each limit that somebody waits for: only the first of them asks for it, the others stand behind him.
         self._lines: WeakValueDictionary[Limit, asyncio.Lock] = WeakValueDictionary()
@@ -143,7 +151,8 @@ class Asking:
         if rest := self._router.rests(model):
             # Before anything is taken for a call that will not be made.
             raise ModelSuspended("the model is not asked for a while", retry_after=rest)
-        run, request = question.run, _request(question, model)
+        run = question.run
+        request = _request(question, model, self._pseudonyms.of("provider", question.tenant, run.user_id))
         demands = await self._demands(question, request)
         key = f"{run.id}:{run.attempt}:{run.turns}:{model}"
         limit = await self._take(run, demands, key)
@@ -254,13 +263,14 @@ class Asking:
         task.add_done_callback(self._errands.discard)
 
 
-def _request(question: Question, model: str) -> ModelRequest:
-    """The turn as this model can read it: what another one reasoned is encrypted, and for that one only."""
+def _request(question: Question, model: str, user: str) -> ModelRequest:
+    """The turn as this model can read it: what another one reasoned is encrypted, and for that one only. `user` is a
+    pseudonym."""
     run, request = question.run, question.made.request
     items: Sequence[Mapping[str, Any]] = request.items
     if run.degraded or run.variant not in ("", model):
         items = [item for item in items if item.get("type") != "reasoning"]
-    return replace(request, model=model, items=items)
+    return replace(request, model=model, items=items, user=user)
 
 
 def _used(events: Sequence[ModelEvent], question: Question) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from famulus.v1.assistant_pb2 import ResponseFormat
 from famulus.v1.tool_pb2 import Tool, ToolChoice
 from famulus_server.errors import ModelRejectedRequest
-from famulus_server.models.responses_request import EFFORTS, MODES, parameters_of, schema_of
+from famulus_server.models.responses_request import EFFORTS, MODES, parameters_of, schema_of, user_of
 from famulus_server.models.settings import ModelSettings
 from famulus_server.ports import ModelRequest
 
@@ -30,6 +30,7 @@ def build_chat_request(request: ModelRequest, settings: ModelSettings) -> Json:
         limit: request.max_output_tokens,
         "response_format": _format(request.response_format),
         "reasoning_effort": EFFORTS.get(request.reasoning_effort),
+        **user_of(request, settings),
     }
     if request.tools:  # a choice without tools is refused
         optional |= {

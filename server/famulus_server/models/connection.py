@@ -62,7 +62,7 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
             follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
             # A proxy that the environment names would look for this machine's servers on its own machine.
-            trust_env=not _is_loopback(host),
+            trust_env=not is_loopback(host),
         ),
     )
     # The SDK fills these from the environment, and would tell every upstream what is meant for one.
@@ -73,7 +73,8 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
     return client
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the host of a URL is this machine."""
     if host == "localhost":
         return True
     try:

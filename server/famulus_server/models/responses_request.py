@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +24,7 @@ MODES = {
     ToolChoiceMode.TOOL_CHOICE_MODE_NONE: "none",
     ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED: "required",
 }
+_OPENAI = ".api.openai.com"  # and its regions, such as eu.api.openai.com
 # What the endpoint that counts knows of a turn: what bears on the size of the input. It refuses all else.
 _COUNTED = {
     "model",
@@ -55,6 +57,7 @@ def build_responses_request(request: ModelRequest, settings: ModelSettings) -> J
         "text": _text(request.response_format),
         "reasoning": _reasoning(request, settings),
         "include": ["reasoning.encrypted_content"] if settings.reasoning else None,
+        **user_of(request, settings),
     }
     if request.tools:  # a choice without tools is refused
         resources = request.tool_resources or ToolResources()
@@ -70,6 +73,15 @@ def build_count_request(request: ModelRequest, settings: ModelSettings) -> Json:
     """The body that asks for the number of input tokens: the same, as far as the endpoint takes it."""
     body = build_responses_request(request, settings)
     return {key: value for key, value in body.items() if key in _COUNTED}
+
+
+def user_of(request: ModelRequest, settings: ModelSettings) -> Json:
+    """Whom the turn is for, in the field that the model's settings choose."""
+    field = settings.user_field
+    if field == "auto":
+        theirs = f".{urlsplit(settings.base_url).hostname or ''}".endswith(_OPENAI)
+        field = "safety_identifier" if theirs else "none"
+    return {field: request.user} if request.user and field != "none" else {}
 
 
 def parameters_of(function: FunctionTool) -> Json:

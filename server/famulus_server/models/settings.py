@@ -50,6 +50,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     count_tokens: bool = False  # responses: asks for the exact size of a turn before the turn
     built_in_tools: bool = True  # means nothing for the backend "chat", which has none
     legacy_max_tokens: bool = False  # chat: say `max_tokens` instead of `max_completion_tokens`
+    # The field in which the provider is told a pseudonym of the user. auto: safety_identifier for OpenAI's own servers,
+    # and none for others, as some refuse fields that they do not know.
+    user_field: Literal["auto", "none", "safety_identifier", "user"] = "auto"
     done_marker: bool = True  # chat: whether the server ends its streams with `[DONE]`
     retry: RetrySettings = RetrySettings()
     breaker: BreakerSettings = BreakerSettings()

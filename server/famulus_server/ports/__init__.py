@@ -13,6 +13,11 @@ Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run 
 """
 
 from famulus_server.errors import Allowance
+from famulus_server.ports.audit import (
+    AuditEntry,
+    AuditLog,
+    AuditRow,
+)
 from famulus_server.ports.event_log import (
     EventLog,
 )
@@ -86,6 +91,9 @@ __all__ = [
     "Allowance",
     "AnnotationChunk",
     "Assistants",
+    "AuditEntry",
+    "AuditLog",
+    "AuditRow",
     "Backlog",
     "CallChunk",
     "Claimed",

@@ -14,7 +14,8 @@ from famulus_server.errors import Allowance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """One model turn. `items` is the input in the item format of the Responses API, whatever the backend."""
+    """One model turn. `items` is the input in the item format of the Responses API, whatever the backend. `user` is a
+    pseudonym of whom the turn is for, never an id that a caller gave; empty where that is nobody."""
 
     model: str
     instructions: str
@@ -30,6 +31,7 @@ class ModelRequest:
     reasoning_effort: "ReasoningEffort.ValueType" = ReasoningEffort.REASONING_EFFORT_UNSPECIFIED
     want_reasoning: bool = False
     cache_key: str = ""
+    user: str = ""
 
 
 @dataclass(slots=True)

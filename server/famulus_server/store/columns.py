@@ -18,6 +18,11 @@ def micros(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
+def moment(microseconds: int) -> datetime:
+    """The same moment, in UTC."""
+    return _EPOCH + microseconds * _MICROSECOND
+
+
 def timestamp(microseconds: int) -> Timestamp:
     """The same moment as a proto."""
     return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1_000)

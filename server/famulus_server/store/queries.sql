@@ -745,3 +745,32 @@ VALUES ($1, $2, $3, CAST($4 AS BIGINT) + CASE
     ELSE (SELECT CAST(COALESCE(sum(u.cost_nanos), 0) AS BIGINT) FROM run_usage u
           WHERE u.tenant = $1 AND u.user_id = $2 AND u.create_time >= $3) END)
 ON CONFLICT (tenant, user_id, period_start) DO UPDATE SET cost_nanos = spending.cost_nanos + $4;
+
+-- ------------------------------------------------------------------------------------------------ audit log
+-- One chain for all tenants. Rows are added at its end and never change: triggers refuse that.
+
+-- name: audit_hold [postgres]
+-- Keeps all others from adding rows. The number is only to be the same at all replicas.
+SELECT pg_advisory_xact_lock(6999521861);
+
+-- name: audit_find
+-- Whether an entry is there.
+SELECT number FROM audit_log WHERE id = $1;
+
+-- name: audit_head
+-- The last row.
+SELECT number, tenant, time, method, body, hash FROM audit_log
+WHERE number = (SELECT max(l.number) FROM audit_log l);
+
+-- name: audit_insert
+-- Adds a row.
+INSERT INTO audit_log (number, id, tenant, time, method, body, hash) VALUES ($1, $2, $3, $4, $5, $6, $7);
+
+-- name: audit_page
+-- Rows behind a number.
+SELECT number, tenant, time, method, body, hash FROM audit_log WHERE number > $1 ORDER BY number LIMIT $2;
+
+-- name: audit_page_of_tenant
+-- Rows of a tenant behind a number.
+SELECT number, tenant, time, method, body, hash FROM audit_log
+WHERE tenant = $3 AND number > $1 ORDER BY number LIMIT $2;

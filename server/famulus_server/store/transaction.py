@@ -1,6 +1,7 @@
 """What a unit of work sees of the store, over any session."""
 
 from famulus_server.store.assistants import SqlAssistants
+from famulus_server.store.audit import SqlAuditLog
 from famulus_server.store.messages import SqlMessages
 from famulus_server.store.requests import SqlRequestIds
 from famulus_server.store.runs import SqlRuns
@@ -25,3 +26,4 @@ class SqlTransaction:
         self.turns = SqlTurns(session)
         self.usages = SqlUsages(session)
         self.secrets = SqlSecrets(session)
+        self.audit = SqlAuditLog(session)

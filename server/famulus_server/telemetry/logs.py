@@ -1,16 +1,19 @@
 """Logs: one JSON object per line, or aligned text where a person reads along.
 
-Nobody logs what users and models say. In case somebody does, the fields that hold it in the API are struck out here.
+Nobody logs what users and models say, nor secrets. In case somebody does, the fields that hold it in the API are struck
+out here, and whatever looks like a secret: in texts and tracebacks, our own and those of libraries.
 """
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from famulus_server.telemetry.redaction import REDACTED, Redaction
 
 _CONTENT = frozenset(
     {
@@ -28,13 +31,17 @@ _CONTENT = frozenset(
         "title",
     }
 )
-_REDACTED = "[redacted]"
+# Ours, in every line: what is in them is no caller's choice.
+_SAFE = frozenset({"code", "level", "method", "milliseconds", "timestamp"})
 _CHATTY = ("alembic", "httpx2", "httpcore2", "openai")
 
 
-def configure_logs(*, level: str = "info", stream: TextIO | None = None, json: bool | None = None) -> None:
+def configure_logs(
+    *, level: str = "info", stream: TextIO | None = None, json: bool | None = None, secrets: Collection[str] = ()
+) -> None:
     """Sends what structlog and the standard library log to `stream` (stderr by default), from `level` upwards. JSON
-    unless the stream is a terminal, or as `json` says. Raises ValueError for an unknown level."""
+    unless the stream is a terminal, or as `json` says. `secrets` are struck out wherever they stand, besides what looks
+    like one. Raises ValueError for an unknown level."""
     target = stream or sys.stderr
     as_json = not target.isatty() if json is None else json
     number = logging.getLevelNamesMapping().get(level.upper())
@@ -44,10 +51,12 @@ def configure_logs(*, level: str = "info", stream: TextIO | None = None, json: b
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _redact,
+        # Before the next one: exceptions quote what they failed at. Without the values of variables.
+        structlog.processors.format_exc_info,
+        _Redact(Redaction(secrets=secrets)),
     )
     rendering: Sequence[Processor] = (
-        (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_encode))
+        (structlog.processors.JSONRenderer(serializer=_encode),)
         if as_json
         else (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
     )
@@ -76,7 +85,16 @@ def _encode(event: EventDict, **_: Any) -> str:
     return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
-def _redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    for name in _CONTENT & event.keys():
-        event[name] = _REDACTED
-    return event
+class _Redact:
+    """The processor that strikes out."""
+
+    def __init__(self, redaction: Redaction) -> None:
+        self._redaction = redaction
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        for name, value in event.items():
+            if name in _CONTENT:
+                event[name] = REDACTED
+            elif name not in _SAFE and not name.startswith("_"):  # these are structlog's own
+                event[name] = self._redaction.of(name, value)
+        return event

@@ -35,6 +35,7 @@ def test_without_a_file_the_defaults_are_explained() -> None:
     assert said["Server"][0] == "Answers calls and executes runs; listens on 127.0.0.1:7461."
     assert said["Models"] == ["smollm2-135m-instruct: comes with the server", "scripted: comes with the server"]
     assert said["Tiers"][1] == "    no limits"
+    assert said["Audit"] == ["Notes calls that may change something, and all that were refused for who the caller is."]
     assert said["Routes"] == said["Budgets"] == said["Warnings"] == ["none"]
 
 
@@ -192,3 +193,23 @@ def test_file_named_here_wins_over_that_of_the_option(tmp_path: Path) -> None:
     assert "level error" in topics(by_option)["Log"][0]
     named = CliRunner().invoke(main, ["--config", files["other"], "config", "check", files["famulus"]])
     assert "level debug" in topics(named)["Log"][0]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "warned"),
+    [
+        ("http://llm.example.org:8000/v1", True),
+        ("http://10.0.0.5/v1", True),
+        ("http://localhost.example.org/v1", True),
+        ("https://llm.example.org/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://[::1]:8000/v1", False),
+        ("http://localhost/v1", False),
+    ],
+)
+def test_model_that_is_asked_in_plain_text_over_a_network_is_warned_of(
+    tmp_path: Path, base_url: str, warned: bool
+) -> None:
+    model = MODEL.format(name="m", backend="chat", window=8192).replace("https://127.0.0.1/v1", base_url)
+    said = topics(config_check(model, tmp_path))["Warnings"]
+    assert [line.startswith("models: m is asked over http") for line in said] == [warned]

@@ -16,6 +16,7 @@ from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.pseudonyms import Pseudonyms
 from famulus_server.engine.routing import Router
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
@@ -89,7 +90,7 @@ def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock
         feed=feed,
         ledger=ledger(store, feed),
         router=router,
-        asking=Asking(router=router, limiter=NoLimiter(), policies=policies),
+        asking=Asking(router=router, limiter=NoLimiter(), policies=policies, pseudonyms=Pseudonyms(key=b"k")),
         policies=policies,
         lease=LEASE,
         clock=clock,

@@ -52,6 +52,32 @@ def test_what_people_say_is_struck_out() -> None:
     assert logged(stream)[0]["run_id"] == "run_1"
 
 
+def fail(password: str) -> None:
+    raise ConnectionError(f"cannot connect to redis://:{password}@cache:6379/0")
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_secrets_are_struck_out_of_both_kinds_of_loggers_and_of_tracebacks(json_lines: bool) -> None:
+    stream = io.StringIO()
+    # Not written as such: a traceback shows lines of the source.
+    secret, known = "s3" + "cr3t", "open" + " sesame"
+    configure_logs(stream=stream, json=json_lines, secrets=[known])
+    ours, theirs = structlog.get_logger(), logging.getLogger("theirs")
+    try:
+        fail(secret)
+    except ConnectionError:
+        ours.exception("failed", header=f"Bearer {secret}-token", found={"api_key": secret})
+        theirs.exception("failed at %s with %s", f"postgresql://me:{secret}@db/x", {"password": secret})
+    ours.info(known, token=secret)
+    theirs.warning("said %s", known, stack_info=True)
+    text = stream.getvalue()
+    assert text.count("ConnectionError: cannot connect to redis://:[redacted]@cache:6379/0") == 2
+    assert "postgresql://me:[redacted]@db/x" in text
+    assert "said [redacted]" in text
+    assert secret not in text
+    assert known not in text
+
+
 def test_level_holds_and_must_exist() -> None:
     stream = io.StringIO()
     configure_logs(stream=stream, level="warning")

@@ -9,8 +9,10 @@ _DATA = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,[A-Za-z0-9+/]+={0,2}")
 _VISIBLE_ASCII = re.compile(r"[!-\[\]-~]+")  # without the backslash, which some parsers take for a slash
 _PUBLIC_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z0-9-]{2,63}\.?", re.IGNORECASE)
 _PRIVATE_DOMAINS = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "private", "arpa")
-# Addresses of version 6 that carry one of version 4, which is the one that counts.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# All of version 6 that is routed; what carries an address of version 4 in it (mapped, NAT64) is mostly outside.
+_UNICAST = ipaddress.ip_network("2000::/3")
+# Of version 4, what is called global and is for the machinery of networks.
+_MACHINERY = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24")))
 
 
 def problem(url: str) -> str | None:
@@ -41,10 +43,10 @@ def _is_public(host: str) -> bool:
     except ValueError:
         return _is_public_name(host)
     if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64 or address.sixtofour or address.teredo:
-            return False
-        address = address.ipv4_mapped or address
-    return address.is_global and not address.is_multicast
+        if address.ipv4_mapped is None:
+            return address in _UNICAST and address.is_global and not (address.sixtofour or address.teredo)
+        address = address.ipv4_mapped
+    return address.is_global and not address.is_multicast and not any(address in network for network in _MACHINERY)
 
 
 def _is_public_name(host: str) -> bool:
