@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from famulus_server.api.addresses import check_free
-from famulus_server.api.server import ApiServer, Desks
+from famulus_server.api.server import Access, ApiServer, Desks
+from famulus_server.api.tls import TlsFiles
 from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
@@ -38,6 +39,8 @@ from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
+from famulus_server.identity.authenticator import KnownCallers
+from famulus_server.identity.settings import AuthSettings
 from famulus_server.models.connection import load_sdk
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
@@ -60,13 +63,14 @@ AnyStore = SqliteStore | PostgresStore
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that accepts calls. `default_model` is the best model to try it with; what `policies` holds may be
-    exchanged."""
+    exchanged, and who may call by `admit`, unless nobody is asked who he is."""
 
     address: str
     models: tuple[str, ...]
     default_model: str
     scripted_model: str | None
     policies: Policies
+    admit: Callable[[AuthSettings], None] | None = None
 
 
 @contextlib.asynccontextmanager
@@ -79,6 +83,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     """
     check(settings)
     check_free(settings.server.listen)
+    check_free(settings.server.health_listen)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
     async with contextlib.AsyncExitStack() as stack:
@@ -176,14 +181,26 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             watch=watch,
             usage=UsageDesk(store=store, policies=policies, clock=clock),
         )
+        known = KnownCallers(settings.auth, clock=clock) if settings.auth.configured else None
+        if known is not None:
+            await known.open()
+            stack.push_async_callback(known.close)
         server = ApiServer(
             address=settings.server.listen,
             desks=None if role == "worker" else desks,
+            clock=clock,
             ids=ids,
+            access=_access(settings, known),
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
             ping=workers_store.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
         )
+
+        def admit(auth: AuthSettings) -> None:
+            if known is not None:
+                known.exchange(auth)
+                server.look_again_at_callers()
+
         address = await server.start()
         stack.push_async_callback(server.stop, grace_seconds=_CALLS_GRACE_SECONDS)
         if settings.store.url:
@@ -201,7 +218,25 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             default_model=names[0],
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
             policies=policies,
+            admit=admit if known is not None else None,
         )
+
+
+def _access(settings: Settings, known: KnownCallers | None) -> Access:
+    tls = settings.tls
+    return Access(
+        authenticator=known,
+        open_reflection=settings.auth.open_reflection,
+        plaintext=settings.auth.plaintext,
+        tls=TlsFiles(
+            certificate=Path(tls.cert_file).expanduser(),
+            key=Path(tls.key_file).expanduser(),
+            client_ca=Path(tls.client_ca_file).expanduser() if tls.client_ca_file else None,
+        )
+        if tls.cert_file
+        else None,
+        health_address=settings.server.health_listen,
+    )
 
 
 async def _stores(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[AnyStore, AnyStore, Clock]:

@@ -6,6 +6,7 @@ Hints        short messages between replicas; may be lost, too
 Limiter      limits that all replicas share; may be lost
 ThreadCache  what is remembered of threads; may be lost
 Model        one model turn, streamed
+Authenticator  who calls, by the credentials of a call
 Clock        wall time
 Ids          new resource ids
 
@@ -21,6 +22,12 @@ from famulus_server.ports.hints import (
     WORK,
     Hints,
     events_topic,
+)
+from famulus_server.ports.identity import (
+    Authenticator,
+    Caller,
+    Credentials,
+    Role,
 )
 from famulus_server.ports.limiter import (
     Demand,
@@ -86,10 +93,13 @@ __all__ = [
     "Allowance",
     "AnnotationChunk",
     "Assistants",
+    "Authenticator",
     "Backlog",
     "CallChunk",
+    "Caller",
     "Claimed",
     "Clock",
+    "Credentials",
     "Cursor",
     "Demand",
     "EventLog",
@@ -113,6 +123,7 @@ __all__ = [
     "RequestIds",
     "RequestKey",
     "Retrying",
+    "Role",
     "RunFilter",
     "Runs",
     "Scope",
