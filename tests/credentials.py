@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.api_jws import PyJWS
 
 ISSUER = "https://issuer.example"
 AUDIENCE = "famulus"
@@ -62,12 +62,16 @@ class Signer:
         return bytes(self.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
     def token(self, *, headers: Mapping[str, Any] | None = None, **changes: Any) -> str:
-        """A token with good claims, but for the changes."""
-        return jwt.encode(claims(**changes), self.private, self.algorithm, headers={"kid": self.kid, **(headers or {})})
+        """A token with good claims, but for the changes; a header of None is left out."""
+        return self.token_of(json.dumps(claims(**changes)).encode(), headers=headers)
 
-    def token_of(self, payload: bytes) -> str:
-        """A token that holds these bytes."""
-        return jwt.api_jws.PyJWS().encode(payload, self.private, self.algorithm, headers={"kid": self.kid})
+    def token_of(self, payload: bytes, *, headers: Mapping[str, Any] | None = None) -> str:
+        """A token that holds these bytes. PyJWT itself would refuse to make some that forgers make."""
+        header = {"alg": self.algorithm, "kid": self.kid, "typ": "JWT", **(headers or {})}
+        shown = {key: value for key, value in header.items() if value is not None}
+        signed = f"{_segment(json.dumps(shown).encode())}.{_segment(payload)}"
+        signature = PyJWS().get_algorithm_by_name(self.algorithm).sign(signed.encode(), self.private)
+        return f"{signed}.{_segment(signature)}"
 
 
 def jwks(*signers: Signer) -> bytes:

@@ -71,6 +71,7 @@ class RunningServer:
     scripted_model: str | None
     policies: Policies
     admit: Callable[[AuthSettings], None] | None = None
+    health_address: str = ""
 
 
 @contextlib.asynccontextmanager
@@ -219,6 +220,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
             policies=policies,
             admit=admit if known is not None else None,
+            health_address=server.health_address,
         )
 
 

@@ -161,6 +161,7 @@ class ApiServer:
             self._offer(desks, Pages(key=page_key))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*services, _HEALTH, REFLECTION), self._server)
+        self.health_address = ""  # of the second port, once it listens
         self._probes: ProbeServer | None = None
         if access.health_address:
             self._probes = ProbeServer(address=access.health_address, health=self._health, layers=outer)
@@ -197,7 +198,7 @@ class ApiServer:
         self._follower = asyncio.create_task(self._health.follow_store())
         await self._server.start()
         if self._probes is not None:
-            await self._probes.start()
+            self.health_address = await self._probes.start()
         return with_port(self._address, port)
 
     def drain(self) -> None:

@@ -22,7 +22,7 @@ from famulus_server.identity.settings import TENANT_PATTERN, Algorithm, IssuerSe
 from famulus_server.ports import Caller, Clock, Role
 
 _MOST_REMEMBERED = 10_000
-_MOST_TOKEN_CHARACTERS = 16 * 1024
+_MOST_TOKEN_CHARACTERS = 8 * 1024  # above, gRPC itself begins to refuse metadata
 _MOST_NAME_CHARACTERS = 256
 _TENANT = re.compile(TENANT_PATTERN)
 _ROLES = frozenset(get_args(Role))
