@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from famulus_server.api.settings import TlsSettings
 from famulus_server.embedded.local_model import MODEL_NAME as LOCAL_MODEL
 from famulus_server.engine.policy import DEFAULT_TIER, ModelPrice, Policy, Quota, Route, Tier
-from famulus_server.identity.settings import AuthSettings, find_fault
+from famulus_server.identity.settings import AuthSettings, KeySettings, find_fault
 from famulus_server.models.settings import ModelSettings
 
 SCRIPTED_MODEL = "scripted"
@@ -42,14 +43,6 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     heartbeat_seconds: Seconds = 15.0  # of silence, after which a stream gets an empty response
     slow_consumer_seconds: Seconds = 30.0  # how long the reader of a stream may take for a response
     health_listen: str = ""  # a second port without TLS, for health alone; empty: none
-
-
-class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[tls]`: encryption of the API, by PEM files that may be replaced while the server runs."""
-
-    cert_file: str = ""  # our certificate, and those between it and its CA; empty: no TLS
-    key_file: str = ""
-    client_ca_file: str = ""  # signs the certificates of clients; empty: they need none
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,6 +189,11 @@ def check(settings: Settings, *, source: str = "settings") -> None:
             raise ConfigError(source, "models", f"{model.name!r} is the name of an embedded model: choose another")
     names = [*settings.embedded_models, *(model.name for model in settings.models)]
     check_models(settings.policy, names, source=source)
+
+
+def check_key(entry: Mapping[str, Any]) -> None:
+    """Whether `[[auth.keys]]` can have this entry. Raises ConfigError."""
+    _convert(entry, KeySettings, "command line", "auth.keys")
 
 
 def _check_access(settings: Settings, source: str) -> None:

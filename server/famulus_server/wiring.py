@@ -11,7 +11,6 @@ from pathlib import Path
 
 from famulus_server.api.addresses import check_free
 from famulus_server.api.server import Access, ApiServer, Desks
-from famulus_server.api.tls import TlsFiles
 from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
@@ -191,7 +190,13 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             desks=None if role == "worker" else desks,
             clock=clock,
             ids=ids,
-            access=_access(settings, known),
+            access=Access(
+                authenticator=known,
+                open_reflection=settings.auth.open_reflection,
+                plaintext=settings.auth.plaintext,
+                tls=settings.tls,
+                health_address=settings.server.health_listen,
+            ),
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
             ping=workers_store.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
@@ -222,23 +227,6 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             admit=admit if known is not None else None,
             health_address=server.health_address,
         )
-
-
-def _access(settings: Settings, known: KnownCallers | None) -> Access:
-    tls = settings.tls
-    return Access(
-        authenticator=known,
-        open_reflection=settings.auth.open_reflection,
-        plaintext=settings.auth.plaintext,
-        tls=TlsFiles(
-            certificate=Path(tls.cert_file).expanduser(),
-            key=Path(tls.key_file).expanduser(),
-            client_ca=Path(tls.client_ca_file).expanduser() if tls.client_ca_file else None,
-        )
-        if tls.cert_file
-        else None,
-        health_address=settings.server.health_listen,
-    )
 
 
 async def _stores(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[AnyStore, AnyStore, Clock]:

@@ -35,8 +35,9 @@ from famulus_server.api.pipeline import Layer, Pipeline
 from famulus_server.api.probes import ProbeServer
 from famulus_server.api.roles import INCLUDED, REFLECTION, Roles
 from famulus_server.api.runs import RunServicer
+from famulus_server.api.settings import TlsSettings
 from famulus_server.api.threads import ThreadServicer
-from famulus_server.api.tls import Certificates, TlsFiles
+from famulus_server.api.tls import Certificates
 from famulus_server.api.usage import UsageServicer
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.messages import MessageDesk
@@ -102,7 +103,7 @@ class Access:
     authenticator: Authenticator | None = None
     open_reflection: bool = False
     plaintext: bool = False
-    tls: TlsFiles | None = None
+    tls: TlsSettings = TlsSettings()
     health_address: str = ""
 
 
@@ -130,10 +131,10 @@ class ApiServer:
         check_reachable(
             address,
             authenticated=access.authenticator is not None,
-            encrypted=access.tls is not None or access.plaintext,
+            encrypted=bool(access.tls.cert_file) or access.plaintext,
         )
         self._address = address
-        self._certificates = Certificates(access.tls) if access.tls else None
+        self._certificates = Certificates(access.tls) if access.tls.cert_file else None
         self._drain = Drain()
         self._errands = Errands()
         services = _SERVICES if desks else ()

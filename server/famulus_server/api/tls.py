@@ -4,34 +4,26 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import structlog
 
 from famulus_server.api.addresses import ListenError
+from famulus_server.api.settings import TlsSettings
 
 _log = structlog.get_logger()
 _LOOK_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """PEM files: our chain of certificates with its key, and those of the CA that signs certificates of clients. With
-    the latter every client needs one: gRPC for Python cannot ask for a certificate and go on without."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-
-
 class Certificates:
     """What the server shows to new connections: what the files have now."""
 
-    def __init__(self, files: TlsFiles, *, stopwatch: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: TlsSettings, *, stopwatch: Callable[[], float] = time.monotonic) -> None:
         """Raises ListenError where the files cannot be used."""
-        self._files = files
+        self._chain = Path(settings.cert_file).expanduser()
+        self._key = Path(settings.key_file).expanduser()
+        self._client_ca = Path(settings.client_ca_file).expanduser() if settings.client_ca_file else None
         self._stopwatch = stopwatch
         # gRPC asks from threads of its own.
         self._lock = threading.Lock()
@@ -47,7 +39,7 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(
             self._first,
             self._fetch,  # type: ignore[arg-type] # None is allowed: nothing new
-            require_client_authentication=self._files.client_ca is not None,
+            require_client_authentication=self._client_ca is not None,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
@@ -66,21 +58,20 @@ class Certificates:
             except (OSError, ValueError) as error:
                 _log.error("certificates not reloaded", reason=_words(error))
                 return None
-            _log.info("certificates reloaded", file=str(self._files.certificate))
+            _log.info("certificates reloaded", file=str(self._chain))
             return fresh
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        files = self._files
-        chain, key = files.certificate.read_bytes(), files.key.read_bytes()
+        chain, key = self._chain.read_bytes(), self._key.read_bytes()
         check_pair(chain, key)
-        roots = files.client_ca.read_bytes() if files.client_ca else None
+        roots = self._client_ca.read_bytes() if self._client_ca else None
         if roots is not None:
             check_roots(roots)
         return grpc.ssl_server_certificate_configuration([(key, chain)], roots)
 
     def _states(self) -> list[tuple[int, int, int]]:
-        files = (self._files.certificate, self._files.key, self._files.client_ca)
-        found = [os.stat(file) for file in files if file is not None]  # noqa: PTH116 - as below
+        files = (self._chain, self._key, self._client_ca)
+        found = [os.stat(file) for file in files if file is not None]  # noqa: PTH116 - of each file one call
         return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from famulus_server.cli.auth import auth
 from famulus_server.cli.chat import chat
 from famulus_server.cli.config import config
 from famulus_server.cli.configuration import Configuration
@@ -56,5 +57,5 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
     context.obj = Configuration(file=file)
 
 
-for command in (serve, demo, chat, config, migrate, models, healthcheck, fake_upstream):
+for command in (serve, demo, chat, config, auth, migrate, models, healthcheck, fake_upstream):
     main.add_command(command)

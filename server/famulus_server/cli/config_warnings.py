@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from famulus_server.cli.config_callers import find_warnings_of_callers
 from famulus_server.config import Settings
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
 from famulus_server.models.settings import ModelSettings
@@ -16,6 +17,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     """Each in a line of its own."""
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    yield from find_warnings_of_callers(settings)
     yield from _about_tiers(settings)
     yield from _about_prices(settings)
     for route in settings.policy.routes.values():

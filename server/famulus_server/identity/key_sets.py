@@ -99,6 +99,7 @@ class KeyUrl:
         self._url = url
         self._stopwatch = stopwatch
         self._keys: Keys | None = None
+        self._answer = b""
         self._following: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._next_refresh = 0.0
@@ -142,13 +143,15 @@ class KeyUrl:
 
         try:
             async with asyncio.timeout(_FETCH_SECONDS):
-                keys = read_keys(await _download(self._url))
+                answer = await _download(self._url)
+            if answer == self._answer:
+                return
+            self._keys = read_keys(answer)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, KeySetUnusable) as error:
             _log.warning("keys of an issuer not fetched", url=self._url, reason=_words(error))
             return
-        if self._keys is None or keys.keys() != self._keys.keys():
-            _log.info("keys of an issuer fetched", url=self._url, keys=len(keys))
-        self._keys = keys
+        self._answer = answer
+        _log.info("keys of an issuer fetched", url=self._url, keys=len(self._keys))
 
 
 def read_keys(data: bytes) -> Keys:
@@ -185,7 +188,7 @@ def _key(entry: Any) -> PyJWK | None:
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - one call
+        found = os.stat(path)  # noqa: PTH116 - as few words
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

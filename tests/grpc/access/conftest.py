@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from credentials import AUDIENCE, ISSUER, Signer, jwks
-from famulus_server.config import TlsSettings
+from famulus_server.api.settings import TlsSettings
 from famulus_server.identity.settings import AuthSettings, IssuerSettings
 from guarded import Guarded
 from serving import ServerThread, settings_in

@@ -1,6 +1,6 @@
 """TLS on real sockets: certificates of clients, and those of the server while they are replaced."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -14,11 +14,12 @@ from famulus.v1.assistant_service_pb2 import ListAssistantsRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import CreateThreadRequest, GetThreadRequest
 from famulus_server.api.addresses import ListenError
-from famulus_server.config import TlsSettings
+from famulus_server.api.settings import TlsSettings
 from famulus_server.identity.settings import AuthSettings, CertificateSettings, IssuerSettings
 from guarded import Guarded
 from serving import Stubs, refusal
 
+Metadata = tuple[tuple[str, str], ...]
 RULES = (
     CertificateSettings(name="agent", tenant="acme", roles=("operator",), spiffe=SPIFFE),
     CertificateSettings(name="pool", tenant="other", roles=("writer",), spiffe="spiffe://example.org/ns/other/*"),
@@ -56,11 +57,11 @@ def credentials(ca: Authority, pair: Pair | None = None) -> grpc.ChannelCredenti
     return grpc.ssl_channel_credentials(ca.pem, pair.key if pair else None, pair.chain if pair else None)
 
 
-def list_assistants(stubs: Stubs, metadata: Sequence[tuple[str, str]] = ()) -> None:
+def list_assistants(stubs: Stubs, metadata: Metadata = ()) -> None:
     stubs.assistants.ListAssistants(ListAssistantsRequest(), metadata=metadata, timeout=10)
 
 
-def code_of(guarded: Guarded, channel: grpc.ChannelCredentials | None, metadata: Sequence[tuple[str, str]] = ()) -> str:
+def code_of(guarded: Guarded, channel: grpc.ChannelCredentials | None, metadata: Metadata = ()) -> str:
     with guarded.calling(channel) as stubs:
         try:
             list_assistants(stubs, metadata)
@@ -141,7 +142,7 @@ def test_probes_need_no_tls_on_their_own_port_and_get_nothing_else_there(guarded
         assert answer.status == HealthCheckResponse.SERVING
         for method in ("/famulus.v1.ThreadService/ListThreads", "/grpc.reflection.v1alpha.ServerReflection/x"):
             with pytest.raises(grpc.RpcError) as caught:
-                channel.unary_unary(method)(b"")
+                channel.unary_unary(method)(b"")  # type: ignore[arg-type]
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 

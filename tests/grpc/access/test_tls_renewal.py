@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from credentials import SPIFFE, Authority, Pair, uri
-from famulus_server.api.tls import Certificates, TlsFiles
+from famulus_server.api.settings import TlsSettings
+from famulus_server.api.tls import Certificates
 
 
 class Renewing:
@@ -16,11 +17,11 @@ class Renewing:
     def __init__(self, folder: Path, ca: Authority) -> None:
         self.folder = folder
         self.now = 0.0
-        ca.server().write(folder, "server")
+        cert, key = ca.server().write(folder, "server")
         (folder / "ca.crt").write_bytes(ca.pem)
-        files = TlsFiles(certificate=folder / "server.crt", key=folder / "server.key", client_ca=folder / "ca.crt")
+        tls = TlsSettings(cert_file=cert, key_file=key, client_ca_file=str(folder / "ca.crt"))
         self._server = grpc.aio.server()
-        certificates = Certificates(files, stopwatch=lambda: self.now)
+        certificates = Certificates(tls, stopwatch=lambda: self.now)
         self._port = self._server.add_secure_port("127.0.0.1:0", certificates.credentials())
 
     async def start(self) -> None:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from credentials import AUDIENCE, ISSUER, Signer, bearer, claims, forged, jwks
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import CreateAssistantRequest, ListAssistantsRequest
+from famulus.v1.run_service_pb2 import WatchRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import CreateThreadRequest, GetThreadRequest
 from famulus_server.identity.settings import AuthSettings, IssuerSettings, KeySettings, hash_of_key
@@ -153,10 +154,8 @@ def test_call_without_one_good_authorization_is_refused(stubs: Stubs, metadata: 
 
 
 def test_stream_is_refused_like_a_unary_call(guarded: Guarded) -> None:
-    with grpc.insecure_channel(guarded.address) as channel:
-        stream = channel.unary_stream("/famulus.v1.RunService/WatchRun")(b"")
-        with pytest.raises(grpc.RpcError) as caught:
-            next(stream)
+    with guarded.calling() as stubs, pytest.raises(grpc.RpcError) as caught:
+        next(stubs.runs.WatchRun(WatchRunRequest(run_id="r")))
     assert_unknown(refusal(caught.value))
 
 
