@@ -100,11 +100,11 @@ class Access:
     second port, without TLS, for health alone.
     """
 
-    authenticator: Authenticator | None = None
-    open_reflection: bool = False
-    plaintext: bool = False
-    tls: TlsSettings = TlsSettings()
-    health_address: str = ""
+    authenticator: Authenticator | None
+    open_reflection: bool
+    plaintext: bool
+    tls: TlsSettings
+    health_address: str
 
 
 class ApiServer:

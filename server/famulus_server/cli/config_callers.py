@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from famulus_server.config import Settings
-from famulus_server.identity.settings import IssuerSettings
+from famulus_server.identity.settings import CertificateSettings, IssuerSettings, KeySettings
 
 _INDENT = "    "
 
@@ -48,7 +48,8 @@ def find_warnings_of_callers(settings: Settings) -> Iterator[str]:
         yield "[auth] plaintext: means nothing with TLS"
     if tls.client_ca_file and not auth.configured:
         yield "[tls] client_ca_file: all clients with a certificate are one caller, because [auth] has no rule for them"
-    for one in (*auth.keys, *auth.certificates):
+    ones: tuple[KeySettings | CertificateSettings, ...] = (*auth.keys, *auth.certificates)
+    for one in ones:
         if not one.roles:
             yield f"[auth] {one.name}: has no role, and may do nothing"
 
