@@ -42,7 +42,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     drain_seconds: Seconds = 20.0  # how long runs at work may take to end after SIGTERM
     heartbeat_seconds: Seconds = 15.0  # of silence, after which a stream gets an empty response
     slow_consumer_seconds: Seconds = 30.0  # how long the reader of a stream may take for a response
-    health_listen: str = ""  # a second port without TLS, for health alone; empty: none
+    # A second port without TLS, for health alone; empty: none.
+    health_listen: Annotated[str, msgspec.Meta(pattern=r"^$|^.+:\d{1,5}\Z")] = ""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,15 +11,29 @@ import pytest
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
 from famulus_server import config
+from famulus_server.api.settings import TlsSettings
 from famulus_server.engine import policy
+from famulus_server.identity import settings as identity
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RECORDS = sorted((DOCS / "adr").glob("0*.md"))
-PAGES = [*RECORDS, DOCS / "architecture.md", DOCS / "errors.md", DOCS / "configuration.md", ROOT / "CHANGELOG.md"]
+PAGES = [
+    *RECORDS,
+    DOCS / "architecture.md",
+    DOCS / "errors.md",
+    DOCS / "configuration.md",
+    DOCS / "authentication.md",
+    ROOT / "CHANGELOG.md",
+]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[server]": config.ServerSettings,
+    "[auth]": identity.AuthSettings,
+    "[[auth.issuers]]": identity.IssuerSettings,
+    "[[auth.keys]]": identity.KeySettings,
+    "[[auth.certificates]]": identity.CertificateSettings,
+    "[tls]": TlsSettings,
     "[store]": config.StoreSettings,
     "[redis]": config.RedisSettings,
     "[worker]": config.WorkerSettings,
