@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.calls import Call
+from famulus_server.engine.policy import Role
 from famulus_server.errors import PermissionDenied
-from famulus_server.ports import Role
 
 # What else somebody with a role may do, besides what the role says itself.
 INCLUDED: Mapping[Role, frozenset[Role]] = MappingProxyType(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from famulus_server.ports import Role
+from famulus_server.engine.policy import Role
 
 Algorithm: TypeAlias = Literal["RS256", "ES256", "EdDSA"]
 # Tenants end in keys of Redis, names of limits and log lines: nothing there has a meaning of its own.

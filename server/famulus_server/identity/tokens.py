@@ -15,11 +15,12 @@ import msgspec
 from jwt.api_jws import PyJWS
 from jwt.exceptions import PyJWTError
 
+from famulus_server.engine.policy import Role
 from famulus_server.identity.key_sets import Keys, KeySource
 from famulus_server.identity.recent import Recent
 from famulus_server.identity.rejection import KeysMissing, Rejected
 from famulus_server.identity.settings import TENANT_PATTERN, Algorithm, IssuerSettings
-from famulus_server.ports import Caller, Clock, Role
+from famulus_server.ports import Caller, Clock
 
 _MOST_REMEMBERED = 10_000
 _MOST_TOKEN_CHARACTERS = 8 * 1024  # above, gRPC itself begins to refuse metadata

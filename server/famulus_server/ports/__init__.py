@@ -27,7 +27,6 @@ from famulus_server.ports.identity import (
     Authenticator,
     Caller,
     Credentials,
-    Role,
 )
 from famulus_server.ports.limiter import (
     Demand,
@@ -123,7 +122,6 @@ __all__ = [
     "RequestIds",
     "RequestKey",
     "Retrying",
-    "Role",
     "RunFilter",
     "Runs",
     "Scope",

@@ -1,9 +1,7 @@
 """The port to whoever knows callers by what they show."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
-
-Role: TypeAlias = Literal["reader", "writer", "operator", "privacy", "tools"]
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
