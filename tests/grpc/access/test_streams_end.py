@@ -9,8 +9,10 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from credentials import Signer, bearer
+from famulus import FamulusError, FamulusSyncClient
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
 from famulus.v1.message_pb2 import Message
@@ -157,3 +159,42 @@ def test_issuer_that_was_removed_ends_the_streams_of_its_tokens(
     guarded.admit(AuthSettings(keys=KEYS))
     assert_expired(following.ended.get(timeout=20), following)
     stubs.runs.CancelRun(CancelRunRequest(run_id=following.run_id), metadata=bearer(OTHER))
+
+
+def test_client_goes_on_with_a_fresh_token_and_misses_nothing(
+    start: Callable[..., Guarded], issuer: IssuerSettings, signer: Signer
+) -> None:
+    guarded = start(AuthSettings(issuers=(msgspec.structs.replace(issuer, leeway=0.0),)))
+    # Two calls are made with the first one: to make the assistant, and the stream.
+    brief = signer.token(exp=time.time() + 2)
+    shown: list[str] = []
+
+    def token() -> str:
+        shown.append(brief if len(shown) < 2 else signer.token())
+        return shown[-1]
+
+    with FamulusSyncClient(guarded.address, credentials=grpc.local_channel_credentials(), token=token) as client:
+        asking = EnsureAssistantRequest(assistant=Assistant(model="scripted"))
+        assistant = client.assistants.EnsureAssistant(asking).assistant
+        create = CreateRunRequest(
+            new_thread=Thread(), assistant_id=assistant.id, additional_messages=[said("hang")], ttl=Duration(seconds=4)
+        )
+        with client.stream_run(create) as stream:
+            events = list(stream)
+    assert shown[2:]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].run_state_changed.run.state == RunState.RUN_STATE_EXPIRED
+
+
+def test_client_without_a_fresh_token_is_told_that_it_is_not_known(
+    start: Callable[..., Guarded], issuer: IssuerSettings, signer: Signer
+) -> None:
+    guarded = start(AuthSettings(issuers=(msgspec.structs.replace(issuer, leeway=0.0),)))
+    token = signer.token(exp=time.time() + 2)
+    with FamulusSyncClient(guarded.address, credentials=grpc.local_channel_credentials(), token=token) as client:
+        asking = EnsureAssistantRequest(assistant=Assistant(model="scripted"))
+        assistant = client.assistants.EnsureAssistant(asking).assistant
+        create = CreateRunRequest(new_thread=Thread(), assistant_id=assistant.id, additional_messages=[said("hang")])
+        with client.stream_run(create) as stream, pytest.raises(FamulusError) as caught:
+            list(stream)
+    assert caught.value.reason_name == "UNAUTHENTICATED"
