@@ -4,7 +4,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grpc
 import msgspec
@@ -52,13 +51,14 @@ def stubs(guarded: Guarded) -> Iterator[Stubs]:
 class Following:
     """A stream of a run that hangs after a few words, and how it ended."""
 
-    def __init__(self, stubs: Stubs, metadata: Any, *, cancel_on_disconnect: bool = False) -> None:
+    def __init__(self, stubs: Stubs, token: Callable[[], str], *, cancel_on_disconnect: bool = False) -> None:
+        """Each call asks for a token."""
         asking = EnsureAssistantRequest(assistant=Assistant(model="scripted"))
-        assistant = stubs.assistants.EnsureAssistant(asking, metadata=metadata).assistant
+        assistant = stubs.assistants.EnsureAssistant(asking, metadata=bearer(token())).assistant
         messages: list[Message] = [said("hang")]
         create = CreateRunRequest(new_thread=Thread(), assistant_id=assistant.id, additional_messages=messages)
         request = StreamRunRequest(create=create, cancel_on_disconnect=cancel_on_disconnect)
-        self._stream = stubs.runs.StreamRun(request, metadata=metadata)
+        self._stream = stubs.runs.StreamRun(request, metadata=bearer(token()))
         self.events: list[RunEvent] = []
         self.ended: queue.Queue[Refusal | None] = queue.Queue()
         self._speaking = threading.Event()
@@ -96,9 +96,7 @@ def test_stream_ends_when_its_token_does_and_goes_on_with_a_fresh_one(
 ) -> None:
     exact = msgspec.structs.replace(issuer, leeway=0.0)
     with start(AuthSettings(issuers=(exact,))).calling() as stubs:
-        # As soon as it can be, for a run to have begun.
-        brief = bearer(signer.token(exp=time.time() + 2))
-        following = Following(stubs, brief, cancel_on_disconnect=True)
+        following = Following(stubs, lambda: signer.token(exp=time.time() + 3), cancel_on_disconnect=True)
         assert_expired(following.ended.get(timeout=20), following)
         fresh = bearer(signer.token())
         run = stubs.runs.GetRun(GetRunRequest(run_id=following.run_id), metadata=fresh).run
@@ -116,7 +114,7 @@ def test_wait_ends_when_its_token_does(start: Callable[..., Guarded], issuer: Is
     exact = msgspec.structs.replace(issuer, leeway=0.0)
     with start(AuthSettings(issuers=(exact,))).calling() as stubs:
         fresh = bearer(signer.token())
-        run_id = Following(stubs, fresh).run_id
+        run_id = Following(stubs, signer.token).run_id
         with pytest.raises(grpc.RpcError) as caught:
             stubs.runs.WaitRun(WaitRunRequest(run_id=run_id), metadata=bearer(signer.token(exp=time.time() + 1)))
         assert refusal(caught.value).reason == "CREDENTIALS_EXPIRED"
@@ -127,7 +125,7 @@ def test_key_that_was_removed_ends_its_streams_and_no_others(
     guarded: Guarded, stubs: Stubs, issuer: IssuerSettings, signer: Signer
 ) -> None:
     guarded.admit(settings(issuer, *KEYS))
-    gone, kept, token = (Following(stubs, bearer(shown)) for shown in (KEY, OTHER, signer.token()))
+    gone, kept, token = (Following(stubs, shown) for shown in (lambda: KEY, lambda: OTHER, signer.token))
     guarded.admit(settings(issuer, KEYS[1]))
     assert_expired(gone.ended.get(timeout=20), gone)
     with pytest.raises(grpc.RpcError) as caught:
@@ -144,7 +142,7 @@ def test_key_that_became_another_tenants_ends_its_streams(
     guarded: Guarded, stubs: Stubs, issuer: IssuerSettings
 ) -> None:
     guarded.admit(settings(issuer, *KEYS))
-    following = Following(stubs, bearer(KEY))
+    following = Following(stubs, lambda: KEY)
     moved = KeySettings(name="one", tenant="other", roles=("operator",), sha256=hash_of_key(KEY))
     guarded.admit(settings(issuer, moved, KEYS[1]))
     assert_expired(following.ended.get(timeout=20), following)
@@ -155,7 +153,7 @@ def test_issuer_that_was_removed_ends_the_streams_of_its_tokens(
     guarded: Guarded, stubs: Stubs, issuer: IssuerSettings, signer: Signer
 ) -> None:
     guarded.admit(settings(issuer, *KEYS))
-    following = Following(stubs, bearer(signer.token()))
+    following = Following(stubs, signer.token)
     guarded.admit(AuthSettings(keys=KEYS))
     assert_expired(following.ended.get(timeout=20), following)
     stubs.runs.CancelRun(CancelRunRequest(run_id=following.run_id), metadata=bearer(OTHER))
@@ -165,12 +163,11 @@ def test_client_goes_on_with_a_fresh_token_and_misses_nothing(
     start: Callable[..., Guarded], issuer: IssuerSettings, signer: Signer
 ) -> None:
     guarded = start(AuthSettings(issuers=(msgspec.structs.replace(issuer, leeway=0.0),)))
-    # Two calls are made with the first one: to make the assistant, and the stream.
-    brief = signer.token(exp=time.time() + 2)
     shown: list[str] = []
 
     def token() -> str:
-        shown.append(brief if len(shown) < 2 else signer.token())
+        # The second call is the stream.
+        shown.append(signer.token(exp=time.time() + (2 if len(shown) == 1 else 600)))
         return shown[-1]
 
     with FamulusSyncClient(guarded.address, credentials=grpc.local_channel_credentials(), token=token) as client:
@@ -190,7 +187,14 @@ def test_client_without_a_fresh_token_is_told_that_it_is_not_known(
     start: Callable[..., Guarded], issuer: IssuerSettings, signer: Signer
 ) -> None:
     guarded = start(AuthSettings(issuers=(msgspec.structs.replace(issuer, leeway=0.0),)))
-    token = signer.token(exp=time.time() + 2)
+    made: list[str] = []
+
+    def token() -> str:
+        # From the second call on, the stream, it is the same.
+        if len(made) < 2:
+            made.append(signer.token(exp=time.time() + 2))
+        return made[-1]
+
     with FamulusSyncClient(guarded.address, credentials=grpc.local_channel_credentials(), token=token) as client:
         asking = EnsureAssistantRequest(assistant=Assistant(model="scripted"))
         assistant = client.assistants.EnsureAssistant(asking).assistant
