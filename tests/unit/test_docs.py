@@ -188,6 +188,15 @@ def test_examples_of_the_settings_in_the_readme_load_also_as_one(tmp_path: Path)
     assert settings.redis.url
 
 
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", read(DOCS / "authentication.md"), re.DOTALL))
+def test_set_up_of_authentication_is_one_that_a_server_starts_with(example: str, tmp_path: Path) -> None:
+    path = tmp_path / "famulus.toml"
+    path.write_text(example, encoding="utf-8")
+    settings = config.load(path, {})
+    config.check(settings)
+    assert settings.auth.configured
+
+
 def test_example_of_the_environment_is_obeyed() -> None:
     [example] = re.findall(r"```sh\n(.*?)```", read(DOCS / "configuration.md"), re.DOTALL)
     environ = dict(line.split("=", 1) for line in example.splitlines())

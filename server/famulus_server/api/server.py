@@ -35,7 +35,6 @@ from famulus_server.api.pipeline import Layer, Pipeline
 from famulus_server.api.probes import ProbeServer
 from famulus_server.api.roles import INCLUDED, REFLECTION, Roles
 from famulus_server.api.runs import RunServicer
-from famulus_server.api.settings import TlsSettings
 from famulus_server.api.threads import ThreadServicer
 from famulus_server.api.tls import Certificates
 from famulus_server.api.usage import UsageServicer
@@ -96,14 +95,14 @@ class Desks:
 class Access:
     """How callers come in. Without an `authenticator` all of them are one, who may do everything.
 
-    `plaintext` allows tokens to come over a network unencrypted. On `health_address`, unless it is empty, there is a
-    second port, without TLS, for health alone.
+    With `certificates` they come over TLS; `plaintext` allows tokens to come over a network without it. On
+    `health_address`, unless it is empty, there is a second port, without TLS, for health alone.
     """
 
     authenticator: Authenticator | None
     open_reflection: bool
     plaintext: bool
-    tls: TlsSettings
+    certificates: Certificates | None
     health_address: str
 
 
@@ -131,10 +130,10 @@ class ApiServer:
         check_reachable(
             address,
             authenticated=access.authenticator is not None,
-            encrypted=bool(access.tls.cert_file) or access.plaintext,
+            encrypted=access.certificates is not None or access.plaintext,
         )
         self._address = address
-        self._certificates = Certificates(access.tls) if access.tls.cert_file else None
+        self._certificates = access.certificates
         self._drain = Drain()
         self._errands = Errands()
         services = _SERVICES if desks else ()

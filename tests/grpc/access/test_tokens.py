@@ -219,3 +219,14 @@ def test_other_algorithms_are_accepted_where_the_issuer_has_them(
     issuer = IssuerSettings(issuer=ISSUER, audience=AUDIENCE, jwks_file=str(file), algorithms=(algorithm,))  # type: ignore[arg-type]
     with start(AuthSettings(issuers=(issuer,))).calling() as stubs:
         stubs.assistants.ListAssistants(ListAssistantsRequest(), metadata=bearer(signer.token()))
+
+
+def test_issuer_without_keys_yet_is_told_as_a_fault_of_ours(start: Callable[..., Guarded], signer: Signer) -> None:
+    issuer = IssuerSettings(issuer=ISSUER, audience=AUDIENCE, jwks_file="/nowhere/keys.json")
+    guarded = start(AuthSettings(issuers=(issuer,), keys=AUTH_KEYS))
+    with guarded.calling() as stubs:
+        told = refused(stubs.assistants.ListAssistants, ListAssistantsRequest(), bearer(signer.token()))
+        assert told.code == grpc.StatusCode.UNAVAILABLE
+        assert "RetryInfo" in told.details
+        # Others do not depend on it.
+        stubs.assistants.ListAssistants(ListAssistantsRequest(), metadata=bearer(KEY))
