@@ -25,7 +25,7 @@ class KnownCallers:
 
     def __init__(self, settings: AuthSettings, *, clock: Clock) -> None:
         self._clock = clock
-        self._sources: dict[IssuerSettings, KeySource] = {}
+        self._sources: dict[str, KeySource] = {}  # by the places of their keys
         self._retired: set[asyncio.Task[None]] = set()
         self._settings = settings
 
@@ -39,16 +39,17 @@ class KnownCallers:
         await asyncio.gather(*(source.close() for source in self._sources.values()), *self._retired)
 
     def exchange(self, settings: AuthSettings) -> None:
-        """From now on these hold. Issuers that stay the same keep their keys."""
-        before = self._sources
-        sources = {issuer: before[issuer] if issuer in before else _opened(issuer) for issuer in settings.issuers}
-        for gone in before.keys() - sources.keys():
+        """From now on these hold. Keys that come from where they came before need not be fetched again."""
+        before, self._sources = self._sources, {}
+        for issuer in settings.issuers:
+            place = _place(issuer)
+            self._sources[place] = self._sources.get(place) or before.get(place) or _opened(issuer)
+        for gone in before.keys() - self._sources.keys():
             task = asyncio.create_task(before[gone].close())
             self._retired.add(task)
             task.add_done_callback(self._retired.discard)
-        self._sources = sources
         self._tokens = Tokens(
-            {issuer.issuer: (issuer, source) for issuer, source in sources.items()}, clock=self._clock
+            {issuer.issuer: (issuer, self._sources[_place(issuer)]) for issuer in settings.issuers}, clock=self._clock
         )
         self._keys = StaticKeys(settings.keys)
         self._certificates = Certificates(settings.certificates, clock=self._clock)
@@ -57,7 +58,11 @@ class KnownCallers:
         """As the port says. A token or key comes before the certificate of its connection, and if it is wrong the
         certificate does not help."""
         try:
-            return await self._find(credentials)
+            while True:
+                tokens, caller = self._tokens, await self._find(credentials)
+                # Otherwise the settings were exchanged while keys were fetched: what held before does not count.
+                if tokens is self._tokens:
+                    return caller
         except Rejected as rejected:
             _log.info("caller refused", reason=str(rejected))
         except KeysMissing as missing:
@@ -80,6 +85,10 @@ class KnownCallers:
         if scheme.lower() != _SCHEME or not token:
             raise Rejected("no bearer token")
         return self._keys.caller(token) if token.startswith(KEY_PREFIX) else await self._tokens.caller(token)
+
+
+def _place(issuer: IssuerSettings) -> str:
+    return issuer.jwks_url or issuer.jwks_file
 
 
 def _opened(issuer: IssuerSettings) -> KeySource:

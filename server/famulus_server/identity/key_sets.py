@@ -119,7 +119,8 @@ class KeyUrl:
             if self._stopwatch() < self._next_refresh:
                 return
             self._next_refresh = self._stopwatch() + _REFRESH_SECONDS
-        await asyncio.shield(self._fetch())
+        # Not for its result: it is cancelled when nobody needs it any more, and the call that waits is not.
+        await asyncio.wait([self._fetch()])
 
     async def close(self) -> None:
         """Fetches no more."""
@@ -130,7 +131,7 @@ class KeyUrl:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.shield(self._fetch())
+            await asyncio.wait([self._fetch()])
             await asyncio.sleep(_RETRY_SECONDS if self._keys is None else _RENEW_SECONDS)
 
     def _fetch(self) -> "asyncio.Task[None]":

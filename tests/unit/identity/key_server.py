@@ -1,5 +1,6 @@
 """An issuer's web server, which a test may take away, slow down or let lie."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,11 +15,16 @@ class KeyServer:
         self.status = 200
         self.headers: dict[str, str] = {}
         self.asked = 0
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
         self.url = ""
 
     async def answer(self, _: web.Request) -> web.Response:
         """Any request."""
         self.asked += 1
+        self.reached.set()
+        await self.go_on.wait()
         return web.Response(body=self.body, status=self.status, headers=self.headers)
 
     @asynccontextmanager

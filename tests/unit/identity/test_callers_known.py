@@ -1,5 +1,6 @@
 """Who is known, while keys and time change."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -174,6 +175,29 @@ async def test_issuers_that_stay_keep_their_keys_and_others_are_asked_no_more(
     callers.exchange(settings(server))
     with pytest.raises(Unavailable):
         await caller_of(callers, token)
+
+
+async def test_issuer_whose_other_settings_change_keeps_its_keys(server: KeyServer, callers: KnownCallers) -> None:
+    server.status = 500
+    callers.exchange(settings(server, audience="other", max_lifetime=3600))
+    assert await why_not(callers, shown(SIGNER.token())) == "the token is for another audience"
+    assert server.asked == 1
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "changed"])
+async def test_issuer_of_before_counts_no_more_where_it_was_exchanged_while_keys_were_fetched(
+    server: KeyServer, callers: KnownCallers, removed: bool
+) -> None:
+    new = Signer.new("two")
+    server.body = jwks(SIGNER, new)
+    server.reached.clear()
+    server.go_on.clear()
+    asking = asyncio.create_task(caller_of(callers, new.token()))
+    await server.reached.wait()
+    callers.exchange(AuthSettings() if removed else settings(server, audience="other"))
+    server.go_on.set()
+    with pytest.raises(Unauthenticated):
+        await asking
 
 
 async def test_certificate_is_good_until_it_expires(callers: KnownCallers, clock: HeldClock) -> None:
