@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from command import Running, environment, run, server_environment
+from credentials import Authority
 
 SCRIPT = '[[scene]]\ntext = "You said: "\necho = true\n'
 
@@ -36,5 +37,26 @@ def test_key_that_was_made_lets_chat_in_until_it_is_withdrawn(tmp_path: Path) ->
         logged = "\n".join(server.stderr)
         assert '"caller":"key"' in logged
         assert token.read_text().strip() not in logged
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def test_commands_speak_tls_with_a_server_whose_ca_they_know(tmp_path: Path) -> None:
+    ca, script, file = Authority(), tmp_path / "script.toml", tmp_path / "famulus.toml"
+    script.write_text(SCRIPT)
+    cert, key = ca.server().write(tmp_path, "server")
+    (tmp_path / "ca.crt").write_bytes(ca.pem)
+    (tmp_path / "foreign.crt").write_bytes(Authority().pem)
+    made = run("auth", "new-key", "--role", "operator")
+    file.write_text(f"[tls]\ncert_file = '{cert}'\nkey_file = '{key}'\n{made.stdout}")
+    shown = environment({"FAMULUS_TOKEN": made.stderr.split()[-1]})
+    with Running("--config", str(file), "serve", env=server_environment(tmp_path / "data", script=script)) as server:
+        address = server.address()
+        trusting = ("--address", address, "--ca-file", str(tmp_path / "ca.crt"))
+        answered = run("chat", *trusting, "--message", "Hello", env=shown)
+        assert (answered.returncode, answered.stdout) == (0, "You said: Hello\n")
+        assert run("healthcheck", *trusting).returncode == 0
+        for options in ((), ("--ca-file", str(tmp_path / "foreign.crt"))):
+            assert run("healthcheck", "--address", address, *options).returncode == 2
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
