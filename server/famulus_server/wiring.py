@@ -11,7 +11,7 @@ from pathlib import Path
 
 from famulus_server.api.addresses import check_free
 from famulus_server.api.server import Access, ApiServer, Desks
-from famulus_server.api.tls import Certificates
+from famulus_server.api.tls import ServerCertificates
 from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
@@ -85,7 +85,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     check(settings)
     check_free(settings.server.listen)
     check_free(settings.server.health_listen)
-    certificates = Certificates(settings.tls) if settings.tls.cert_file else None
+    certificates = ServerCertificates(settings.tls) if settings.tls.cert_file else None
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
     async with contextlib.AsyncExitStack() as stack:

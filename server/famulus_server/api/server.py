@@ -36,7 +36,7 @@ from famulus_server.api.probes import ProbeServer
 from famulus_server.api.roles import INCLUDED, REFLECTION, Roles
 from famulus_server.api.runs import RunServicer
 from famulus_server.api.threads import ThreadServicer
-from famulus_server.api.tls import Certificates
+from famulus_server.api.tls import ServerCertificates
 from famulus_server.api.usage import UsageServicer
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.messages import MessageDesk
@@ -102,7 +102,7 @@ class Access:
     authenticator: Authenticator | None
     open_reflection: bool
     plaintext: bool
-    certificates: Certificates | None
+    certificates: ServerCertificates | None
     health_address: str
 
 
@@ -193,12 +193,12 @@ class ApiServer:
             )
         except RuntimeError:
             raise ListenError(taken(self._address)) from None
+        if self._probes is not None:
+            self.health_address = await self._probes.start()
         # First, so that a server which has started is ready, if it can be.
         await self._health.look()
         self._follower = asyncio.create_task(self._health.follow_store())
         await self._server.start()
-        if self._probes is not None:
-            self.health_address = await self._probes.start()
         return with_port(self._address, port)
 
     def drain(self) -> None:

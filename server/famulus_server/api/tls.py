@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 _LOOK_SECONDS = 1.0
 
 
-class Certificates:
+class ServerCertificates:
     """What the server shows to new connections: what the files have now."""
 
     def __init__(self, settings: TlsSettings, *, stopwatch: Callable[[], float] = time.monotonic) -> None:

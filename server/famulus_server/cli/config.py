@@ -61,11 +61,11 @@ def check(configuration: Configuration, file: Path | None) -> None:
 def _check_tls(settings: Settings, source: str) -> None:
     # Here, because grpc takes a while to import.
     from famulus_server.api.addresses import ListenError
-    from famulus_server.api.tls import Certificates
+    from famulus_server.api.tls import ServerCertificates
     from famulus_server.config import ConfigError
 
     try:
-        Certificates(settings.tls)
+        ServerCertificates(settings.tls)
     except ListenError as error:
         raise ConfigError(source, "tls", str(error)) from error
 

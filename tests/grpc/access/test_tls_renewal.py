@@ -8,7 +8,7 @@ import pytest
 
 from credentials import SPIFFE, Authority, Pair, uri
 from famulus_server.api.settings import TlsSettings
-from famulus_server.api.tls import Certificates
+from famulus_server.api.tls import ServerCertificates
 
 
 class Renewing:
@@ -21,7 +21,7 @@ class Renewing:
         (folder / "ca.crt").write_bytes(ca.pem)
         tls = TlsSettings(cert_file=cert, key_file=key, client_ca_file=str(folder / "ca.crt"))
         self._server = grpc.aio.server()
-        certificates = Certificates(tls, stopwatch=lambda: self.now)
+        certificates = ServerCertificates(tls, stopwatch=lambda: self.now)
         self._port = self._server.add_secure_port("127.0.0.1:0", certificates.credentials())
 
     async def start(self) -> None:
