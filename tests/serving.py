@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,19 @@ class ServerThread:
         if self._running is None:
             raise RuntimeError("the server did not start") from self._failure
         return self._running
+
+    def do(self, act: Callable[[], object]) -> None:
+        """Calls `act` on the server's event loop, and returns when it has."""
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                act()
+            finally:
+                done.set()
+
+        self._loop.call_soon_threadsafe(call)
+        done.wait()
 
     def stop(self) -> None:
         """Stops the server as SIGTERM would, and waits for that."""

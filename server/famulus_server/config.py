@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from famulus_server.api.settings import TlsSettings
 from famulus_server.embedded.local_model import MODEL_NAME as LOCAL_MODEL
 from famulus_server.engine.policy import DEFAULT_TIER, ModelPrice, Policy, Quota, Route, Tier
+from famulus_server.identity.settings import AuthSettings, KeySettings, find_fault
 from famulus_server.models.settings import ModelSettings
 
 SCRIPTED_MODEL = "scripted"
@@ -41,6 +43,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     drain_seconds: Seconds = 20.0  # how long runs at work may take to end after SIGTERM
     heartbeat_seconds: Seconds = 15.0  # of silence, after which a stream gets an empty response
     slow_consumer_seconds: Seconds = 30.0  # how long the reader of a stream may take for a response
+    # A second port without TLS, for health alone; empty: none.
+    health_listen: Annotated[str, msgspec.Meta(pattern=r"^$|^.+:\d{1,5}\Z")] = ""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
     server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     store: StoreSettings = StoreSettings()
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
@@ -139,6 +145,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "server": ServerSettings,
+    "auth": AuthSettings,
+    "tls": TlsSettings,
     "store": StoreSettings,
     "redis": RedisSettings,
     "worker": WorkerSettings,
@@ -200,6 +208,7 @@ def check(settings: Settings, *, source: str = "settings") -> None:
     """What holds of settings that a server can start with, besides what `load` checks. Raises ConfigError."""
     if settings.server.role != "all" and not settings.store.url:
         raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
+    _check_access(settings, source)
     for model in settings.models:
         if model.name in settings.embedded_models:
             raise ConfigError(source, "models", f"{model.name!r} is the name of an embedded model: choose another")
@@ -208,6 +217,23 @@ def check(settings: Settings, *, source: str = "settings") -> None:
             raise ConfigError(source, key, "its port is no number from 0 to 65535")
     names = [*settings.embedded_models, *(model.name for model in settings.models)]
     check_models(settings.policy, names, source=source)
+
+
+def check_key(entry: Mapping[str, Any]) -> None:
+    """Whether `[[auth.keys]]` can have this entry. Raises ConfigError."""
+    _convert(entry, KeySettings, "command line", "auth.keys")
+
+
+def _check_access(settings: Settings, source: str) -> None:
+    auth, tls = settings.auth, settings.tls
+    if fault := find_fault(auth):
+        raise ConfigError(source, f"auth.{fault[0]}", fault[1])
+    if bool(tls.cert_file) != bool(tls.key_file):
+        raise ConfigError(source, "tls", "cert_file and key_file go together")
+    if tls.client_ca_file and not tls.cert_file:
+        raise ConfigError(source, "tls.client_ca_file", "needs cert_file and key_file, too")
+    if auth.certificates and not tls.client_ca_file:
+        raise ConfigError(source, "auth.certificates", "need [tls] client_ca_file: without it clients show none")
 
 
 def check_models(policy: Policy, names: Collection[str], *, source: str = "settings") -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from famulus_server.api.addresses import check_free
 from famulus_server.api.audit import Audit
-from famulus_server.api.server import ApiServer, Desks
+from famulus_server.api.server import Access, ApiServer, Desks
+from famulus_server.api.tls import ServerCertificates
 from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
@@ -41,6 +42,8 @@ from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
+from famulus_server.identity.authenticator import KnownCallers
+from famulus_server.identity.settings import AuthSettings
 from famulus_server.models.connection import load_sdk
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
@@ -63,13 +66,15 @@ AnyStore = SqliteStore | PostgresStore
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that accepts calls. `default_model` is the best model to try it with; what `policies` holds may be
-    exchanged."""
+    exchanged, and who may call by `admit`, unless nobody is asked who he is."""
 
     address: str
     models: tuple[str, ...]
     default_model: str
     scripted_model: str | None
     policies: Policies
+    admit: Callable[[AuthSettings], None] | None = None
+    health_address: str = ""
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +87,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     """
     check(settings)
     check_free(settings.server.listen)
+    check_free(settings.server.health_listen)
+    certificates = ServerCertificates(settings.tls) if settings.tls.cert_file else None
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
     async with contextlib.AsyncExitStack() as stack:
@@ -187,15 +194,33 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             # Once the server has stopped, the last calls are noted.
             stack.push_async_callback(trail.close)
             audit = Audit(calls=settings.audit.calls, trail=trail, pseudonyms=pseudonyms, clock=clock, ids=ids)
+        known = KnownCallers(settings.auth, clock=clock) if settings.auth.configured else None
+        if known is not None:
+            await known.open()
+            stack.push_async_callback(known.close)
         server = ApiServer(
             address=settings.server.listen,
             desks=None if role == "worker" else desks,
+            clock=clock,
             ids=ids,
+            access=Access(
+                authenticator=known,
+                open_reflection=settings.auth.open_reflection,
+                plaintext=settings.auth.plaintext,
+                certificates=certificates,
+                health_address=settings.server.health_listen,
+            ),
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
             ping=workers_store.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
             audit=audit,
         )
+
+        def admit(auth: AuthSettings) -> None:
+            if known is not None:
+                known.exchange(auth)
+                server.look_again_at_callers()
+
         address = await server.start()
         stack.push_async_callback(server.stop, grace_seconds=_CALLS_GRACE_SECONDS)
         if settings.store.url:
@@ -213,6 +238,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             default_model=names[0],
             scripted_model=SCRIPTED_MODEL if settings.with_scripted_model else None,
             policies=policies,
+            admit=admit if known is not None else None,
+            health_address=server.health_address,
         )
 
 

@@ -11,7 +11,9 @@ import pytest
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
 from famulus_server import config
+from famulus_server.api.settings import TlsSettings
 from famulus_server.engine import policy
+from famulus_server.identity import settings as identity
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 
 ROOT = Path(__file__).parents[2]
@@ -23,10 +25,16 @@ PAGES = [
     DOCS / "audit.md",
     DOCS / "errors.md",
     DOCS / "configuration.md",
+    DOCS / "authentication.md",
     ROOT / "CHANGELOG.md",
 ]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[server]": config.ServerSettings,
+    "[auth]": identity.AuthSettings,
+    "[[auth.issuers]]": identity.IssuerSettings,
+    "[[auth.keys]]": identity.KeySettings,
+    "[[auth.certificates]]": identity.CertificateSettings,
+    "[tls]": TlsSettings,
     "[store]": config.StoreSettings,
     "[redis]": config.RedisSettings,
     "[worker]": config.WorkerSettings,
@@ -180,6 +188,15 @@ def test_examples_of_the_settings_in_the_readme_load_also_as_one(tmp_path: Path)
     assert settings.policy.routes
     assert settings.store.url
     assert settings.redis.url
+
+
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", read(DOCS / "authentication.md"), re.DOTALL))
+def test_set_up_of_authentication_is_one_that_a_server_starts_with(example: str, tmp_path: Path) -> None:
+    path = tmp_path / "famulus.toml"
+    path.write_text(example, encoding="utf-8")
+    settings = config.load(path, {})
+    config.check(settings)
+    assert settings.auth.configured
 
 
 def test_example_of_the_environment_is_obeyed() -> None:

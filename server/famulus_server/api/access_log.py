@@ -18,7 +18,7 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
 class AccessLog:
-    """The layer that logs method, code, duration and tenant. Never anything of what was said."""
+    """The layer that logs method, code, duration, tenant and caller. Never anything of what was said."""
 
     def __init__(self, *, ids: Ids, stopwatch: Callable[[], float] = time.monotonic) -> None:
         self._ids = ids
@@ -44,6 +44,7 @@ class AccessLog:
                 code=code_of_end(call, cancelled=cancelled),
                 milliseconds=round((self._stopwatch() - started) * 1_000, 1),
                 tenant=call.caller.tenant if call.caller else None,
+                caller=call.caller.name if call.caller else None,
             )
 
 

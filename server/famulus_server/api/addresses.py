@@ -11,19 +11,27 @@ class ListenError(Exception):
     """The server cannot, or must not, listen where it was told to. The text is for whoever starts it."""
 
 
-def check_loopback(address: str) -> None:
-    """Raises ListenError unless `address` (`host:port`, `[v6]:port` or `unix:path`) is reachable from this machine
-    only: whoever reaches a server without authentication may read and change everything."""
+def check_reachable(address: str, *, authenticated: bool, encrypted: bool) -> None:
+    """Raises ListenError unless `address` (`host:port`, `[v6]:port` or `unix:path`) may be listened on: one that other
+    machines reach only where callers are authenticated, and where what they show to be so is encrypted."""
     if address.startswith("unix:"):
         return
     match = _HOST_AND_PORT.fullmatch(address)
     if match is None or int(match["port"]) > 65_535:
         raise ListenError(f"{address!r} is no address to listen on: write host:port, [v6-address]:port or unix:path")
     host = match["v6"] or match["host"]
-    if not _is_loopback(host):
+    if _is_loopback(host):
+        return
+    if not authenticated:
         raise ListenError(
             f"refusing to listen on {address!r}: this server has no authentication, so it listens on loopback only. "
-            "Use 127.0.0.1, ::1, localhost or a unix: path, and put whatever authenticates callers in front of it"
+            "Configure [auth]; or use 127.0.0.1, ::1, localhost or a unix: path, and put whatever authenticates "
+            "callers in front of it"
+        )
+    if not encrypted:
+        raise ListenError(
+            f"refusing to listen on {address!r} without TLS, because tokens would be sent in the clear. Configure "
+            "[tls]; or say plaintext = true in [auth], where a mesh encrypts all connections"
         )
 
 

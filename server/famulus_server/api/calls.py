@@ -7,19 +7,9 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
+from famulus_server.ports import Caller
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls. Everything that a call reads or writes belongs to the caller's tenant.
-
-    `name` says who it is within the tenant, for the log and the audit; `expire_time` is when the credentials run out,
-    in seconds since 1970, None for never.
-    """
-
-    tenant: str
-    name: str = ""
-    roles: frozenset[str] = frozenset()
-    expire_time: float | None = None
+__all__ = ["Call", "Caller", "current_call", "current_tenant", "enter"]
 
 
 @dataclass(slots=True, kw_only=True)

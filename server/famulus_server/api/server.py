@@ -21,10 +21,10 @@ from famulus.v1 import (
     usage_service_pb2_grpc,
 )
 from famulus_server.api.access_log import AccessLog
-from famulus_server.api.addresses import ListenError, check_loopback, taken, with_port
+from famulus_server.api.addresses import ListenError, check_reachable, taken, with_port
 from famulus_server.api.assistants import AssistantServicer
 from famulus_server.api.audit import Audit
-from famulus_server.api.callers import OneCaller
+from famulus_server.api.callers import Callers, OneCaller
 from famulus_server.api.calls import Caller
 from famulus_server.api.deadlines import Deadlines
 from famulus_server.api.draining import Admission, Drain
@@ -33,8 +33,11 @@ from famulus_server.api.errors import Errors
 from famulus_server.api.health import Health
 from famulus_server.api.pages import Pages
 from famulus_server.api.pipeline import Layer, Pipeline
+from famulus_server.api.probes import ProbeServer
+from famulus_server.api.roles import INCLUDED, REFLECTION, Roles
 from famulus_server.api.runs import RunServicer
 from famulus_server.api.threads import ThreadServicer
+from famulus_server.api.tls import ServerCertificates
 from famulus_server.api.usage import UsageServicer
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.messages import MessageDesk
@@ -42,7 +45,7 @@ from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.watch import Watch
-from famulus_server.ports import Ids
+from famulus_server.ports import Authenticator, Clock, Ids
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     # A second server on the same port is a mistake that must show, not half of the calls going elsewhere.
@@ -69,6 +72,7 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
 _RUNS = "/famulus.v1.RunService/"
 _STARTING_WORK = (_RUNS + "CreateRun", _RUNS + "StreamRun")
 _PATIENT = (_RUNS + "WaitRun",)
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _SERVICES = tuple(
     service.full_name
     for file in (assistant_service_pb2, thread_service_pb2, run_service_pb2, usage_service_pb2)
@@ -88,6 +92,21 @@ class Desks:
     usage: UsageDesk
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How callers come in. Without an `authenticator` all of them are one, who may do everything.
+
+    With `certificates` they come over TLS; `plaintext` allows tokens to come over a network without it. On
+    `health_address`, unless it is empty, there is a second port, without TLS, for health alone.
+    """
+
+    authenticator: Authenticator | None
+    open_reflection: bool
+    plaintext: bool
+    certificates: ServerCertificates | None
+    health_address: str
+
+
 class ApiServer:
     """Serves the API on one address. Make it, `start` it and `stop` it inside one event loop."""
 
@@ -96,8 +115,10 @@ class ApiServer:
         *,
         address: str,
         desks: Desks | None,
+        clock: Clock,
         ids: Ids,
         page_key: bytes,
+        access: Access,
         ping: Callable[[], Awaitable[object]],
         ping_seconds: float = 1.0,
         unary_seconds: float = 60.0,
@@ -107,29 +128,46 @@ class ApiServer:
         """Without `desks` only health is served, and without `audit` no call is noted. `page_key` signs page tokens and
         is the same on all replicas; `ping` raises unless the store answers, and is called each `ping_seconds`; unary
         calls but WaitRun end after `unary_seconds`, and streams whose reader takes `slow_seconds` for a response.
-        Raises ListenError where the address is not a loopback one: there is no authentication yet."""
-        check_loopback(address)
+        Raises ListenError where the address is one that others reach, and `access` is not made for that."""
+        check_reachable(
+            address,
+            authenticated=access.authenticator is not None,
+            encrypted=access.certificates is not None or access.plaintext,
+        )
         self._address = address
+        self._certificates = access.certificates
         self._drain = Drain()
         self._errands = Errands()
         services = _SERVICES if desks else ()
         self._health = Health(services=services, ping=ping, drain=self._drain, interval_seconds=ping_seconds)
         self._follower: asyncio.Task[None] | None = None
+        knowing: Sequence[Layer] = (OneCaller(Caller(tenant="default", roles=frozenset(INCLUDED))),)
+        self._callers: Callers | None = None
+        if access.authenticator is not None:
+            self._callers = Callers(
+                authenticator=access.authenticator,
+                clock=clock,
+                open_services=(_HEALTH, REFLECTION) if access.open_reflection else (_HEALTH,),
+                patient=_PATIENT,
+            )
+            knowing = (self._callers, Roles())
         # Every call passes these, the outermost first.
-        layers: Sequence[Layer] = (
+        outer: Sequence[Layer] = (
             AccessLog(ids=ids),
             Errors(ids=ids),
             *([audit] if audit else []),
             Deadlines(unary_seconds=unary_seconds, patient=_PATIENT),
-            OneCaller(Caller(tenant="default")),
-            Admission(drain=self._drain, methods=_STARTING_WORK),
         )
+        layers = (*outer, *knowing, Admission(drain=self._drain, methods=_STARTING_WORK))
         self._server = grpc.aio.server(interceptors=[Pipeline(layers, slow_seconds=slow_seconds)], options=_OPTIONS)
         if desks:
             self._offer(desks, Pages(key=page_key))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*services, health_name, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*services, _HEALTH, REFLECTION), self._server)
+        self.health_address = ""  # of the second port, once it listens
+        self._probes: ProbeServer | None = None
+        if access.health_address:
+            self._probes = ProbeServer(address=access.health_address, health=self._health, layers=outer)
 
     def _offer(self, desks: Desks, pages: Pages) -> None:
         assistant_service_pb2_grpc.add_AssistantServiceServicer_to_server(
@@ -151,9 +189,15 @@ class ApiServer:
         """Listens; returns the address, with the port that the system chose where 0 was asked for. Raises ListenError
         where the address is taken."""
         try:
-            port = self._server.add_insecure_port(self._address)
+            port = (
+                self._server.add_secure_port(self._address, self._certificates.credentials())
+                if self._certificates
+                else self._server.add_insecure_port(self._address)
+            )
         except RuntimeError:
             raise ListenError(taken(self._address)) from None
+        if self._probes is not None:
+            self.health_address = await self._probes.start()
         # First, so that a server which has started is ready, if it can be.
         await self._health.look()
         self._follower = asyncio.create_task(self._health.follow_store())
@@ -166,10 +210,17 @@ class ApiServer:
         self._drain.start()
         self._health.drain()
 
+    def look_again_at_callers(self) -> None:
+        """Who is known, and as whom, may have changed: ends the streams of those who are not known any more."""
+        if self._callers is not None:
+            self._errands.start(self._callers.look_again())
+
     async def stop(self, *, grace_seconds: float) -> None:
         """Drains, then lets calls end for at most `grace_seconds` and cancels those that have not. Run it once."""
         self.drain()
         await self._server.stop(grace_seconds)
+        if self._probes is not None:
+            await self._probes.stop(grace_seconds)
         await self._errands.finish(seconds=grace_seconds)
         if self._follower is not None:
             self._follower.cancel()

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from famulus_server.cli.audit import audit
+from famulus_server.cli.auth import auth
 from famulus_server.cli.chat import chat
 from famulus_server.cli.config import config
 from famulus_server.cli.configuration import Configuration
@@ -57,5 +58,5 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
     context.obj = Configuration(file=file)
 
 
-for command in (serve, demo, chat, config, audit, migrate, models, healthcheck, fake_upstream):
+for command in (serve, demo, chat, config, auth, audit, migrate, models, healthcheck, fake_upstream):
     main.add_command(command)

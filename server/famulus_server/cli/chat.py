@@ -8,13 +8,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from famulus_server.cli.configuration import Configuration
 from famulus_server.cli.console import note
-from famulus_server.cli.options import address_option
+from famulus_server.cli.options import address_option, ca_file_option, token_file_option
 
 if TYPE_CHECKING:
     from famulus import FamulusClient
@@ -25,6 +26,8 @@ _Result = TypeVar("_Result")
 
 @click.command(short_help="Talk to an assistant.")
 @address_option
+@token_file_option
+@ca_file_option
 @click.option("--thread", metavar="ID", help="Go on with this thread.")
 @click.option("--assistant", metavar="ID", help="Who answers.  [default: the thread's own assistant]")
 @click.option("--model", metavar="NAME", help="Let an assistant for this model answer.")
@@ -33,6 +36,8 @@ _Result = TypeVar("_Result")
 def chat(
     configuration: Configuration,
     address: str | None,
+    token_file: Path | None,
+    ca_file: Path | None,
     thread: str | None,
     assistant: str | None,
     model: str | None,
@@ -48,6 +53,7 @@ def chat(
       famulus-server chat
       famulus-server chat --message "What is the capital of France?"
       famulus-server chat --thread thread_... --message "And of Spain?"
+      famulus-server chat --address famulus.example:7461 --token-file token --ca-file ca.pem
     """
     if assistant and model:
         raise click.UsageError("--assistant brings its own model: give one of the two")
@@ -56,7 +62,8 @@ def chat(
     from famulus_server.cli.conversation import Conversation
 
     models = (model,) if model else _models_to_try(tuple(each.name for each in settings.models))
-    with asyncio.Runner() as runner, _connected(runner, address or settings.server.listen) as client:
+    target = address or settings.server.listen
+    with asyncio.Runner() as runner, _connected(runner, target, token_file, ca_file) as client:
         conversation = Conversation(client=client, models=models, assistant_id=assistant or "")
         try:
             if thread:
@@ -65,8 +72,9 @@ def chat(
             succeeded = _converse(runner, conversation) if message is None else _run(runner, conversation.say(message))
         finally:
             if conversation.thread_id:
-                elsewhere = ["--address", address] if address else []
-                command = [sys.argv[0], "chat", *elsewhere, "--thread", conversation.thread_id]
+                given = {"--address": address, "--token-file": token_file, "--ca-file": ca_file}
+                same = [str(part) for option in given.items() if option[1] for part in option]
+                command = [sys.argv[0], "chat", *same, "--thread", conversation.thread_id]
                 note(f"To go on: {shlex.join(command)}")
     if not succeeded:
         raise click.exceptions.Exit(1)
@@ -80,12 +88,18 @@ def _models_to_try(configured: Sequence[str]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _connected(runner: asyncio.Runner, address: str) -> Iterator[FamulusClient]:
+def _connected(
+    runner: asyncio.Runner, address: str, token_file: Path | None, ca_file: Path | None
+) -> Iterator[FamulusClient]:
     from famulus import FamulusClient, RetryPolicy
+    from famulus_server.cli.credentials import channel_credentials, read_token
+
+    token = read_token(token_file)
+    credentials = channel_credentials(address, ca_file=ca_file, token=token)
 
     async def connect() -> FamulusClient:
         # A server that restarts is waited for, one that is not there is not waited for long.
-        return FamulusClient(address, retry=RetryPolicy(give_up_after=15))
+        return FamulusClient(address, credentials=credentials, token=token, retry=RetryPolicy(give_up_after=15))
 
     client = _run(runner, connect())
     try:

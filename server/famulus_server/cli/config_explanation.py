@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from famulus_server.cli.config_callers import explain_callers
 from famulus_server.config import Settings
 from famulus_server.engine.policy import DEFAULT_TIER, Budget, CallerQuotas, ModelPrice, Policy, Quota, Route
 from famulus_server.models.settings import ModelSettings
@@ -28,6 +29,7 @@ def explain(settings: Settings, variables: Mapping[str, str]) -> Iterator[tuple[
     """Topics, each with its lines. `variables` are those of the environment that are used, with what they give."""
     policy = settings.policy
     yield "Server", list(_server(settings))
+    yield "Callers", list(explain_callers(settings))
     yield "Store", [_store(settings)]
     yield "Redis", [_redis(settings)]
     yield "Models", list(_models(settings))

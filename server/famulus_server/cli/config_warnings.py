@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
+from famulus_server.cli.config_callers import find_warnings_of_callers
 from famulus_server.config import Settings, unknown_variables
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
 from famulus_server.models.connection import is_loopback
@@ -20,6 +21,7 @@ def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
         yield f"{variable}: no setting has this name, so it is not read"
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    yield from find_warnings_of_callers(settings)
     yield from _about_upstreams(settings)
     yield from _about_tiers(settings)
     yield from _about_prices(settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from famulus_server.config import Settings
 
-Changes = Mapping[str, Mapping[str, str | None]]
+Changes = Mapping[str, Mapping[str, str | tuple[()] | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,17 @@ class Configuration:
 
     def load_to_serve(self, changes: Changes) -> Settings:
         """The same, for a server: all that can be is checked before anything starts. Raises ConfigError."""
-        from famulus_server.api.addresses import ListenError, check_loopback
+        from famulus_server.api.addresses import ListenError, check_reachable
         from famulus_server.config import ConfigError, check
 
         settings = self.load(changes)
         check(settings, source=str(self.file or "settings"))
         try:
-            check_loopback(settings.server.listen)
+            check_reachable(
+                settings.server.listen,
+                authenticated=settings.auth.configured,
+                encrypted=bool(settings.tls.cert_file) or settings.auth.plaintext,
+            )
         except ListenError as error:
             raise ConfigError(*self._origin_of_listen(changes), str(error)) from error
         return settings

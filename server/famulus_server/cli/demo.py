@@ -56,6 +56,8 @@ def demo(
     log = {"level": log_level or "warning"}  # more would get between the lines of the runs
     if keep_serving:
         settings = configuration.load_to_serve({"server": {"listen": listen, "data_dir": data_dir}, "log": log})
+        if settings.auth.configured or settings.tls.cert_file:
+            raise click.UsageError("--keep-serving shows a run without credentials and TLS: use `serve` and `chat`")
         start_logs(settings)
         with contextlib.suppress(Stopped):
             asyncio.run(_show_and_serve(settings, started))
@@ -78,7 +80,9 @@ def demo(
 def _apart(folder: str) -> Changes:
     """Settings under which nothing is shared with a server that runs, or ever ran, here."""
     return {
-        "server": {"listen": "127.0.0.1:0", "data_dir": folder},
+        "server": {"listen": "127.0.0.1:0", "data_dir": folder, "health_listen": ""},
+        "auth": {"issuers": (), "keys": (), "certificates": ()},
+        "tls": {"cert_file": "", "key_file": "", "client_ca_file": ""},
         "store": {"path": ""},
         "redis": {"url": ""},
         "embedded": {"scripted_model": "on", "script": ""},

@@ -17,6 +17,9 @@ _REMEDIES = {
     "SERVER_DRAINING": "The server is about to stop: try again in a moment.",
     "SERVER_OVERLOADED": "Try again in a moment.",
     "STORE_UNAVAILABLE": "Try again in a moment; the server's log says what is wrong with the database.",
+    "UNAUTHENTICATED": "Show a token or key: --token-file names a file that has it, or FAMULUS_TOKEN is one.",
+    "PERMISSION_DENIED": "Ask the operator for that role.",
+    "CREDENTIALS_EXPIRED": "Get a fresh token.",
     "INTERNAL": "The server's log has the cause under that reference.",
 }
 

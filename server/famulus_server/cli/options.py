@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 listen_option = click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
@@ -11,4 +13,20 @@ log_level_option = click.option(
 )
 address_option = click.option(
     "--address", metavar="HOST:PORT", help="The server to call.  [default: where the settings say it listens]"
+)
+ca_file_option = click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    envvar="FAMULUS_CA_FILE",
+    show_envvar=True,
+    metavar="FILE",
+    help="Call over TLS, and trust a server whose certificate this CA (PEM) has signed.",
+)
+token_file_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    envvar="FAMULUS_TOKEN_FILE",
+    show_envvar=True,
+    metavar="FILE",
+    help="Show the server the token or key in this file.  [default: the variable FAMULUS_TOKEN]",
 )

@@ -16,6 +16,9 @@ _log = structlog.get_logger(__name__)
 # Where the parts of a policy stand in the file.
 _KEYS = {"prices": "models.price", "quotas": "models.limits", "currency": "prices.currency"}
 
+# Keys of [auth] that say who may call.
+_ADMITTING = ("issuers", "keys", "certificates")
+
 
 class Reloading:
     """Reads the settings of a running server again, and gives it the policy they have now."""
@@ -28,6 +31,7 @@ class Reloading:
         self._changes = changes
         self._settings = settings
         self._server = server
+        self._auth = settings.auth
 
     def reload(self) -> None:
         """What runs is not disturbed. The log says what was done; settings that are wrong change nothing."""
@@ -57,9 +61,20 @@ class Reloading:
         )
         changed = list(_changed_policy(old, new))
         self._server.policies.current = new
+        changed.extend(self._admit(settings))
         _log.info("settings reloaded", file=str(file), changed=changed)
-        if rest := list(_changed_settings(self._settings, settings)):
+        if rest := list(_changed_settings(self._settings, settings, admitting=self._server.admit is not None)):
             _log.warning("settings changed that need a restart", keys=rest)
+
+    def _admit(self, settings: Settings) -> list[str]:
+        """Lets those call whom the settings name, and nobody else; returns the keys that this is about."""
+        if self._server.admit is None:
+            return []
+        before, self._auth = self._auth, settings.auth
+        changed = [f"auth.{name}" for name in _changed_fields(before, settings.auth) if name in _ADMITTING]
+        if changed:
+            self._server.admit(settings.auth)
+        return changed
 
 
 def _changed_policy(old: Policy, new: Policy) -> Iterator[str]:
@@ -67,13 +82,14 @@ def _changed_policy(old: Policy, new: Policy) -> Iterator[str]:
         yield _KEYS.get(name, name)
 
 
-def _changed_settings(old: Settings, new: Settings) -> Iterator[str]:
+def _changed_settings(old: Settings, new: Settings, *, admitting: bool) -> Iterator[str]:
     for section in _changed_fields(old, new):
         if section == "models":
             yield from _changed_models(old, new)
         elif section != "policy":
             for key in _changed_fields(getattr(old, section), getattr(new, section)):
-                yield f"{section}.{key}"
+                if not (admitting and section == "auth" and key in _ADMITTING):
+                    yield f"{section}.{key}"
 
 
 def _changed_models(old: Settings, new: Settings) -> Iterator[str]:

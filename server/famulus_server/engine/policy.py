@@ -2,7 +2,7 @@
 in; they may be exchanged while the server runs, so whoever needs them asks a `Policies` for those that hold now."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -11,6 +11,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000_000)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Price = Annotated[float, msgspec.Meta(ge=0, le=1_000_000_000)]
+
+# Of callers; `api/roles.py` says what each may do.
+Role: TypeAlias = Literal["reader", "writer", "operator", "privacy", "tools"]
 
 DEFAULT_TIER = "default"
 

@@ -6,6 +6,7 @@ Hints        short messages between replicas; may be lost, too
 Limiter      limits that all replicas share; may be lost
 ThreadCache  what is remembered of threads; may be lost
 Model        one model turn, streamed
+Authenticator  who calls, by the credentials of a call
 Clock        wall time
 Ids          new resource ids
 
@@ -26,6 +27,11 @@ from famulus_server.ports.hints import (
     WORK,
     Hints,
     events_topic,
+)
+from famulus_server.ports.identity import (
+    Authenticator,
+    Caller,
+    Credentials,
 )
 from famulus_server.ports.limiter import (
     Demand,
@@ -94,10 +100,13 @@ __all__ = [
     "AuditEntry",
     "AuditLog",
     "AuditRow",
+    "Authenticator",
     "Backlog",
     "CallChunk",
+    "Caller",
     "Claimed",
     "Clock",
+    "Credentials",
     "Cursor",
     "Demand",
     "EventLog",

@@ -2,14 +2,14 @@ import socket
 
 import pytest
 
-from famulus_server.api.addresses import ListenError, check_free, check_loopback, with_port
+from famulus_server.api.addresses import ListenError, check_free, check_reachable, with_port
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:50051", "127.9.9.9:0", "localhost:1", "[::1]:65535", "unix:/run/famulus.sock"]
 )
 def test_loopback_is_allowed(address: str) -> None:
-    check_loopback(address)
+    check_reachable(address, authenticated=False, encrypted=False)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,14 @@ def test_loopback_is_allowed(address: str) -> None:
     ],
 )
 def test_every_other_host_is_refused_and_the_text_says_what_to_do(address: str) -> None:
-    with pytest.raises(ListenError, match=r"no authentication.*Use 127\.0\.0\.1"):
-        check_loopback(address)
+    with pytest.raises(ListenError, match=r"no authentication.*use 127\.0\.0\.1"):
+        check_reachable(address, authenticated=False, encrypted=True)
+
+
+def test_other_hosts_are_allowed_where_callers_are_known_and_their_tokens_encrypted() -> None:
+    check_reachable("0.0.0.0:50051", authenticated=True, encrypted=True)
+    with pytest.raises(ListenError, match=r"in the clear.*\[tls\].*plaintext = true"):
+        check_reachable("0.0.0.0:50051", authenticated=True, encrypted=False)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,7 @@ def test_every_other_host_is_refused_and_the_text_says_what_to_do(address: str) 
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ListenError, match="write host:port"):
-        check_loopback(address)
+        check_reachable(address, authenticated=True, encrypted=True)
 
 
 def test_chosen_port_replaces_zero() -> None:

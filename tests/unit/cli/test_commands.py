@@ -8,7 +8,17 @@ from click.testing import CliRunner, Result
 from famulus_server.cli import main
 from famulus_server.cli.configuration import Configuration
 
-COMMANDS = ["serve", "demo", "chat", "config check", "migrate", "models pull", "healthcheck", "fake-upstream"]
+COMMANDS = [
+    "serve",
+    "demo",
+    "chat",
+    "config check",
+    "auth new-key",
+    "migrate",
+    "models pull",
+    "healthcheck",
+    "fake-upstream",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 from famulus_server.cli.configuration import Changes, Configuration
 from famulus_server.cli.reloading import Reloading
 from famulus_server.engine.policy import Policies, Policy
+from famulus_server.identity.settings import AuthSettings
 from famulus_server.wiring import RunningServer
 
 MODEL = "[[models]]\nname = '{name}'\nbackend = 'chat'\nbase_url = 'http://127.0.0.1'\n"
@@ -23,12 +24,14 @@ class Stage:
         settings = configuration.load_to_serve(changes or {})
         names = (*settings.embedded_models, *(model.name for model in settings.models))
         self._policies = Policies(settings.policy)
+        self.admitted: list[AuthSettings] = []
         server = RunningServer(
             address="127.0.0.1:1",
             models=names,
             default_model=names[0],
             scripted_model=None,
             policies=self._policies,
+            admit=self.admitted.append if settings.auth.configured else None,
         )
         self._reloading = Reloading(
             configuration=configuration, changes=changes or {}, settings=settings, server=server
@@ -127,3 +130,29 @@ def test_options_of_the_command_line_stay(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "", {"server": {"listen": "127.0.0.1:9"}})
     # Otherwise the address would need a restart.
     assert stage.reload("[server]\nlisten = '127.0.0.1:8'\n") == [reloaded(stage)]
+
+
+KEY = "[[auth.keys]]\nname = '{name}'\ntenant = 't'\nroles = []\nsha256 = '{sha}'\n"
+ONE, TWO = (KEY.format(name=name, sha=str(name) * 64) for name in (1, 2))
+
+
+def test_callers_are_those_of_the_file_at_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, ONE)
+    assert stage.reload(ONE + TWO) == [reloaded(stage, "auth.keys")]
+    assert stage.reload() == [reloaded(stage)]
+    assert [[key.name for key in auth.keys] for auth in stage.admitted] == [["1", "2"]]
+    [told, rest] = stage.reload("[auth]\nopen_reflection = true\n" + TWO)
+    assert told == reloaded(stage, "auth.keys")
+    assert rest["keys"] == ["auth.open_reflection"]
+
+
+def test_without_any_callers_left_nobody_is_let_in(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, ONE)
+    assert stage.reload("") == [reloaded(stage, "auth.keys")]
+    assert stage.admitted == [AuthSettings()]
+
+
+def test_server_that_asks_nobody_begins_to_with_the_next_start(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "")
+    [told, rest] = stage.reload(ONE)
+    assert (told, rest["keys"], stage.admitted) == (reloaded(stage), ["auth.keys"], [])

@@ -2,12 +2,14 @@
 
 import ipaddress
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import grpc
 
 Options = Sequence[tuple[str, Any]]
+# Or what gives one, where tokens run out before the client does.
+Token: TypeAlias = str | Callable[[], str]
 
 DEFAULTS: dict[str, Any] = {
     # A dead connection is noticed after 20 + 10 seconds; the server allows pings 10 seconds apart.
@@ -51,11 +53,26 @@ def is_loopback(target: str) -> bool:
 
 
 def channel_credentials(
-    credentials: grpc.ChannelCredentials | None, token: str | None
+    credentials: grpc.ChannelCredentials | None, token: Token | None
 ) -> grpc.ChannelCredentials | None:
     """Credentials with which every call carries the token. Raises ValueError for a token without encryption."""
     if token is None:
         return credentials
     if credentials is None:
         raise ValueError("a token is only sent over an encrypted channel: pass credentials, too")
-    return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+    return grpc.composite_channel_credentials(credentials, grpc.metadata_call_credentials(_Bearer(token)))
+
+
+class _Bearer(grpc.AuthMetadataPlugin):
+    """The metadata that shows a token; gRPC asks for it before each call, from threads of its own."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+
+    def __call__(self, _: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        try:
+            token = self._token if isinstance(self._token, str) else self._token()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the call and nothing else
+            callback((), error)
+        else:
+            callback((("authorization", f"Bearer {token}"),), None)

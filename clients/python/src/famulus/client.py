@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from famulus.channels import Options, channel_credentials, channel_options
+from famulus.channels import Options, Token, channel_credentials, channel_options
 from famulus.errors import FamulusError
 from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
@@ -41,12 +41,13 @@ class FamulusClient:
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        token: str | None = None,
+        token: Token | None = None,
         options: Options = (),
         retry: RetryPolicy | None = None,
     ) -> None:
         """`target` is `host:port`, or any gRPC name such as `dns:///famulus:8443`. Without `credentials` the channel is
-        not encrypted. `token` goes with every call as a bearer token; it needs `credentials`. `options` are gRPC's."""
+        not encrypted. `token` goes with every call as a bearer token; it needs `credentials`. Where tokens run out,
+        pass what returns a good one: it is called, in a thread, before each call. `options` are gRPC's."""
         arguments = channel_options(target, options)
         secured = channel_credentials(credentials, token)
         if secured is None:

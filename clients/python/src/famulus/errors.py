@@ -94,11 +94,14 @@ class FamulusError(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether it is the connection or the replica that failed, so that the same call may go well elsewhere."""
+        """Whether it is the connection or the replica that failed, so that the same call may go well elsewhere; or the
+        credentials ran out in the middle of it, so that it may go well with fresh ones."""
         if self.code is grpc.StatusCode.UNAVAILABLE:
             return True
         if self.code is grpc.StatusCode.ABORTED:
             return self.reason == ErrorReason.ERROR_REASON_SLOW_CONSUMER
+        if self.code is grpc.StatusCode.UNAUTHENTICATED:
+            return self.reason == ErrorReason.ERROR_REASON_CREDENTIALS_EXPIRED
         by_transport = self.code in TRANSPORT_CODES and not self.reason_name
         return by_transport and (self.message == CUT_OFF or any(words in self.message for words in BROKEN_TRANSPORT))
 

@@ -1,0 +1,1 @@
+"""Who calls: tokens, static keys and client certificates, and whose they are."""
