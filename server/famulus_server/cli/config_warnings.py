@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from famulus_server.config import Settings
+from famulus_server.encryption.key_sources import is_exposed
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
 from famulus_server.models.settings import ModelSettings
 
@@ -16,6 +18,9 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     """Each in a line of its own."""
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    for file in (settings.encryption.key_file, *settings.encryption.old_key_files):
+        if file and is_exposed(Path(file).expanduser()):
+            yield f"[encryption]: others than its owner may read {file}"
     yield from _about_tiers(settings)
     yield from _about_prices(settings)
     for route in settings.policy.routes.values():

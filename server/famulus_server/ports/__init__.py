@@ -6,6 +6,8 @@ Hints        short messages between replicas; may be lost, too
 Limiter      limits that all replicas share; may be lost
 ThreadCache  what is remembered of threads; may be lost
 Model        one model turn, streamed
+Vault        the operator's key, which wraps all others
+Sealer       encrypts what leaves this process
 Clock        wall time
 Ids          new resource ids
 
@@ -13,6 +15,16 @@ Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run 
 """
 
 from famulus_server.errors import Allowance
+from famulus_server.ports.encryption import (
+    DataKey,
+    DataKeys,
+    KeyUnknown,
+    Place,
+    SealedBodies,
+    Sealer,
+    Vault,
+    WrappedKey,
+)
 from famulus_server.ports.event_log import (
     EventLog,
 )
@@ -91,10 +103,13 @@ __all__ = [
     "Claimed",
     "Clock",
     "Cursor",
+    "DataKey",
+    "DataKeys",
     "Demand",
     "EventLog",
     "Hints",
     "Ids",
+    "KeyUnknown",
     "Lease",
     "Limit",
     "Limiter",
@@ -104,6 +119,7 @@ __all__ = [
     "ModelEvent",
     "ModelRequest",
     "Models",
+    "Place",
     "Quantity",
     "Queue",
     "ReasoningChunk",
@@ -116,6 +132,8 @@ __all__ = [
     "RunFilter",
     "Runs",
     "Scope",
+    "SealedBodies",
+    "Sealer",
     "Secrets",
     "Steps",
     "Store",
@@ -131,5 +149,7 @@ __all__ = [
     "UsageGroup",
     "UsageQuery",
     "Usages",
+    "Vault",
+    "WrappedKey",
     "events_topic",
 ]

@@ -14,6 +14,7 @@ from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
+from famulus_server.ports.encryption import DataKeys, SealedBodies
 
 T = TypeVar("T")
 
@@ -398,6 +399,10 @@ class Transaction(Protocol):
     def usages(self) -> Usages: ...
     @property
     def secrets(self) -> Secrets: ...
+    @property
+    def keys(self) -> DataKeys: ...
+    @property
+    def sealed(self) -> SealedBodies: ...
 
 
 class Store(Protocol):
