@@ -78,8 +78,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     """Starts everything the settings ask for; leaving drains and stops it all. `progress` is told what takes long, a
     line at a time.
 
-    Raises ConfigError, KeyUnusable, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text for
-    the operator; then nothing stays behind.
+    Raises ConfigError, KeyUnusable, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text
+    for the operator; then nothing stays behind.
     """
     check(settings)
     check_free(settings.server.listen)
@@ -89,7 +89,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if settings.with_local_model:
             # The model takes longer to load than the SDK to import, so that costs nothing here.
             stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
-        keys = await _keys(settings.encryption, progress)
+        keys = await asyncio.to_thread(_keys, settings.encryption, progress)
         store, workers_store, clock = await _stores(settings, stack, keys)
         sealer = await store.write(lambda tx: tx.keys.obtain("", _REDIS_KEY)) if keys else None
         ids = TimeOrderedIds(clock=clock)
@@ -210,7 +210,16 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         )
 
 
-async def _keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache | None:
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings, *, progress: Progress) -> AsyncIterator[AnyStore]:
+    """The store alone, with the keys to it. Raises KeyUnusable or StoreUnusable."""
+    async with contextlib.AsyncExitStack() as stack:
+        keys = await asyncio.to_thread(_keys, settings.encryption, progress)
+        store, *_ = await _stores(settings, stack, keys)
+        yield store
+
+
+def _keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache | None:
     """What seals and opens, None where nothing is encrypted. Raises KeyUnusable."""
     if not encryption.is_on:
         return None
@@ -221,12 +230,10 @@ async def _keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache 
     for file in files:
         if is_exposed(file):
             progress(f"[encryption] others than its owner may read {file}")
+    keys = [read_key(file) for file in files]
     if encryption.key_command:
-        key, old = await asyncio.to_thread(ask_for_key, encryption.key_command), files
-    else:
-        key, old = read_key(files[0]), files[1:]
-    vault = AesVault(key=key, old=[read_key(file) for file in old])
-    return KeyCache(vault=vault, scope=encryption.scope)
+        keys.insert(0, ask_for_key(encryption.key_command))
+    return KeyCache(vault=AesVault(key=keys[0], old=keys[1:]), scope=encryption.scope)
 
 
 async def _stores(

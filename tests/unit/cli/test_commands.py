@@ -9,6 +9,7 @@ from famulus_server.cli import main
 from famulus_server.cli.configuration import Configuration
 
 COMMANDS = ["serve", "demo", "chat", "config check", "migrate", "models pull", "healthcheck", "fake-upstream"]
+COMMANDS += ["keys new", "keys list", "keys rotate"]
 
 
 @pytest.fixture(autouse=True)
