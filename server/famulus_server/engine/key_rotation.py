@@ -36,13 +36,14 @@ async def renew(store: Store, *, grace: float, progress: Progress) -> float:
         progress(f"{retired:,} data keys retired")
     while True:
         age = await store.read(lambda tx: tx.keys.retired_for())
+        changed = await _walk(store, progress)
+        if age is None:
+            return 0.0
+        if age < grace:
+            return grace - age
         # Where a whole walk has found nothing, nothing was behind it, either.
-        if not await _walk(store, progress):
+        if not changed:
             break
-    if age is None:
-        return 0.0
-    if age < grace:
-        return grace - age
     removed = await store.write(lambda tx: tx.keys.remove_retired())
     progress(f"{removed:,} retired data keys removed")
     return 0.0
