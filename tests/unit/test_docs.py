@@ -24,6 +24,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[redis]": config.RedisSettings,
     "[worker]": config.WorkerSettings,
     "[embedded]": config.EmbeddedSettings,
+    "[encryption]": config.EncryptionSettings,
     "[log]": config.LogSettings,
     "[[models]]": ModelSettings,
     "[models.retry]": RetrySettings,

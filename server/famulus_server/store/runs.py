@@ -1,5 +1,6 @@
 """Runs in SQL: the row is also the queue entry, and carries the lease."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -14,7 +15,10 @@ from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
 from famulus_server.ports import Backlog, Claimed, Cursor, Lease, Queue, RunFilter
 from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.columns import before, etag, micros, stamp_micros, timestamp
+from famulus_server.store.errors import BodyUnreadable
 from famulus_server.store.session import Row, RunAgain, Session
+
+_log = logging.getLogger(__name__)
 
 # How fast a tenant's runs are started is seen from its last minute, or from its last so many.
 _PACE_MICROS = 60_000_000
@@ -217,8 +221,15 @@ class SqlRuns:
         return [_run(version, body) for (_, version, _), body in zip(rows, bodies, strict=True)]
 
     async def _waiting(self, rows: Sequence[Row]) -> list[tuple[str, Run, int]]:
-        """Runs of several tenants, each with its tenant, and the version of its row."""
-        bodies = await self._bodies.open("runs", [(tenant, (run_id,), body) for tenant, run_id, _, body in rows])
+        """Runs of several tenants, each with its tenant, and the version of its row. One that cannot be opened stays
+        where it is: the others must not wait for it."""
+        try:
+            bodies = await self._bodies.open("runs", [(tenant, (run_id,), body) for tenant, run_id, _, body in rows])
+        except BodyUnreadable as error:
+            if len(rows) == 1:
+                _log.error("a run is not executed: %s", error)
+                return []
+            return [one for row in rows for one in await self._waiting([row])]
         return [(row[0], Run.FromString(body), row[2]) for row, body in zip(rows, bodies, strict=True)]
 
     def _lease(self, lease: Lease | None) -> tuple[str | None, int | None]:

@@ -147,6 +147,18 @@ async def test_tampering_is_found_and_told_without_contents(tampering: str, path
         assert "text" not in str(caught.value)
 
 
+async def test_run_that_cannot_be_opened_keeps_no_other_from_being_claimed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(path, key_cache()) as store:
+        for number in range(3):
+            await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
+    sql(path, "UPDATE runs SET body = substr(body, 1, 40) WHERE id = 'run_0'")
+    async with opened(path, key_cache()) as store:
+        assert [claimed.run.id for claimed in await claim_runs(store, LATER)] == ["run_1", "run_2"]
+    assert "runs ('run_0',) of tenant 'acme' cannot be opened" in caplog.text
+
+
 async def test_body_is_unreadable_without_keys(path: Path) -> None:
     async with opened(path, key_cache()) as store:
         await add_thread(store, "thread_1", "a")
