@@ -54,6 +54,9 @@ _PAGE_KEY = "page-tokens"
 _REDIS_KEY = "redis"
 # Of the worker's own: one to renew leases, one for what else it does.
 _WORKER_CONNECTIONS = 2
+# Of a command: how many it has, and how long it waits for a statement.
+_COMMAND_CONNECTIONS = 2
+_COMMAND_SECONDS = 600.0
 # After the runs at work have ended or been given back, calls have this long to end.
 _CALLS_GRACE_SECONDS = 2.0
 
@@ -212,11 +215,19 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
 
 @contextlib.asynccontextmanager
 async def open_store(settings: Settings, *, progress: Progress) -> AsyncIterator[AnyStore]:
-    """The store alone, with the keys to it. Raises KeyUnusable or StoreUnusable."""
-    async with contextlib.AsyncExitStack() as stack:
-        keys = await asyncio.to_thread(_keys, settings.encryption, progress)
-        store, *_ = await _stores(settings, stack, keys)
+    """The store alone, with the keys to it, for a command that may take long. Raises KeyUnusable or StoreUnusable."""
+    keys = await asyncio.to_thread(_keys, settings.encryption, progress)
+    store: AnyStore
+    if url := settings.store.url:
+        store = PostgresStore(url=url, pool=_COMMAND_CONNECTIONS, timeout=_COMMAND_SECONDS, keys=keys)
+    else:
+        store = SqliteStore(path=settings.database, clock=SystemClock(), keys=keys)
+    await store.open()
+    try:
+        await store.read(lambda tx: tx.keys.check())
         yield store
+    finally:
+        await store.close()
 
 
 def _keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache | None:

@@ -12,7 +12,7 @@ from famulus_server.store.session import Row, Session
 
 
 class SqlDataKeys:
-    """See `ports.DataKeys`. Without a cache there is no encryption.
+    """See `ports.DataKeys`. Without a `cache` there is no encryption.
 
     A key that a transaction has made or found is this transaction's, until `settle` says that it was committed: what is
     sealed with a key that was never stored is lost.
@@ -20,22 +20,17 @@ class SqlDataKeys:
 
     def __init__(self, session: Session, cache: KeyCache | None) -> None:
         self._session = session
-        self._cache = cache
+        self.cache = cache
         self._by_id: dict[tuple[str, str], DataKey] = {}
         self._in_use: dict[tuple[str, str], DataKey] = {}
         self._removed: list[tuple[str, str, str]] = []
         self._renewed = False
 
-    @property
-    def cache(self) -> KeyCache | None:
-        """None where there is no encryption."""
-        return self._cache
-
     def settle(self, *, committed: bool) -> None:
         """The transaction has ended; or a part of it was undone, which may take what others of its parts made along:
         that is found again."""
-        if self._cache is not None and committed:
-            self._publish(self._cache)
+        if self.cache is not None and committed:
+            self._publish(self.cache)
         self._by_id.clear()
         self._in_use.clear()
 
@@ -101,17 +96,17 @@ class SqlDataKeys:
         kek_id = ""
         while (row := await self._session.one("data_keys_next_wrapping", kek_id)) is not None:
             kek_id = row[3]
-            if self._cache is None:
+            if self.cache is None:
                 raise KeysUnusable(
                     "rows of the database are encrypted: give [encryption] key_file or key_command, with the key "
                     f"{kek_id} or one that its data keys were wrapped by since"
                 )
             try:
-                self._cache.vault.unwrap(_wrapped(row))
+                self.cache.vault.unwrap(_wrapped(row))
             except KeyUnknown:
                 raise KeysUnusable(
                     f"rows of the database need the key {kek_id}, and the configured one is "
-                    f"{self._cache.vault.kek_id}: give the former, or name it in [encryption] old_key_files"
+                    f"{self.cache.vault.kek_id}: give the former, or name it in [encryption] old_key_files"
                 ) from None
             except ValueError as error:
                 raise KeysUnusable(f"a data key that {kek_id} has wrapped cannot be opened: {error}") from None
@@ -145,9 +140,9 @@ class SqlDataKeys:
         return len(removed)
 
     def _required(self) -> KeyCache:
-        if self._cache is None:
+        if self.cache is None:
             raise KeysUnusable("encryption is not configured: give [encryption] key_file or key_command")
-        return self._cache
+        return self.cache
 
     def _unwrapped(self, wrapped: WrappedKey) -> DataKey:
         key = self._required().vault.unwrap(wrapped)
