@@ -127,7 +127,6 @@ TAMPERING = {
     "another message's body": "UPDATE messages SET body = (SELECT body FROM messages WHERE id = 'b') WHERE id = 'a'",
     "another tenant's body": "UPDATE messages SET body = (SELECT body FROM messages WHERE tenant = 'globex')",
     "another tenant's row": "UPDATE messages SET tenant = 'acme', log_id = 'thread_1', sequence = 9 WHERE id = 'c'",
-    "another table's body": "UPDATE messages SET body = (SELECT body FROM threads WHERE id = 'thread_1')",
     "an unknown version": "UPDATE messages SET body = CAST(x'0002' || substr(body, 3) AS BLOB)",
     "too short": "UPDATE messages SET body = substr(body, 1, 20)",
     "no key": "DELETE FROM data_keys",
@@ -145,6 +144,17 @@ async def test_tampering_is_found_and_told_without_contents(tampering: str, path
         with pytest.raises(BodyUnreadable, match=r"^messages.*cannot be opened") as caught:
             await read_texts(store, "thread_1")
         assert "text" not in str(caught.value)
+
+
+async def test_body_of_another_table_is_refused_though_its_row_has_the_same_key(path: Path) -> None:
+    async with opened(path, key_cache()) as store:
+        await add_run(store, run())
+        await store.write(lambda tx: tx.steps.put(TENANT, step()))
+        await store.write(lambda tx: tx.turns.put(TENANT, "run_1", Turn(number=1, seen_sequence=1, items=[])))
+    sql(path, "UPDATE run_steps SET body = (SELECT items FROM run_turns)")
+    async with opened(path, key_cache()) as store:
+        with pytest.raises(BodyUnreadable, match="sealed by another key or as something else"):
+            await store.read(lambda tx: tx.steps.page(TENANT, "run_1"))
 
 
 async def test_run_that_cannot_be_opened_keeps_no_other_from_being_claimed(
