@@ -8,7 +8,8 @@ from famulus_server.ports import DataKey, KeyUnknown, WrappedKey
 from famulus_server.store.columns import micros
 from famulus_server.store.errors import KeysUnusable
 from famulus_server.store.key_cache import KeyCache
-from famulus_server.store.session import Row, Session
+from famulus_server.store.refusals import unavailable
+from famulus_server.store.session import Row, RunAgain, Session
 
 
 class SqlDataKeys:
@@ -54,18 +55,10 @@ class SqlDataKeys:
             found = cache.in_use.get(place)
         if found is not None:
             return found
-        row = await self._session.one("data_keys_in_use", tenant, scope_id)
-        if row is None:
-            made = cache.vault.make(tenant, scope_id)
-            now = micros(self._session.now())
-            # Another replica may have been faster: what is stored counts.
-            stored = await self._session.run(
-                "data_keys_insert", tenant, made.id, scope_id, made.kek_id, made.wrapped, now
-            )
-            row = _row(made) if stored else await self._session.one("data_keys_in_use", tenant, scope_id)
-        if row is None:
-            raise LookupError("a data key was retired at this moment")
-        key = self._unwrapped(_wrapped(row))
+        wrapped = await self._stored(tenant, scope_id)
+        if wrapped is None:
+            wrapped = await self._make(cache, tenant, scope_id)
+        key = self._unwrapped(wrapped)
         self._in_use[place] = key
         return key
 
@@ -139,6 +132,22 @@ class SqlDataKeys:
         self._removed += [(tenant, "", key_id) for tenant, key_id in removed]
         return len(removed)
 
+    async def _stored(self, tenant: str, scope_id: str) -> WrappedKey | None:
+        row = await self._session.one("data_keys_in_use", tenant, scope_id)
+        return None if row is None else _wrapped(row)
+
+    async def _make(self, cache: KeyCache, tenant: str, scope_id: str) -> WrappedKey:
+        made = cache.vault.make(tenant, scope_id)
+        now = micros(self._session.now())
+        if await self._session.run("data_keys_insert", tenant, made.id, scope_id, made.kek_id, made.wrapped, now):
+            return made
+        # Another replica was faster: what is stored counts.
+        stored = await self._stored(tenant, scope_id)
+        if stored is None:
+            # And that was retired at this moment.
+            raise RunAgain(unavailable())
+        return stored
+
     def _required(self) -> KeyCache:
         if self.cache is None:
             raise KeysUnusable("encryption is not configured: give [encryption] key_file or key_command")
@@ -148,10 +157,6 @@ class SqlDataKeys:
         key = self._required().vault.unwrap(wrapped)
         self._by_id[wrapped.tenant, wrapped.id] = key
         return key
-
-
-def _row(key: WrappedKey) -> Row:
-    return (key.tenant, key.scope_id, key.id, key.kek_id, key.wrapped)
 
 
 def _wrapped(row: Row) -> WrappedKey:

@@ -86,6 +86,8 @@ class SqlThreads:
 
     async def _reseal_overrides(self, tenant: str, thread_id: str) -> None:
         """The origin's key may go before the fork does."""
+        if self._keys.cache is None:
+            return
         for sequence, message_id, body in await self._session.all("overrides_of_thread", tenant, thread_id):
             if not await self._bodies.is_current(tenant, body, thread_id=thread_id):
                 plain = await self._bodies.open_one("messages", tenant, (message_id,), body)
