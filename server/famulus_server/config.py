@@ -7,6 +7,7 @@ What may change while the server runs is in `Settings.policy`; all else holds un
 """
 
 import re
+import shlex
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ import msgspec
 
 from famulus_server.api.settings import TlsSettings
 from famulus_server.embedded.local_model import MODEL_NAME as LOCAL_MODEL
+from famulus_server.encryption.errors import KeyUnusable
+from famulus_server.encryption.key_sources import read_key
 from famulus_server.engine.policy import DEFAULT_TIER, ModelPrice, Policy, Quota, Route, Tier
 from famulus_server.identity.settings import AuthSettings, KeySettings, find_fault
 from famulus_server.models.settings import ModelSettings
@@ -78,6 +81,20 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     script: str = ""  # its script; empty: the built-in one
 
 
+class EncryptionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[encryption]`: of what the database and Redis keep of conversations. Without a key there is none."""
+
+    key_file: str = ""  # with the operator's key
+    key_command: tuple[str, ...] = ()  # program and arguments; prints the key
+    old_key_files: tuple[str, ...] = ()  # earlier keys, until no data key is wrapped by them
+    scope: Literal["tenant", "thread"] = "tenant"  # what has a data key of its own
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a key."""
+        return bool(self.key_file or self.key_command)
+
+
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[log]`: the log, on standard error."""
 
@@ -108,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
     log: LogSettings = LogSettings()
     audit: AuditSettings = AuditSettings()
     models: tuple[ModelSettings, ...] = ()
@@ -151,6 +169,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "redis": RedisSettings,
     "worker": WorkerSettings,
     "embedded": EmbeddedSettings,
+    "encryption": EncryptionSettings,
     "log": LogSettings,
     "audit": AuditSettings,
 }
@@ -209,6 +228,7 @@ def check(settings: Settings, *, source: str = "settings") -> None:
     if settings.server.role != "all" and not settings.store.url:
         raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
     _check_access(settings, source)
+    _check_encryption(settings.encryption, source)
     for model in settings.models:
         if model.name in settings.embedded_models:
             raise ConfigError(source, "models", f"{model.name!r} is the name of an embedded model: choose another")
@@ -234,6 +254,20 @@ def _check_access(settings: Settings, source: str) -> None:
         raise ConfigError(source, "tls.client_ca_file", "needs cert_file and key_file, too")
     if auth.certificates and not tls.client_ca_file:
         raise ConfigError(source, "auth.certificates", "need [tls] client_ca_file: without it clients show none")
+
+
+def _check_encryption(encryption: EncryptionSettings, source: str) -> None:
+    if encryption.key_file and encryption.key_command:
+        raise ConfigError(source, "encryption", "has both key_file and key_command")
+    if encryption.old_key_files and not encryption.is_on:
+        raise ConfigError(source, "encryption.old_key_files", "goes with key_file or key_command only")
+    files = {"key_file": encryption.key_file} if encryption.key_file else {}
+    files |= {f"old_key_files[{at}]": file for at, file in enumerate(encryption.old_key_files)}
+    for key, file in files.items():
+        try:
+            read_key(Path(file).expanduser())
+        except KeyUnusable as error:
+            raise ConfigError(source, f"encryption.{key}", str(error)) from error
 
 
 def check_models(policy: Policy, names: Collection[str], *, source: str = "settings") -> None:
@@ -274,10 +308,19 @@ def _section(kind: type[S], name: str, document: Mapping[str, Any], source: str,
     for field in msgspec.structs.fields(kind):
         variable = _variable(name, field.name)
         if variable in environ:
-            # One at a time, so that a wrong value is named by its variable.
-            only = _convert({field.name: environ[variable]}, kind, "environment", variable, from_text=True)
+            # One at a time, so that a wrong value is named by its variable. A list is written as in a shell.
+            text = environ[variable]
+            value = _words(text, variable) if isinstance(field.default, tuple) else text
+            only = _convert({field.name: value}, kind, "environment", variable, from_text=True)
             given = msgspec.structs.replace(given, **{field.name: getattr(only, field.name)})
     return given
+
+
+def _words(text: str, variable: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError("environment", variable, str(error)) from error
 
 
 def _variable(section: str, key: str) -> str:

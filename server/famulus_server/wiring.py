@@ -13,7 +13,7 @@ from famulus_server.api.addresses import check_free
 from famulus_server.api.audit import Audit
 from famulus_server.api.server import Access, ApiServer, Desks
 from famulus_server.api.tls import ServerCertificates
-from famulus_server.config import SCRIPTED_MODEL, Settings, check, check_models
+from famulus_server.config import SCRIPTED_MODEL, EncryptionSettings, Settings, check, check_models
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.coordination.limiter import RedisLimiter
@@ -24,6 +24,7 @@ from famulus_server.embedded.local_model import MODEL_NAME, LocalModel
 from famulus_server.embedded.supervisor import Child, keep_running
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
+from famulus_server.encryption.key_sources import ask_for_key, is_exposed, read_key
 from famulus_server.engine.asking import Asking
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.audit import AuditTrail
@@ -48,14 +49,20 @@ from famulus_server.models.connection import load_sdk
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
 from famulus_server.ports import Clock, Lease
+from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.postgres import PostgresStore
 from famulus_server.store.sqlite import SqliteStore
 
 # What llama.cpp gives each of the local model's slots.
 _LOCAL_CONTEXT = 2_048
 _PAGE_KEY = "page-tokens"
+# The scope of the data key that seals what Redis has of conversations.
+_REDIS_KEY = "redis"
 # Of the worker's own: one to renew leases, one for what else it does.
 _WORKER_CONNECTIONS = 2
+# Of a command: how many it has, and how long it waits for a statement.
+_COMMAND_CONNECTIONS = 2
+_COMMAND_SECONDS = 600.0
 # After the runs at work have ended or been given back, calls have this long to end.
 _CALLS_GRACE_SECONDS = 2.0
 
@@ -82,8 +89,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     """Starts everything the settings ask for; leaving drains and stops it all. `progress` is told what takes long, a
     line at a time.
 
-    Raises ConfigError, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text for the
-    operator; then nothing stays behind.
+    Raises ConfigError, KeyUnusable, ListenError, ScriptError, EmbeddedUnavailable or StoreUnusable, each with a text
+    for the operator; then nothing stays behind.
     """
     check(settings)
     check_free(settings.server.listen)
@@ -95,7 +102,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if settings.with_local_model:
             # The model takes longer to load than the SDK to import, so that costs nothing here.
             stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
-        store, workers_store, clock = await _stores(settings, stack)
+        keys = await asyncio.to_thread(_keys, settings.encryption, progress)
+        store, workers_store, clock = await _stores(settings, stack, keys)
+        sealer = await store.write(lambda tx: tx.keys.obtain("", _REDIS_KEY)) if keys else None
         ids = TimeOrderedIds(clock=clock)
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
@@ -109,11 +118,11 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         hints.open()
         stack.push_async_callback(hints.close)
         patience = Patience()
-        event_log = RedisEventLog(url=redis_url, patience=patience)
+        event_log = RedisEventLog(url=redis_url, patience=patience, sealer=sealer)
         feed = Feed(event_log=event_log)
         event_log.open(replay=feed.memory)
         stack.push_async_callback(event_log.close)
-        thread_cache = RedisThreadCache(url=redis_url, patience=patience)
+        thread_cache = RedisThreadCache(url=redis_url, patience=patience, sealer=sealer)
         thread_cache.open()
         stack.push_async_callback(thread_cache.close)
         models = ModelRegistry(settings=model_settings)
@@ -243,22 +252,60 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         )
 
 
-async def _stores(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[AnyStore, AnyStore, Clock]:
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings, *, progress: Progress) -> AsyncIterator[AnyStore]:
+    """The store alone, with the keys to it, for a command that may take long. Raises KeyUnusable or StoreUnusable."""
+    keys = await asyncio.to_thread(_keys, settings.encryption, progress)
+    store: AnyStore
+    if url := settings.store.url:
+        store = PostgresStore(url=url, pool=_COMMAND_CONNECTIONS, timeout=_COMMAND_SECONDS, keys=keys)
+    else:
+        store = SqliteStore(path=settings.database, clock=SystemClock(), keys=keys)
+    await store.open()
+    try:
+        await store.read(lambda tx: tx.keys.check())
+        yield store
+    finally:
+        await store.close()
+
+
+def _keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache | None:
+    """What seals and opens, None where nothing is encrypted. Raises KeyUnusable."""
+    if not encryption.is_on:
+        return None
+    # Here, because `cryptography` takes a moment, and nobody else needs it.
+    from famulus_server.encryption.aes import AesVault
+
+    files = [Path(file).expanduser() for file in (encryption.key_file, *encryption.old_key_files) if file]
+    for file in files:
+        if is_exposed(file):
+            progress(f"[encryption] others than its owner may read {file}")
+    keys = [read_key(file) for file in files]
+    if encryption.key_command:
+        keys.insert(0, ask_for_key(encryption.key_command))
+    return KeyCache(vault=AesVault(key=keys[0], old=keys[1:]), scope=encryption.scope)
+
+
+async def _stores(
+    settings: Settings, stack: contextlib.AsyncExitStack, keys: KeyCache | None
+) -> tuple[AnyStore, AnyStore, Clock]:
     """The store; the same one for the worker, with connections of its own, so that callers who wait for one another
     cannot cost it its leases; and its clock: replicas go by the one of their database, whatever their own ones say."""
     url = settings.store.url
     if url:
-        shared = PostgresStore(url=url, pool=settings.store.pool)
+        shared = PostgresStore(url=url, pool=settings.store.pool, keys=keys)
         await shared.open()
         stack.push_async_callback(shared.close)
-        workers = PostgresStore(url=url, pool=_WORKER_CONNECTIONS, clock=shared.clock)
+        await shared.read(lambda tx: tx.keys.check())
+        workers = PostgresStore(url=url, pool=_WORKER_CONNECTIONS, clock=shared.clock, keys=keys)
         await workers.open()
         stack.push_async_callback(workers.close)
         return shared, workers, shared.clock
     clock = SystemClock()
-    store = SqliteStore(path=settings.database, clock=clock)
+    store = SqliteStore(path=settings.database, clock=clock, keys=keys)
     await store.open()
     stack.push_async_callback(store.close)
+    await store.read(lambda tx: tx.keys.check())
     return store, store, clock
 
 

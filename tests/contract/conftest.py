@@ -1,14 +1,16 @@
 """The stores that the conformance suite runs over."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from contract.samples import MovableClock
+from famulus_server.encryption.aes import AesVault
 from famulus_server.ports import Store
 from famulus_server.store import schema
+from famulus_server.store.key_cache import KeyCache, Scope
 from famulus_server.store.postgres import PostgresStore
 from famulus_server.store.sqlite import SqliteStore
 
@@ -26,14 +28,19 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+ENCRYPTED: Mapping[str, Scope] = {"tenant-keys": "tenant", "thread-keys": "thread"}
+
+
+@pytest.fixture(params=["sqlite", "postgres", "sqlite-tenant-keys", "sqlite-thread-keys", "postgres-thread-keys"])
 def made_store(request: pytest.FixtureRequest, tmp_path: Path, clock: MovableClock) -> SqliteStore | PostgresStore:
-    """An empty store of either kind."""
-    if request.param == "postgres":
-        return PostgresStore(url=request.getfixturevalue("empty_database"), clock=clock)
+    """An empty store of either kind, also encrypted."""
+    engine, _, encrypted = request.param.partition("-")
+    keys = KeyCache(vault=AesVault(key=b"k" * 32), scope=ENCRYPTED[encrypted]) if encrypted else None
+    if engine == "postgres":
+        return PostgresStore(url=request.getfixturevalue("empty_database"), clock=clock, keys=keys)
     path = tmp_path / "famulus.db"
     shutil.copy(request.getfixturevalue("migrated_file"), path)
-    return SqliteStore(path=path, clock=clock)
+    return SqliteStore(path=path, clock=clock, keys=keys)
 
 
 @pytest.fixture

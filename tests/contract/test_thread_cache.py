@@ -19,6 +19,7 @@ from famulus_server.coordination import patience, thread_cache
 from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.valkey import EmbeddedValkey
+from famulus_server.encryption.aes import AesKey
 from famulus_server.ports import Remembered
 
 pytestmark = pytest.mark.usefixtures("unhurried")
@@ -108,18 +109,6 @@ def frozen(process: int) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGCONT)
-
-
-class Mirror:
-    """Turns everything round, and knows its own by a mark."""
-
-    def seal(self, plain: bytes) -> bytes:
-        return b"mirrored" + plain[::-1]
-
-    def open(self, sealed: bytes) -> bytes:
-        if not sealed.startswith(b"mirrored"):
-            raise ValueError("of somebody else")
-        return sealed.removeprefix(b"mirrored")[::-1]
 
 
 async def test_what_was_put_comes_back_on_any_replica(cache: RedisThreadCache, url: str) -> None:
@@ -239,7 +228,7 @@ async def test_forgotten_thread_is_not_brought_back_by_whoever_is_late(
 
 
 async def test_what_is_sealed_is_not_to_be_read_and_comes_back(url: str, redis: Redis) -> None:
-    sealed = await open_cache(url, sealer=Mirror())
+    sealed = await open_cache(url, sealer=AesKey(b"k" * 32))
     await put(sealed, remembered(1, 2, text="secret"))
     assert b"secret" not in await held(redis)
     assert await get(sealed) == remembered(1, 2, text="secret")
@@ -248,9 +237,12 @@ async def test_what_is_sealed_is_not_to_be_read_and_comes_back(url: str, redis: 
     assert await get(plain) is None
     await put(plain, remembered(1, 2, 3))
     assert await get(sealed) is None
-    assert (sealed.errors, plain.errors) == (1, 1)
-    await sealed.close()
-    await plain.close()
+    other = await open_cache(url, sealer=AesKey(b"o" * 32))
+    await put(other, remembered(1, 2, 3, 4))
+    assert await get(sealed) is None
+    assert (sealed.errors, plain.errors) == (2, 1)
+    for opened in (sealed, plain, other):
+        await opened.close()
 
 
 async def test_damaged_values_are_as_good_as_none_and_are_replaced(cache: RedisThreadCache, redis: Redis) -> None:

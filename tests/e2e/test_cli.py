@@ -10,7 +10,19 @@ from command import Running, environment, run
 from famulus_server.embedded.weights import SMOLLM2
 from famulus_server.store.schema import HEAD
 
-COMMANDS = {"serve", "demo", "chat", "config", "audit", "migrate", "models", "healthcheck", "fake-upstream"}
+COMMANDS = {
+    "serve",
+    "demo",
+    "chat",
+    "config",
+    "auth",
+    "audit",
+    "migrate",
+    "keys",
+    "models",
+    "healthcheck",
+    "fake-upstream",
+}
 
 
 def test_help_lists_all_commands_and_imports_nothing_heavy() -> None:

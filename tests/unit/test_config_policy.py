@@ -168,7 +168,7 @@ def test_routes_may_name_embedded_models(tmp_path: Path) -> None:
         ),
         (
             "[limits]\n",
-            "limits: unknown section; there are server, auth, tls, store, redis, worker, embedded, log, audit, ",
+            "limits: unknown section; there are server, auth, tls, store, redis, worker, embedded, encryption, log, ",
         ),
     ],
 )

@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[redis]": config.RedisSettings,
     "[worker]": config.WorkerSettings,
     "[embedded]": config.EmbeddedSettings,
+    "[encryption]": config.EncryptionSettings,
     "[log]": config.LogSettings,
     "[audit]": config.AuditSettings,
     "[[models]]": ModelSettings,

@@ -19,6 +19,7 @@ from famulus_server.cli.demo import demo
 from famulus_server.cli.failures import Cli
 from famulus_server.cli.fake_upstream import fake_upstream
 from famulus_server.cli.healthcheck import healthcheck
+from famulus_server.cli.keys import keys
 from famulus_server.cli.migrate import migrate
 from famulus_server.cli.models import models
 from famulus_server.cli.serve import serve
@@ -58,5 +59,5 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
     context.obj = Configuration(file=file)
 
 
-for command in (serve, demo, chat, config, auth, audit, migrate, models, healthcheck, fake_upstream):
+for command in (serve, demo, chat, config, auth, audit, migrate, keys, models, healthcheck, fake_upstream):
     main.add_command(command)

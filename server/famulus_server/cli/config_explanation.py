@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from famulus_server.cli.config_callers import explain_callers
-from famulus_server.config import Settings
+from famulus_server.config import EncryptionSettings, Settings
 from famulus_server.engine.policy import DEFAULT_TIER, Budget, CallerQuotas, ModelPrice, Policy, Quota, Route
 from famulus_server.models.settings import ModelSettings
 
@@ -32,6 +32,7 @@ def explain(settings: Settings, variables: Mapping[str, str]) -> Iterator[tuple[
     yield "Callers", list(explain_callers(settings))
     yield "Store", [_store(settings)]
     yield "Redis", [_redis(settings)]
+    yield "Encryption", [_encryption(settings.encryption)]
     yield "Models", list(_models(settings))
     yield "Routes", [line for route in policy.routes.values() for line in _route(route)] or ["none"]
     yield "Tiers", list(_tiers(policy))
@@ -73,6 +74,14 @@ def _store(settings: Settings) -> str:
 def _redis(settings: Settings) -> str:
     url = settings.redis.url
     return f"Redis or Valkey at {without_password(url)}." if url else "An embedded Valkey server, as a child process."
+
+
+def _encryption(encryption: EncryptionSettings) -> str:
+    if not encryption.is_on:
+        return "None: the database and Redis hold what is said as it is."
+    source = f"in {encryption.key_file}" if encryption.key_file else f"that {encryption.key_command[0]} prints"
+    old = f", and {len(encryption.old_key_files)} earlier ones" if encryption.old_key_files else ""
+    return f"AES-256-GCM, with a data key for each {encryption.scope}, wrapped by the key {source}{old}."
 
 
 def _models(settings: Settings) -> Iterator[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from famulus_server.cli.config_callers import find_warnings_of_callers
 from famulus_server.config import Settings, unknown_variables
+from famulus_server.encryption.key_sources import is_exposed
 from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
 from famulus_server.models.connection import is_loopback
 from famulus_server.models.settings import ModelSettings
@@ -23,6 +25,9 @@ def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
     yield from find_warnings_of_callers(settings)
     yield from _about_upstreams(settings)
+    for file in (settings.encryption.key_file, *settings.encryption.old_key_files):
+        if file and is_exposed(Path(file).expanduser()):
+            yield f"[encryption]: others than its owner may read {file}"
     yield from _about_tiers(settings)
     yield from _about_prices(settings)
     for route in settings.policy.routes.values():

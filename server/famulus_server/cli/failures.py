@@ -56,6 +56,7 @@ def _explain(error: Exception) -> Failure:
     from famulus_server.api.addresses import ListenError
     from famulus_server.config import ConfigError
     from famulus_server.embedded.errors import EmbeddedUnavailable
+    from famulus_server.encryption.errors import KeyUnusable
     from famulus_server.store.errors import StoreInUse, StoreUnusable
 
     while isinstance(error, ExceptionGroup):
@@ -64,6 +65,8 @@ def _explain(error: Exception) -> Failure:
         return WrongSettings(str(error))
     if isinstance(error, StoreInUse):
         return Failure(f"{error}. Stop that server, or give this one another data directory")
+    if isinstance(error, KeyUnusable):
+        return WrongSettings(f"[encryption]: {error}")
     if isinstance(error, ListenError | StoreUnusable | EmbeddedUnavailable):
         return Failure(str(error))
     if isinstance(error, OSError):

@@ -8,13 +8,12 @@ The line stands in the sealed part once more, so that nobody can give an old val
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 from google.protobuf.message import DecodeError
 
 from famulus.v1.message_pb2 import Message
-from famulus_server.ports import Remembered
+from famulus_server.ports import Remembered, Sealer
 
 # Before the first digit: the version of this format.
 _HEAD = re.compile(rb"1 (\d{1,19}) (\d{1,19}) (\d{1,19})")
@@ -32,21 +31,13 @@ class Unreadable(Exception):
     """What is there is damaged, of another format, or not ours."""
 
 
-class Sealer(Protocol):
-    """Encrypts what leaves this process, and proves that it has come back unchanged."""
-
-    def seal(self, plain: bytes) -> bytes: ...
-    def open(self, sealed: bytes) -> bytes:
-        """Raises ValueError where it was not sealed by the same key, or has been changed."""
-
-
 class Checksum:
     """The Sealer where nothing is secret: it finds damage."""
 
-    def seal(self, plain: bytes) -> bytes:
+    def seal(self, plain: bytes, context: bytes) -> bytes:  # noqa: ARG002 - what is sealed says what it is
         return zlib.crc32(plain).to_bytes(_CHECKSUM_BYTES) + plain
 
-    def open(self, sealed: bytes) -> bytes:
+    def open(self, sealed: bytes, context: bytes) -> bytes:  # noqa: ARG002 - as above
         plain = sealed[_CHECKSUM_BYTES:]
         if sealed[:_CHECKSUM_BYTES] != zlib.crc32(plain).to_bytes(_CHECKSUM_BYTES):
             raise ValueError("damaged")
@@ -78,7 +69,7 @@ def encode(tenant: str, thread_id: str, remembered: Remembered, *, sealer: Seale
         first = None
     head = f"1 {remembered.revision} {remembered.upto} {floor}".encode()
     body = _Body(head, tenant, thread_id, first, messages[-fitting:])
-    return head + b"\n" + sealer.seal(msgspec.msgpack.encode(body))
+    return head + b"\n" + sealer.seal(msgspec.msgpack.encode(body), head)
 
 
 def decode(tenant: str, thread_id: str, value: bytes, *, sealer: Sealer) -> Remembered | None:
@@ -90,7 +81,7 @@ def decode(tenant: str, thread_id: str, value: bytes, *, sealer: Sealer) -> Reme
     if not sealed:
         return None
     try:
-        body = msgspec.msgpack.decode(sealer.open(sealed), type=_Body)
+        body = msgspec.msgpack.decode(sealer.open(sealed, head), type=_Body)
         if (body.head, body.tenant, body.thread_id) != (head, tenant, thread_id):
             raise Unreadable
         first = None if body.first is None else Message.FromString(body.first)

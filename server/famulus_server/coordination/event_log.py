@@ -19,6 +19,7 @@ from famulus_server.coordination.loading import load
 from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.replay import Replay
 from famulus_server.coordination.writer import Writer
+from famulus_server.ports import Sealer
 
 if TYPE_CHECKING:
     from famulus_server.coordination.streams import RedisStreams
@@ -38,11 +39,13 @@ Memory = Callable[[], Iterable[tuple[str, Sequence[RunEvent]]]]
 
 
 class RedisEventLog:
-    """See `ports.EventLog`. Open and close it; `patience` is that of this process's callers with Redis."""
+    """See `ports.EventLog`. Open and close it; `patience` is that of this process's callers with Redis, `sealer`
+    encrypts the events."""
 
-    def __init__(self, *, url: str, patience: Patience) -> None:
+    def __init__(self, *, url: str, patience: Patience, sealer: Sealer | None = None) -> None:
         self._url = url
         self._patience = patience
+        self._sealer = sealer
         self._backlog = Backlog()
         self._replay = Replay(active_seconds=_ACTIVE_SECONDS, ended_seconds=_ENDED_SECONDS)
         self._memory: Memory = tuple
@@ -108,7 +111,7 @@ class RedisEventLog:
 
     async def _connect(self) -> "RedisStreams":
         module = await load("streams")
-        streams: RedisStreams = module.RedisStreams(url=self._url, patience=self._patience)
+        streams: RedisStreams = module.RedisStreams(url=self._url, patience=self._patience, sealer=self._sealer)
         return streams
 
     def _put(self, entry: Entry) -> None:

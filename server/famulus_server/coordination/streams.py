@@ -1,6 +1,6 @@
 """Redis Streams as the event log uses them: one stream per run, the entry id is the event's sequence (contract 11)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from famulus_server.coordination.channels import channel_of
 from famulus_server.coordination.connection import Line, Reader, reason
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.patience import Patience
-from famulus_server.ports import events_topic
+from famulus_server.ports import Sealer, events_topic
 
 # What a stream keeps of a run, in events.
 _MAX_EVENTS = 10_000
@@ -25,6 +25,8 @@ _STREAMS_AT_A_TIME = 500
 _FIELD = b"e"
 # No sequence is higher: behind it, nothing is accepted.
 _END = b"9223372036854775807-0"
+# No event begins with this: who knows no encryption takes a sealed one for damaged, never for another event.
+_SEALED = b"\x00"
 
 # One unit, so that a Redis which refuses in between cannot leave a hole: whether it is full is asked before the first
 # write only, which therefore has to be an XADD. Where the stream lacks what comes before these events, nothing is
@@ -105,9 +107,10 @@ class _Call:
 
 
 class RedisStreams:
-    """The streams of all runs behind one URL; `patience` is that of its readers."""
+    """The streams of all runs behind one URL; `patience` is that of its readers, `sealer` encrypts the events."""
 
-    def __init__(self, *, url: str, patience: Patience) -> None:
+    def __init__(self, *, url: str, patience: Patience, sealer: Sealer | None = None) -> None:
+        self._sealer = sealer
         self._line = Line(url=url, timeout=_WRITE_TIMEOUT)
         self._reader = Reader(url=url, patience=patience)
 
@@ -126,7 +129,9 @@ class RedisStreams:
             ids = [f"{cursors[run_id]}-0" for run_id in some]
             looked_at, streams = await self._ask_reader(len(some), *map(_key, some), limit, _ANSWER_EVENTS, *ids)
             for number, payloads in streams:
-                found[some[number - 1]] = _events(payloads)
+                run_id = some[number - 1]
+                if events := self._events(run_id, payloads):
+                    found[run_id] = events
             start += looked_at
         return found
 
@@ -151,7 +156,7 @@ class RedisStreams:
     async def write(self, batch: Iterable[Entry]) -> Written:
         """Writes all in order, each run's events as one unit. Raises RedisUnavailable, and then nobody knows what was
         written; the next `renew` connects anew."""
-        calls = _calls(batch)
+        calls = _calls(batch, self._seal)
         answers = await self._ask(calls)
         refused = 0
         waiting = set()
@@ -164,6 +169,22 @@ class RedisStreams:
                 refused += max(0, answer - call.again)
         return Written(refused, frozenset(waiting))
 
+    def _seal(self, run_id: str, payload: bytes) -> bytes:
+        return payload if self._sealer is None else _SEALED + self._sealer.seal(payload, run_id.encode())
+
+    def _events(self, run_id: str, payloads: Sequence[bytes]) -> list[RunEvent]:
+        """The events; of those that cannot all be opened, the ones behind the last that cannot: there may be a gap at
+        the start, and nowhere else."""
+        if self._sealer is None:
+            return _parse(payloads)
+        opened: list[bytes] = []
+        for payload in reversed(payloads):
+            try:
+                opened.append(self._sealer.open(payload.removeprefix(_SEALED), run_id.encode()))
+            except ValueError:
+                break
+        return _parse(opened[::-1])
+
     async def _ask(self, calls: Sequence[_Call]) -> list[Any]:
         answers = await self._line.ask([call.arguments for call in calls])
         for answer in answers:
@@ -175,7 +196,7 @@ class RedisStreams:
         return answers
 
 
-def _calls(batch: Iterable[Entry]) -> list[_Call]:
+def _calls(batch: Iterable[Entry], seal: Callable[[str, bytes], bytes]) -> list[_Call]:
     calls: list[_Call] = []
     open_calls: dict[str, _Call] = {}
     for entry in batch:
@@ -203,14 +224,14 @@ def _calls(batch: Iterable[Entry]) -> list[_Call]:
             open_calls[entry.run_id] = call
             calls.append(call)
         for sequence, payload in entry.payloads:
-            call.arguments += (f"{sequence}-0", payload)
+            call.arguments += (f"{sequence}-0", seal(entry.run_id, payload))
         call.last = entry.payloads[-1][0]
         call.events += len(entry.payloads)
         call.again += len(entry.payloads) if entry.again else 0
     return calls
 
 
-def _events(payloads: Sequence[bytes]) -> list[RunEvent]:
+def _parse(payloads: Sequence[bytes]) -> list[RunEvent]:
     try:
         return [RunEvent.FromString(payload) for payload in payloads]
     except DecodeError as error:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from famulus_server.coordination.context_entries import Checksum, Sealer, Unreadable, decode, encode
+from famulus_server.coordination.context_entries import Checksum, Unreadable, decode, encode
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.loading import load
 from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.writer import Writer
-from famulus_server.ports import Remembered
+from famulus_server.ports import Remembered, Sealer
 
 if TYPE_CHECKING:
     from famulus_server.coordination.contexts import RedisContexts

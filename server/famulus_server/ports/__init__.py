@@ -7,6 +7,8 @@ Limiter      limits that all replicas share; may be lost
 ThreadCache  what is remembered of threads; may be lost
 Model        one model turn, streamed
 Authenticator  who calls, by the credentials of a call
+Vault        the operator's key, which wraps all others
+Sealer       encrypts what leaves this process
 Clock        wall time
 Ids          new resource ids
 
@@ -18,6 +20,16 @@ from famulus_server.ports.audit import (
     AuditEntry,
     AuditLog,
     AuditRow,
+)
+from famulus_server.ports.encryption import (
+    DataKey,
+    DataKeys,
+    KeyUnknown,
+    Place,
+    SealedBodies,
+    Sealer,
+    Vault,
+    WrappedKey,
 )
 from famulus_server.ports.event_log import (
     EventLog,
@@ -108,10 +120,13 @@ __all__ = [
     "Clock",
     "Credentials",
     "Cursor",
+    "DataKey",
+    "DataKeys",
     "Demand",
     "EventLog",
     "Hints",
     "Ids",
+    "KeyUnknown",
     "Lease",
     "Limit",
     "Limiter",
@@ -121,6 +136,7 @@ __all__ = [
     "ModelEvent",
     "ModelRequest",
     "Models",
+    "Place",
     "Quantity",
     "Queue",
     "ReasoningChunk",
@@ -133,6 +149,8 @@ __all__ = [
     "RunFilter",
     "Runs",
     "Scope",
+    "SealedBodies",
+    "Sealer",
     "Secrets",
     "Steps",
     "Store",
@@ -148,5 +166,7 @@ __all__ = [
     "UsageGroup",
     "UsageQuery",
     "Usages",
+    "Vault",
+    "WrappedKey",
     "events_topic",
 ]

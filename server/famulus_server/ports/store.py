@@ -15,6 +15,7 @@ from famulus.v1.run_step_pb2 import RunStep
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
 from famulus_server.ports.audit import AuditLog
+from famulus_server.ports.encryption import DataKeys, SealedBodies
 
 T = TypeVar("T")
 
@@ -401,6 +402,10 @@ class Transaction(Protocol):
     def secrets(self) -> Secrets: ...
     @property
     def audit(self) -> AuditLog: ...
+    @property
+    def keys(self) -> DataKeys: ...
+    @property
+    def sealed(self) -> SealedBodies: ...
 
 
 class Store(Protocol):

@@ -4,7 +4,10 @@ StoreUnusable
 ├── StoreInUse          another process has it open
 ├── SchemaTooNew        a newer version of the server made it
 ├── NotAStore           the file or database is something else
-└── StoreUnreachable    the database server cannot be reached, or refuses us
+├── StoreUnreachable    the database server cannot be reached, or refuses us
+└── KeysUnusable        what is encrypted cannot be read: no key, or another one
+
+BodyUnreadable is raised later, by whatever reads a row that was tampered with.
 """
 
 
@@ -26,3 +29,12 @@ class NotAStore(StoreUnusable):
 
 class StoreUnreachable(StoreUnusable):
     """No connection: nobody listens there, no such database or role, a wrong password."""
+
+
+class KeysUnusable(StoreUnusable):
+    """Rows are encrypted, and the keys that are configured do not open them."""
+
+
+class BodyUnreadable(Exception):
+    """An encrypted body cannot be opened: it was changed, moved from another row, or its key is gone. The text names
+    the row, and has nothing of what stands there."""

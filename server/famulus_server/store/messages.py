@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from famulus.v1.message_pb2 import Message
 from famulus_server.errors import NotFound
+from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.columns import END, etag
 from famulus_server.store.session import Row, Session
 
@@ -11,8 +12,9 @@ from famulus_server.store.session import Row, Session
 class SqlMessages:
     """See `ports.Messages`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, bodies: SqlBodies) -> None:
         self._session = session
+        self._bodies = bodies
 
     async def append(self, tenant: str, thread_id: str, messages: Sequence[Message]) -> None:
         row = await self._session.one("threads_take_sequences", tenant, thread_id, len(messages))
@@ -25,7 +27,7 @@ class SqlMessages:
         await self._session.run_many(
             "messages_insert",
             [
-                (tenant, thread_id, message.sequence, message.id, message.run_id, message.SerializeToString())
+                (tenant, thread_id, message.sequence, message.id, message.run_id, await self._seal(tenant, message))
                 for message in messages
             ],
         )
@@ -34,7 +36,8 @@ class SqlMessages:
         if lock:
             await self._session.hold("threads_hold", tenant, thread_id)
         row = await self._row(tenant, thread_id, message_id, lock=lock)
-        return _message(thread_id, row[:3])
+        [message] = await self._messages(tenant, thread_id, [row[:4]])
+        return message
 
     async def page(
         self,
@@ -54,30 +57,32 @@ class SqlMessages:
         else:
             name = "messages_descending" if descending else "messages_ascending"
             rows = await self._session.all(name, tenant, thread_id, *bounds, limit)
-        return [_message(thread_id, row) for row in rows]
+        return await self._messages(tenant, thread_id, rows)
 
     async def newest(
         self, tenant: str, thread_id: str, *, limit: int, after_sequence: int = 0
     ) -> tuple[int, list[Message]]:
         rows = await self._session.all("messages_newest", tenant, thread_id, after_sequence, limit)
         revision = rows[0][0] if rows else 0
-        return revision, [_message(thread_id, row[1:]) for row in rows if row[1] is not None]
+        return revision, await self._messages(tenant, thread_id, [row[1:] for row in rows if row[1] is not None])
 
     async def replace(self, tenant: str, thread_id: str, message: Message) -> None:
         row = await self._revise(tenant, thread_id, message.id)
-        sequence, version, _, log_id, overridden = row
+        _, sequence, version, _, log_id, overridden = row
         message.thread_id = thread_id
         message.sequence = sequence
         message.etag = etag(version + 1)
-        body = message.SerializeToString()
         if overridden or await self._seen_elsewhere(tenant, thread_id, log_id, sequence):
+            body = await self._seal(tenant, message)
             await self._session.run("overrides_put", tenant, thread_id, sequence, False, version + 1, body)
         else:
+            # With the key of those who see it, which may be others' than this thread's.
+            body = await self._seal(tenant, message, log_id)
             await self._session.run("messages_replace", tenant, log_id, sequence, version + 1, body)
 
     async def delete(self, tenant: str, thread_id: str, message_id: str) -> None:
         row = await self._revise(tenant, thread_id, message_id)
-        sequence, version, _, log_id, _ = row
+        _, sequence, version, _, log_id, _ = row
         if await self._seen_elsewhere(tenant, thread_id, log_id, sequence):
             await self._session.run("overrides_put", tenant, thread_id, sequence, True, version + 1, b"")
         else:
@@ -102,9 +107,21 @@ class SqlMessages:
         row = await self._session.one("messages_seen_elsewhere", tenant, log_id, thread_id, sequence)
         return row is not None
 
+    async def _seal(self, tenant: str, message: Message, log_id: str = "") -> bytes:
+        """Sealed with the key of its log, that of its thread unless another one is given. An override is sealed as the
+        message itself: who reads does not know which he reads."""
+        plain = message.SerializeToString()
+        return await self._bodies.seal("messages", tenant, (message.id,), plain, thread_id=log_id or message.thread_id)
 
-def _message(thread_id: str, row: Row) -> Message:
-    sequence, version, body = row
+    async def _messages(self, tenant: str, thread_id: str, rows: Sequence[Row]) -> list[Message]:
+        bodies = await self._bodies.open("messages", [(tenant, (row[0],), row[3]) for row in rows])
+        return [
+            _message(thread_id, sequence, version, body)
+            for (_, sequence, version, _), body in zip(rows, bodies, strict=True)
+        ]
+
+
+def _message(thread_id: str, sequence: int, version: int, body: bytes) -> Message:
     message = Message.FromString(body)
     message.thread_id = thread_id
     message.sequence = sequence

@@ -13,6 +13,7 @@ import asyncpg
 from famulus_server.errors import Unavailable
 from famulus_server.ports import Clock, Transaction
 from famulus_server.store import postgres_schema
+from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.postgres_clock import DatabaseClock
 from famulus_server.store.postgres_session import (
     DRIVER_ERRORS,
@@ -57,7 +58,8 @@ class PostgresStore:
 
     `clock` is the database's unless another one is given. `patience` is how many seconds a unit that the server cut off
     is tried again; `timeout`, how many one that waits for a connection or for one statement is waited for. Both end in
-    Unavailable. What was cut off while it was being committed may be stored or not: it is not tried again.
+    Unavailable. What was cut off while it was being committed may be stored or not: it is not tried again. With `keys`
+    what is said is encrypted.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class PostgresStore:
         clock: Clock | None = None,
         patience: float = 2.0,
         timeout: float = 10.0,
+        keys: KeyCache | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         database_clock = DatabaseClock()
@@ -77,6 +80,7 @@ class PostgresStore:
         self._size = pool
         self._patience = patience
         self._timeout = timeout
+        self._keys = keys
         self._chance = chance
         self._statements = Statements()
         self._tally = Tally()
@@ -204,24 +208,28 @@ class PostgresStore:
     async def _read(self, connection: Connection, unit: Callable[[Transaction], Awaitable[T]]) -> T:
         try:
             # Most read with one statement. That needs no transaction, which costs two more round trips.
-            return await unit(SqlTransaction(self._session(connection, alone=True)))
+            return await unit(SqlTransaction(self._session(connection, alone=True), self._keys))
         except NotAlone:
             session = self._session(connection)
+            transaction = SqlTransaction(session, self._keys)
             await session.command(_READ)
-            value = await unit(SqlTransaction(session))
+            value = await unit(transaction)
             await session.command("COMMIT")
+            transaction.keys.settle(committed=True)
             return value
 
     async def _write(self, connection: Connection, unit: Callable[[Transaction], Awaitable[T]]) -> T:
         session = self._session(connection)
+        transaction = SqlTransaction(session, self._keys)
         await session.command(_WRITE)
-        value = await unit(SqlTransaction(session))
+        value = await unit(transaction)
         try:
             outcome = await session.command("COMMIT")
         except ConnectionLost as lost:
             raise Refused("the connection broke at the commit: it may be stored or not") from lost
         if outcome != "COMMIT":
             raise RuntimeError("a unit went on after a statement had failed, so it was undone")
+        transaction.keys.settle(committed=True)
         self._tally.commits += 1
         return value
 

@@ -21,7 +21,7 @@ INSERT INTO assistant_versions (tenant, assistant_id, version, body) VALUES ($1,
 
 -- name: assistants_get
 -- The newest version of an assistant.
-SELECT v.version, v.body
+SELECT v.assistant_id, v.version, v.body
 FROM assistants a
 JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
 WHERE a.tenant = $1 AND a.id = $2;
@@ -32,18 +32,18 @@ SELECT 1 FROM assistants WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
 -- name: assistants_get_version
 -- A named version of an assistant.
-SELECT version, body FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2 AND version = $3;
+SELECT assistant_id, version, body FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2 AND version = $3;
 
 -- name: assistants_find
 -- The newest version of the assistant with a configuration.
-SELECT v.version, v.body
+SELECT v.assistant_id, v.version, v.body
 FROM assistants a
 JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
 WHERE a.tenant = $1 AND a.config_hash = $2;
 
 -- name: assistants_page
 -- Assistants before a place in the list, newest first.
-SELECT v.version, v.body
+SELECT v.assistant_id, v.version, v.body
 FROM assistants a
 JOIN assistant_versions v ON v.tenant = a.tenant AND v.assistant_id = a.id AND v.version = a.version
 WHERE a.tenant = $1 AND (a.create_time, a.id) < ($2, $3)
@@ -51,7 +51,7 @@ ORDER BY a.create_time DESC, a.id DESC LIMIT $4;
 
 -- name: assistants_versions
 -- Versions of an assistant below a number, newest first.
-SELECT version, body FROM assistant_versions
+SELECT assistant_id, version, body FROM assistant_versions
 WHERE tenant = $1 AND assistant_id = $2 AND version < $3
 ORDER BY version DESC LIMIT $4;
 
@@ -76,7 +76,7 @@ VALUES ($1, $2, $3, $4, $5, 1, NULL, $6);
 
 -- name: threads_get
 -- A thread that is not deleted, with its active run.
-SELECT t.version, t.last_activity, t.next_sequence, t.body,
+SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
        (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
 FROM threads t
 WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
@@ -87,7 +87,7 @@ SELECT 1 FROM threads WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
 -- name: threads_page
 -- Threads of a tenant with activity since a time and before a place in the list, latest first.
-SELECT t.version, t.last_activity, t.next_sequence, t.body,
+SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
        (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
 FROM threads t
 WHERE t.tenant = $1 AND t.deleted_time IS NULL
@@ -96,7 +96,7 @@ ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
 
 -- name: threads_page_of_user
 -- The same of one user.
-SELECT t.version, t.last_activity, t.next_sequence, t.body,
+SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
        (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
 FROM threads t
 WHERE t.tenant = $1 AND t.deleted_time IS NULL
@@ -106,7 +106,7 @@ ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
 
 -- name: threads_page_with_metadata [sqlite]
 -- The same of one user or of all (''), of threads that have all $8 pairs of a JSON array of [key, value].
-SELECT t.version, t.last_activity, t.next_sequence, t.body,
+SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
        (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
 FROM (
     SELECT m.thread_id AS id
@@ -122,7 +122,7 @@ ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
 
 -- name: threads_page_with_metadata [postgres]
 -- The same.
-SELECT t.version, t.last_activity, t.next_sequence, t.body,
+SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
        (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
 FROM (
     SELECT m.thread_id AS id
@@ -201,7 +201,7 @@ INSERT INTO messages (tenant, log_id, sequence, id, run_id, version, body) VALUE
 
 -- name: messages_get
 -- A message as a thread sees it, with its log and whether the thread overrides it.
-SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body), m.log_id, o.version IS NOT NULL
+SELECT m.id, m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body), m.log_id, o.version IS NOT NULL
 FROM messages m
 JOIN thread_segments s ON s.tenant = m.tenant AND s.thread_id = $2 AND s.log_id = m.log_id
     AND s.from_sequence <= m.sequence AND s.upto_sequence >= m.sequence
@@ -210,7 +210,7 @@ WHERE m.tenant = $1 AND m.id = $3 AND (o.deleted IS NULL OR NOT o.deleted) /* FO
 
 -- name: messages_ascending [sqlite]
 -- Messages that a thread sees between two sequences, oldest first. One bound each way, so that the index finds both.
-SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
+SELECT m.id, m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
 FROM thread_segments s
 JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
     AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
@@ -222,10 +222,10 @@ ORDER BY s.from_sequence, m.sequence LIMIT $5;
 
 -- name: messages_ascending [postgres]
 -- The same, of each segment no more than are wanted.
-SELECT seen.sequence, seen.version, seen.body
+SELECT seen.id, seen.sequence, seen.version, seen.body
 FROM thread_segments s
 CROSS JOIN LATERAL (
-    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    SELECT m.id, m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
     FROM messages m
     LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
     WHERE m.tenant = s.tenant AND m.log_id = s.log_id
@@ -239,7 +239,7 @@ ORDER BY seen.sequence LIMIT $5;
 
 -- name: messages_descending [sqlite]
 -- Messages that a thread sees between two sequences, newest first.
-SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
+SELECT m.id, m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
 FROM thread_segments s
 JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
     AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
@@ -251,10 +251,10 @@ ORDER BY s.from_sequence DESC, m.sequence DESC LIMIT $5;
 
 -- name: messages_descending [postgres]
 -- The same, of each segment no more than are wanted.
-SELECT seen.sequence, seen.version, seen.body
+SELECT seen.id, seen.sequence, seen.version, seen.body
 FROM thread_segments s
 CROSS JOIN LATERAL (
-    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    SELECT m.id, m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
     FROM messages m
     LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
     WHERE m.tenant = s.tenant AND m.log_id = s.log_id
@@ -269,10 +269,10 @@ ORDER BY seen.sequence DESC LIMIT $5;
 -- name: messages_newest [sqlite]
 -- The revision of a thread with its newest messages behind a sequence, newest first: one row without a message where
 -- there is none.
-SELECT t.revision, seen.sequence, seen.version, seen.body
+SELECT t.revision, seen.id, seen.sequence, seen.version, seen.body
 FROM threads t
 LEFT JOIN (
-    SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+    SELECT m.id, m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
     FROM thread_segments s
     JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id
         AND m.sequence > CASE WHEN s.from_sequence > $3 THEN s.from_sequence - 1 ELSE $3 END
@@ -287,13 +287,13 @@ ORDER BY seen.sequence DESC;
 
 -- name: messages_newest [postgres]
 -- The same, of each segment no more than are wanted.
-SELECT t.revision, seen.sequence, seen.version, seen.body
+SELECT t.revision, seen.id, seen.sequence, seen.version, seen.body
 FROM threads t
 LEFT JOIN (
-    SELECT found.sequence, found.version, found.body
+    SELECT found.id, found.sequence, found.version, found.body
     FROM thread_segments s
     CROSS JOIN LATERAL (
-        SELECT m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
+        SELECT m.id, m.sequence, COALESCE(o.version, m.version) AS version, COALESCE(o.body, m.body) AS body
         FROM messages m
         LEFT JOIN message_overrides o ON o.tenant = s.tenant AND o.thread_id = s.thread_id AND o.sequence = m.sequence
         WHERE m.tenant = s.tenant AND m.log_id = s.log_id
@@ -310,7 +310,7 @@ ORDER BY seen.sequence DESC;
 
 -- name: messages_of_run
 -- Messages that a run wrote and a thread sees between two sequences, oldest first. They are few.
-SELECT m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
+SELECT m.id, m.sequence, COALESCE(o.version, m.version), COALESCE(o.body, m.body)
 FROM messages m
 JOIN thread_segments s ON s.tenant = m.tenant AND s.thread_id = $2 AND s.log_id = m.log_id
     AND s.from_sequence <= m.sequence AND s.upto_sequence >= m.sequence
@@ -375,6 +375,15 @@ SELECT tenant, $3, sequence, deleted, version, body
 FROM message_overrides
 WHERE tenant = $1 AND thread_id = $2 AND sequence <= $4;
 
+-- name: overrides_of_thread
+-- The overrides of a thread that have a body, each with the id of its message.
+SELECT o.sequence, m.id, o.body
+FROM message_overrides o
+JOIN thread_segments s ON s.tenant = o.tenant AND s.thread_id = o.thread_id
+    AND s.from_sequence <= o.sequence AND s.upto_sequence >= o.sequence
+JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id AND m.sequence = o.sequence
+WHERE o.tenant = $1 AND o.thread_id = $2 AND NOT o.deleted;
+
 -- name: overrides_delete
 -- Removes a thread's override of one message.
 DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2 AND sequence = $3;
@@ -394,28 +403,32 @@ ON CONFLICT (tenant, thread_id) WHERE active DO NOTHING;
 
 -- name: runs_active
 -- The active run of a thread.
-SELECT version, body FROM runs WHERE tenant = $1 AND thread_id = $2 AND active /* FOR UPDATE */;
+SELECT id, version, body FROM runs WHERE tenant = $1 AND thread_id = $2 AND active /* FOR UPDATE */;
 
 -- name: runs_get
 -- A run.
-SELECT version, body FROM runs WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
+SELECT id, version, body FROM runs WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
+
+-- name: runs_thread
+-- The thread of a run.
+SELECT thread_id FROM runs WHERE tenant = $1 AND id = $2;
 
 -- name: runs_page
 -- Runs of a tenant in the states of a bit mask, newest first.
-SELECT version, body FROM runs
+SELECT id, version, body FROM runs
 WHERE tenant = $1 AND (create_time, id) < ($2, $3) AND (1 << state) & $4 <> 0
 ORDER BY create_time DESC, id DESC LIMIT $5;
 
 -- name: runs_page_of_thread
 -- The same on one thread, by one assistant or by all ('').
-SELECT version, body FROM runs
+SELECT id, version, body FROM runs
 WHERE tenant = $1 AND (create_time, id) < ($2, $3) AND (1 << state) & $4 <> 0
   AND thread_id = $6 AND ($7 = '' OR assistant_id = $7)
 ORDER BY create_time DESC, id DESC LIMIT $5;
 
 -- name: runs_page_of_assistant
 -- The same by one assistant.
-SELECT version, body FROM runs
+SELECT id, version, body FROM runs
 WHERE tenant = $1 AND (create_time, id) < ($2, $3) AND (1 << state) & $4 <> 0
   AND assistant_id = $6
 ORDER BY create_time DESC, id DESC LIMIT $5;
@@ -463,7 +476,7 @@ FROM (
 
 -- name: runs_first [sqlite]
 -- The first runs that wait of each tenant in a JSON array of [tenant, how many], at most $2 of each.
-SELECT r.tenant, r.version, r.body
+SELECT r.tenant, r.id, r.version, r.body
 FROM json_each($1) AS wanted
 CROSS JOIN runs r ON r.rowid IN (SELECT f.rowid FROM runs f WHERE f.tenant = wanted.value ->> 0
                                  AND f.state = 1 AND f.active AND f.wake_time = 0
@@ -472,7 +485,7 @@ ORDER BY wanted.key, r.queue_time, r.id;
 
 -- name: runs_first [postgres]
 -- The same; here they are as many as are wanted.
-SELECT first.tenant, first.version, first.body
+SELECT first.tenant, first.id, first.version, first.body
 FROM jsonb_array_elements($1::text::jsonb) WITH ORDINALITY AS wanted (pair, place)
 CROSS JOIN LATERAL (SELECT r.* FROM runs r WHERE r.tenant = wanted.pair ->> 0
                     AND r.state = 1 AND r.active AND r.wake_time = 0
@@ -482,7 +495,7 @@ ORDER BY wanted.place, first.queue_time, first.id;
 
 -- name: runs_abandoned
 -- Runs whose lease has run out, oldest first.
-SELECT tenant, version, body FROM runs WHERE lease_expire_time <= $1
+SELECT tenant, id, version, body FROM runs WHERE lease_expire_time <= $1
 ORDER BY create_time, id LIMIT $2 /* FOR UPDATE SKIP LOCKED */;
 
 -- name: runs_claim
@@ -540,7 +553,7 @@ JOIN runs r ON r.tenant = wanted.pair ->> 0 AND r.id = wanted.pair ->> 1;
 
 -- name: runs_in_line
 -- Runs that wait behind the active one of a thread, up to a place, first to last.
-SELECT version, body FROM runs
+SELECT id, version, body FROM runs
 WHERE tenant = $1 AND thread_id = $2 AND line IS NOT NULL AND line <= $3
 ORDER BY line, id /* FOR UPDATE */;
 
@@ -551,7 +564,7 @@ WHERE tenant = $1
   AND id = (SELECT n.id FROM runs n WHERE n.tenant = $1 AND n.thread_id = $2 AND n.line IS NOT NULL
             ORDER BY n.line, n.id LIMIT 1)
   AND NOT EXISTS (SELECT 1 FROM runs a WHERE a.tenant = $1 AND a.thread_id = $2 AND a.active)
-RETURNING version, body;
+RETURNING id, version, body;
 
 -- name: runs_ids_of_thread
 -- The ids of all runs on a thread.
@@ -571,7 +584,7 @@ INSERT INTO queued_messages (tenant, run_id, position, body) VALUES ($1, $2, $3,
 
 -- name: queued_messages_of_run
 -- The messages that wait with a run, in order.
-SELECT body FROM queued_messages WHERE tenant = $1 AND run_id = $2 ORDER BY position;
+SELECT position, body FROM queued_messages WHERE tenant = $1 AND run_id = $2 ORDER BY position;
 
 -- name: queued_messages_delete
 -- Removes the messages that wait with a run.
@@ -608,11 +621,11 @@ ON CONFLICT (tenant, run_id, position) DO UPDATE SET id = excluded.id, body = ex
 
 -- name: steps_get
 -- A step.
-SELECT body FROM run_steps WHERE tenant = $1 AND run_id = $2 AND id = $3;
+SELECT position, body FROM run_steps WHERE tenant = $1 AND run_id = $2 AND id = $3;
 
 -- name: steps_page
 -- Steps behind a position, in order.
-SELECT body FROM run_steps WHERE tenant = $1 AND run_id = $2 AND position > $3 ORDER BY position LIMIT $4;
+SELECT position, body FROM run_steps WHERE tenant = $1 AND run_id = $2 AND position > $3 ORDER BY position LIMIT $4;
 
 -- name: steps_delete_of_thread
 -- Removes the steps of all runs of a thread.
@@ -675,6 +688,169 @@ SELECT version_num FROM alembic_version;
 -- name: database_time [postgres]
 -- The database's clock.
 SELECT clock_timestamp();
+
+-- ------------------------------------------------------------------------------------------------- data keys
+-- The scope of a key is a thread's id, or ''.
+
+-- name: data_keys_in_use
+-- The key that a scope is sealed with.
+SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys
+WHERE tenant = $1 AND scope_id = $2 AND retire_time IS NULL;
+
+-- name: data_keys_insert
+-- Adds the key of a scope, unless it has one.
+INSERT INTO data_keys (tenant, id, scope_id, kek_id, wrapped, create_time) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (tenant, scope_id) WHERE retire_time IS NULL DO NOTHING;
+
+-- name: data_keys_find [sqlite]
+-- Those keys in a JSON array of [tenant, id] that exist.
+SELECT k.tenant, k.scope_id, k.id, k.kek_id, k.wrapped
+FROM json_each($1) AS wanted
+CROSS JOIN data_keys k ON k.tenant = wanted.value ->> 0 AND k.id = wanted.value ->> 1;
+
+-- name: data_keys_find [postgres]
+-- The same.
+SELECT k.tenant, k.scope_id, k.id, k.kek_id, k.wrapped
+FROM jsonb_array_elements($1::text::jsonb) AS wanted (pair)
+JOIN data_keys k ON k.tenant = wanted.pair ->> 0 AND k.id = wanted.pair ->> 1;
+
+-- name: data_keys_delete_of_log
+-- Removes the keys of a thread that is deleted, once there are no messages in its log.
+DELETE FROM data_keys
+WHERE tenant = $1 AND scope_id = $2
+  AND EXISTS (SELECT 1 FROM threads t WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NOT NULL)
+  AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.tenant = $1 AND m.log_id = $2)
+RETURNING id;
+
+-- name: data_keys_next_wrapping
+-- A key of those that were wrapped by the next one of the operator's keys.
+SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys WHERE kek_id > $1 ORDER BY kek_id LIMIT 1;
+
+-- name: data_keys_wrappings
+-- How many keys each of the operator's keys wraps.
+SELECT kek_id, count(*) FROM data_keys WHERE kek_id > '' GROUP BY kek_id ORDER BY kek_id;
+
+-- name: data_keys_wrapped_otherwise
+-- Keys that others than one of the operator's keys wrap.
+SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys WHERE kek_id < $1 OR kek_id > $1 LIMIT $2;
+
+-- name: data_keys_rewrap
+-- Stores a key as it is wrapped anew, where it is still wrapped as it was.
+UPDATE data_keys SET kek_id = $4, wrapped = $5 WHERE tenant = $1 AND id = $2 AND kek_id = $3;
+
+-- name: data_keys_retire
+-- Retires the keys of all tenants.
+UPDATE data_keys SET retire_time = $1 WHERE tenant > '' AND retire_time IS NULL;
+
+-- name: data_keys_newest_retired
+-- When the last of the retired keys was retired.
+SELECT retire_time FROM data_keys WHERE retire_time IS NOT NULL ORDER BY retire_time DESC LIMIT 1;
+
+-- name: data_keys_delete_retired
+-- Removes the retired keys.
+DELETE FROM data_keys WHERE retire_time > 0 RETURNING tenant, id;
+
+-- ---------------------------------------------------------------------------------------------- sealed bodies
+-- All rows of a table with a body, some at a time, behind a primary key: thread, id of the row where that is not its
+-- primary key, primary key, body. Each with a statement that changes a body ($4 or $3) if it is still the same.
+
+-- name: bodies_count_plain
+-- How many bodies of each table do not begin as $1 does.
+SELECT 'assistant_versions', count(*) FROM assistant_versions
+WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
+UNION ALL
+SELECT 'threads', count(*) FROM threads WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
+UNION ALL
+SELECT 'messages', count(*) FROM messages WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
+UNION ALL
+SELECT 'message_overrides', count(*) FROM message_overrides
+WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
+UNION ALL
+SELECT 'runs', count(*) FROM runs WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
+UNION ALL
+SELECT 'run_steps', count(*) FROM run_steps WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
+UNION ALL
+SELECT 'run_turns', count(*) FROM run_turns WHERE tenant > '' AND length(items) > 0 AND substr(items, 1, 1) <> $1
+UNION ALL
+SELECT 'queued_messages', count(*) FROM queued_messages
+WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1;
+
+-- name: assistants_bodies
+-- Versions of assistants.
+SELECT '', NULL, tenant, assistant_id, version, body FROM assistant_versions
+WHERE (tenant, assistant_id, version) > ($1, $2, $3) ORDER BY tenant, assistant_id, version LIMIT $4;
+
+-- name: assistants_reseal
+-- One of them.
+UPDATE assistant_versions SET body = $5 WHERE tenant = $1 AND assistant_id = $2 AND version = $3 AND body = $4;
+
+-- name: threads_bodies
+-- Threads.
+SELECT id, NULL, tenant, id, body FROM threads WHERE (tenant, id) > ($1, $2) ORDER BY tenant, id LIMIT $3;
+
+-- name: threads_reseal
+-- One of them.
+UPDATE threads SET body = $4 WHERE tenant = $1 AND id = $2 AND body = $3;
+
+-- name: messages_bodies
+-- Messages.
+SELECT log_id, id, tenant, log_id, sequence, body FROM messages
+WHERE (tenant, log_id, sequence) > ($1, $2, $3) ORDER BY tenant, log_id, sequence LIMIT $4;
+
+-- name: messages_reseal
+-- One of them.
+UPDATE messages SET body = $5 WHERE tenant = $1 AND log_id = $2 AND sequence = $3 AND body = $4;
+
+-- name: overrides_bodies
+-- Overrides of messages.
+SELECT o.thread_id, m.id, o.tenant, o.thread_id, o.sequence, o.body
+FROM message_overrides o
+JOIN thread_segments s ON s.tenant = o.tenant AND s.thread_id = o.thread_id
+    AND s.from_sequence <= o.sequence AND s.upto_sequence >= o.sequence
+JOIN messages m ON m.tenant = s.tenant AND m.log_id = s.log_id AND m.sequence = o.sequence
+WHERE (o.tenant, o.thread_id, o.sequence) > ($1, $2, $3) ORDER BY o.tenant, o.thread_id, o.sequence LIMIT $4;
+
+-- name: overrides_reseal
+-- One of them.
+UPDATE message_overrides SET body = $5 WHERE tenant = $1 AND thread_id = $2 AND sequence = $3 AND body = $4;
+
+-- name: runs_bodies
+-- Runs.
+SELECT thread_id, NULL, tenant, id, body FROM runs WHERE (tenant, id) > ($1, $2) ORDER BY tenant, id LIMIT $3;
+
+-- name: runs_reseal
+-- One of them.
+UPDATE runs SET body = $4 WHERE tenant = $1 AND id = $2 AND body = $3;
+
+-- name: steps_bodies
+-- Steps of runs.
+SELECT r.thread_id, NULL, p.tenant, p.run_id, p.position, p.body
+FROM run_steps p JOIN runs r ON r.tenant = p.tenant AND r.id = p.run_id
+WHERE (p.tenant, p.run_id, p.position) > ($1, $2, $3) ORDER BY p.tenant, p.run_id, p.position LIMIT $4;
+
+-- name: steps_reseal
+-- One of them.
+UPDATE run_steps SET body = $5 WHERE tenant = $1 AND run_id = $2 AND position = $3 AND body = $4;
+
+-- name: turns_bodies
+-- Turns of runs.
+SELECT r.thread_id, NULL, p.tenant, p.run_id, p.number, p.items
+FROM run_turns p JOIN runs r ON r.tenant = p.tenant AND r.id = p.run_id
+WHERE (p.tenant, p.run_id, p.number) > ($1, $2, $3) ORDER BY p.tenant, p.run_id, p.number LIMIT $4;
+
+-- name: turns_reseal
+-- One of them.
+UPDATE run_turns SET items = $5 WHERE tenant = $1 AND run_id = $2 AND number = $3 AND items = $4;
+
+-- name: queued_messages_bodies
+-- Messages that wait with runs.
+SELECT r.thread_id, NULL, p.tenant, p.run_id, p.position, p.body
+FROM queued_messages p JOIN runs r ON r.tenant = p.tenant AND r.id = p.run_id
+WHERE (p.tenant, p.run_id, p.position) > ($1, $2, $3) ORDER BY p.tenant, p.run_id, p.position LIMIT $4;
+
+-- name: queued_messages_reseal
+-- One of them.
+UPDATE queued_messages SET body = $5 WHERE tenant = $1 AND run_id = $2 AND position = $3 AND body = $4;
 
 -- -------------------------------------------------------------------------------------------- usage and spending
 -- States from 5 on are final: 5 CANCELLED, 7 COMPLETED. Verdicts: 1 GOOD, 2 BAD.

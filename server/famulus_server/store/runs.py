@@ -1,5 +1,6 @@
 """Runs in SQL: the row is also the queue entry, and carries the lease."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -12,8 +13,12 @@ from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import fairness, lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
 from famulus_server.ports import Backlog, Claimed, Cursor, Lease, Queue, RunFilter
+from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.columns import before, etag, micros, stamp_micros, timestamp
+from famulus_server.store.errors import BodyUnreadable
 from famulus_server.store.session import Row, RunAgain, Session
+
+_log = logging.getLogger(__name__)
 
 # How fast a tenant's runs are started is seen from its last minute, or from its last so many.
 _PACE_MICROS = 60_000_000
@@ -23,11 +28,13 @@ _PACE_STARTS = 100
 class SqlRuns:
     """See `ports.Runs`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, bodies: SqlBodies) -> None:
         self._session = session
+        self._bodies = bodies
 
     async def insert(self, tenant: str, run: Run, *, lease: Lease | None, line: int | None = None) -> None:
         run.etag = etag(1)
+        self._bodies.note_run(tenant, run.id, run.thread_id)
         owner, lease_expiry = self._lease(lease)
         owned = run.state in lifecycle.OWNED
         inserted = await self._session.run(
@@ -47,7 +54,7 @@ class SqlRuns:
             line,
             _queue_time(run),
             stamp_micros(run.start_time) if run.HasField("start_time") else None,
-            run.SerializeToString(),
+            await self._seal(tenant, run),
         )
         if not inserted:
             active = await self.active(tenant, run.thread_id)
@@ -63,7 +70,8 @@ class SqlRuns:
         row = await self._session.one("runs_get", tenant, run_id, lock=lock)
         if row is None:
             raise NotFound("run", run_id)
-        return _run(row)
+        [run] = await self._runs(tenant, [row])
+        return run
 
     async def page(self, tenant: str, which: RunFilter, *, after: Cursor | None, limit: int) -> list[Run]:
         bounds = (*before(after), _mask(which.states or RunState.values()), limit)
@@ -73,7 +81,7 @@ class SqlRuns:
             rows = await self._session.all("runs_page_of_assistant", tenant, *bounds, which.assistant_id)
         else:
             rows = await self._session.all("runs_page", tenant, *bounds)
-        return [_run(row) for row in rows]
+        return await self._runs(tenant, rows)
 
     async def ids(self, tenant: str, thread_id: str) -> list[str]:
         return [run_id for (run_id,) in await self._session.all("runs_ids_of_thread", tenant, thread_id)]
@@ -93,7 +101,7 @@ class SqlRuns:
             run.state in lifecycle.OWNED,
             *self._lease(lease),
             None if wake_time is None else micros(wake_time),
-            run.SerializeToString(),
+            await self._seal(tenant, run),
         )
         if row is None:
             raise LeaseLost(f"{run.id} is gone or past attempt {attempt}")
@@ -109,13 +117,13 @@ class SqlRuns:
         now = timestamp(micros(self._session.now()))
         wanted = msgspec.json.encode(list(shares.items())).decode()
         most = max(shares.values(), default=0)
-        claimed, taken = [], Counter[str]()
-        for tenant, version, body in await self._session.all("runs_first", wanted, most, lock=True):
-            taken[tenant] += 1
+        claimed, taken, rows = [], Counter[str](), []
+        for row in await self._session.all("runs_first", wanted, most, lock=True):
+            taken[row[0]] += 1
             # SQLite does not know how many are wanted of each.
-            if taken[tenant] > shares[tenant]:
-                continue
-            run = Run.FromString(body)
+            if taken[row[0]] <= shares[row[0]]:
+                rows.append(row)
+        for tenant, run, version in await self._waiting(rows):
             run.state = lifecycle.IN_PROGRESS
             run.last_sequence += 1
             run.ClearField("estimated_start_time")
@@ -126,7 +134,8 @@ class SqlRuns:
 
     async def take_over(self, lease: Lease, *, limit: int) -> list[Claimed]:
         rows = await self._session.all("runs_abandoned", micros(self._session.now()), limit, lock=True)
-        found = [(Claimed(tenant, Run.FromString(body), taken_over=True), version) for tenant, version, body in rows]
+        waiting = await self._waiting(rows)
+        found = [(Claimed(tenant, run, taken_over=True), version) for tenant, run, version in waiting]
         return await self._own(lease, found)
 
     async def _own(self, lease: Lease, found: Sequence[tuple[Claimed, int]]) -> list[Claimed]:
@@ -137,7 +146,9 @@ class SqlRuns:
             run.attempt += 1
             run.turn_attempt += 1
             started = stamp_micros(run.start_time) if run.HasField("start_time") else None
-            changes.append((one.tenant, run.id, run.state, run.attempt, *owner, started, run.SerializeToString()))
+            self._bodies.note_run(one.tenant, run.id, run.thread_id)
+            body = await self._seal(one.tenant, run)
+            changes.append((one.tenant, run.id, run.state, run.attempt, *owner, started, body))
             run.etag = etag(version + 1)
         if changes:
             await self._session.run_many("runs_claim", changes)
@@ -168,25 +179,32 @@ class SqlRuns:
 
     async def active(self, tenant: str, thread_id: str) -> Run | None:
         row = await self._session.one("runs_active", tenant, thread_id, lock=True)
-        return None if row is None else _run(row)
+        found = await self._runs(tenant, [] if row is None else [row])
+        return found[0] if found else None
 
     async def in_line(self, tenant: str, thread_id: str, *, upto: int) -> list[Run]:
         rows = await self._session.all("runs_in_line", tenant, thread_id, upto, lock=True)
-        return [_run(row) for row in rows]
+        return await self._runs(tenant, rows)
 
     async def promote(self, tenant: str, thread_id: str) -> Run | None:
         row = await self._session.one("runs_promote", tenant, thread_id)
-        return None if row is None else _run(row)
+        found = await self._runs(tenant, [] if row is None else [row])
+        return found[0] if found else None
 
     async def keep_messages(self, tenant: str, run_id: str, messages: Sequence[Message]) -> None:
-        rows = [(tenant, run_id, place, message.SerializeToString()) for place, message in enumerate(messages)]
+        rows = []
+        for place, message in enumerate(messages):
+            plain = message.SerializeToString()
+            body = await self._bodies.seal_of_run("queued_messages", tenant, run_id, place, plain)
+            rows.append((tenant, run_id, place, body))
         await self._session.run_many("queued_messages_put", rows)
 
     async def take_messages(self, tenant: str, run_id: str) -> list[Message]:
         rows = await self._session.all("queued_messages_of_run", tenant, run_id)
         if rows:
             await self._session.run("queued_messages_delete", tenant, run_id)
-        return [Message.FromString(body) for (body,) in rows]
+        found = [(tenant, (run_id, place), body) for place, body in rows]
+        return [Message.FromString(body) for body in await self._bodies.open("queued_messages", found)]
 
     async def take_deleted(self, before: datetime, *, limit: int) -> list[tuple[str, str, str]]:
         rows = await self._session.all("deleted_runs_take", micros(before), limit)
@@ -194,6 +212,25 @@ class SqlRuns:
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         return [(tenant, run_id) for tenant, run_id in await self._session.all("runs_due", micros(now), limit)]
+
+    async def _seal(self, tenant: str, run: Run) -> bytes:
+        return await self._bodies.seal("runs", tenant, (run.id,), run.SerializeToString(), thread_id=run.thread_id)
+
+    async def _runs(self, tenant: str, rows: Sequence[Row]) -> list[Run]:
+        bodies = await self._bodies.open("runs", [(tenant, (run_id,), body) for run_id, _, body in rows])
+        return [_run(version, body) for (_, version, _), body in zip(rows, bodies, strict=True)]
+
+    async def _waiting(self, rows: Sequence[Row]) -> list[tuple[str, Run, int]]:
+        """Runs of several tenants, each with its tenant, and the version of its row. One that cannot be opened stays
+        where it is: the others must not wait for it."""
+        try:
+            bodies = await self._bodies.open("runs", [(tenant, (run_id,), body) for tenant, run_id, _, body in rows])
+        except BodyUnreadable as error:
+            if len(rows) == 1:
+                _log.error("a run is not executed: %s", error)
+                return []
+            return [one for row in rows for one in await self._waiting([row])]
+        return [(row[0], Run.FromString(body), row[2]) for row, body in zip(rows, bodies, strict=True)]
 
     def _lease(self, lease: Lease | None) -> tuple[str | None, int | None]:
         """The owner, and the end of the lease by the database's clock."""
@@ -217,8 +254,7 @@ def _mask(states: Sequence["RunState.ValueType"]) -> int:
     return mask
 
 
-def _run(row: Row) -> Run:
-    version, body = row
+def _run(version: int, body: bytes) -> Run:
     run = Run.FromString(body)
     run.etag = etag(version)
     return run

@@ -12,6 +12,7 @@ from typing import TypeVar
 from famulus_server.ports import Clock, Transaction
 from famulus_server.store import queries, schema
 from famulus_server.store.errors import StoreInUse
+from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.lanes import Lane, Outcome, Unit
 from famulus_server.store.refusals import unavailable
 from famulus_server.store.session import Stats
@@ -30,15 +31,17 @@ _CACHED_STATEMENTS = 200
 class SqliteStore:
     """See `ports.Store`. `clock` is the database's clock.
 
-    `patience` is how many seconds a transaction waits for a lock that a foreign tool holds on the file.
+    `patience` is how many seconds a transaction waits for a lock that a foreign tool holds on the file. With `keys`
+    what is said is encrypted.
     """
 
-    def __init__(self, *, path: Path, clock: Clock, patience: float = 2.0) -> None:
+    def __init__(self, *, path: Path, clock: Clock, patience: float = 2.0, keys: KeyCache | None = None) -> None:
         self._path = path
         self._patience = patience
+        self._keys = keys
         statements = queries.load("sqlite")
-        self._writer = _Writer(SqliteSession(connect=self._connect, queries=statements, clock=clock))
-        self._reader = _Reader(SqliteSession(connect=self._connect_to_read, queries=statements, clock=clock))
+        self._writer = _Writer(SqliteSession(connect=self._connect, queries=statements, clock=clock), keys)
+        self._reader = _Reader(SqliteSession(connect=self._connect_to_read, queries=statements, clock=clock), keys)
         self._lock: int | None = None
         self._writes: Lane | None = None
         self._reads: Lane | None = None
@@ -109,6 +112,9 @@ class SqliteStore:
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        if self._keys is not None:
+            # What is deleted, keys among it, must not stay in free pages.
+            connection.execute("PRAGMA secure_delete = ON")
         return connection
 
     def _connect_to_read(self) -> sqlite3.Connection:
@@ -120,10 +126,10 @@ class SqliteStore:
 class _Writer:
     """Executes a batch of units in one transaction; one that fails does not undo its neighbours."""
 
-    def __init__(self, session: SqliteSession) -> None:
+    def __init__(self, session: SqliteSession, keys: KeyCache | None) -> None:
         self.session = session
         self.commits = 0
-        self._transaction = SqlTransaction(session)
+        self._transaction = SqlTransaction(session, keys)
 
     def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
         try:
@@ -133,7 +139,9 @@ class _Writer:
         except (sqlite3.Error, _TransactionLost) as error:
             _log.warning("a batch of %d writes was lost", len(units), exc_info=error)
             self.session.recover()
+            self._transaction.keys.settle(committed=False)
             return [Outcome(error=unavailable()) for _ in units]
+        self._transaction.keys.settle(committed=True)
         self.commits += 1
         return outcomes
 
@@ -147,6 +155,7 @@ class _Writer:
             raise _TransactionLost from outcome.error
         if outcome.error is not None:
             self.session.command("ROLLBACK TO unit")
+            self._transaction.keys.settle(committed=False)
         self.session.command("RELEASE unit")
         return outcome
 
@@ -158,9 +167,9 @@ class _TransactionLost(Exception):
 class _Reader:
     """Executes each unit on its own snapshot."""
 
-    def __init__(self, session: SqliteSession) -> None:
+    def __init__(self, session: SqliteSession, keys: KeyCache | None) -> None:
         self.session = session
-        self._transaction = SqlTransaction(session)
+        self._transaction = SqlTransaction(session, keys)
 
     def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
         return [self._attempt(unit) for unit in units]
@@ -172,7 +181,9 @@ class _Reader:
             self.session.command("COMMIT")
         except BaseException as error:  # noqa: BLE001 - it reaches whoever waits for this unit
             self.session.recover()
+            self._transaction.keys.settle(committed=False)
             return Outcome(error=translate(error))
+        self._transaction.keys.settle(committed=True)
         return Outcome(value=value)
 
 

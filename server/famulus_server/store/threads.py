@@ -8,15 +8,19 @@ import msgspec
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.errors import NotFound
 from famulus_server.ports import Cursor, ThreadFilter
+from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.columns import END, before, etag, micros, stamp_micros, timestamp
+from famulus_server.store.data_keys import SqlDataKeys
 from famulus_server.store.session import Row, Session
 
 
 class SqlThreads:
     """See `ports.Threads`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, bodies: SqlBodies, keys: SqlDataKeys) -> None:
         self._session = session
+        self._bodies = bodies
+        self._keys = keys
 
     async def insert(self, tenant: str, thread: Thread) -> None:
         await self._insert(tenant, thread, next_sequence=1)
@@ -27,13 +31,14 @@ class SqlThreads:
         row = await self._session.one("threads_get", tenant, thread_id)
         if row is None:
             raise NotFound("thread", thread_id)
-        return _thread(row)
+        [thread] = await self._threads(tenant, [row])
+        return thread
 
     async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
-        return [_thread(row) for row in await self._page(tenant, which, after, limit)]
+        return await self._threads(tenant, await self._page(tenant, which, after, limit))
 
     async def replace(self, tenant: str, thread: Thread) -> None:
-        row = await self._session.one("threads_replace", tenant, thread.id, thread.SerializeToString())
+        row = await self._session.one("threads_replace", tenant, thread.id, await self._seal(tenant, thread))
         if row is None:
             raise NotFound("thread", thread.id)
         thread.etag = etag(row[0])
@@ -53,7 +58,8 @@ class SqlThreads:
         # What the origin appends later must not show up in the fork.
         upto = min(upto_sequence, row[0] - 1)
         await self._session.run("segments_fork", tenant, origin_id, thread.id, upto)
-        await self._session.run("overrides_fork", tenant, origin_id, thread.id, upto)
+        if await self._session.run("overrides_fork", tenant, origin_id, thread.id, upto):
+            await self._reseal_overrides(tenant, thread.id)
         await self._insert(tenant, thread, next_sequence=upto + 1)
 
     async def bury(self, tenant: str, thread_id: str, now: datetime) -> None:
@@ -76,6 +82,24 @@ class SqlThreads:
             await self._session.hold("threads_hold", tenant, log_id)
             await self._session.run("messages_delete_unreferred", tenant, log_id)
             await self._session.run("messages_delete_hidden", tenant, log_id)
+            await self._keys.remove_of_log(tenant, log_id)
+
+    async def _reseal_overrides(self, tenant: str, thread_id: str) -> None:
+        """The origin's key may go before the fork does."""
+        if self._keys.cache is None:
+            return
+        for sequence, message_id, body in await self._session.all("overrides_of_thread", tenant, thread_id):
+            if not await self._bodies.is_current(tenant, body, thread_id=thread_id):
+                plain = await self._bodies.open_one("messages", tenant, (message_id,), body)
+                sealed = await self._bodies.seal("messages", tenant, (message_id,), plain, thread_id=thread_id)
+                await self._session.run("overrides_reseal", tenant, thread_id, sequence, body, sealed)
+
+    async def _seal(self, tenant: str, thread: Thread) -> bytes:
+        return await self._bodies.seal("threads", tenant, (thread.id,), thread.SerializeToString(), thread_id=thread.id)
+
+    async def _threads(self, tenant: str, rows: Sequence[Row]) -> list[Thread]:
+        bodies = await self._bodies.open("threads", [(tenant, (row[0],), row[4]) for row in rows])
+        return [_thread(row, body) for row, body in zip(rows, bodies, strict=True)]
 
     async def _insert(self, tenant: str, thread: Thread, *, next_sequence: int) -> None:
         thread.etag = etag(1)
@@ -88,7 +112,7 @@ class SqlThreads:
             thread.user_id,
             stamp_micros(thread.last_activity_time),
             next_sequence,
-            thread.SerializeToString(),
+            await self._seal(tenant, thread),
         )
         await self._session.run("segments_insert", tenant, thread.id, next_sequence, END)
         await self._insert_metadata(tenant, thread)
@@ -113,8 +137,8 @@ class SqlThreads:
         return await self._session.all("threads_page", tenant, *bounds)
 
 
-def _thread(row: Row) -> Thread:
-    version, last_activity, next_sequence, body, active_run_id = row
+def _thread(row: Row, body: bytes) -> Thread:
+    _, version, last_activity, next_sequence, _, active_run_id = row
     thread = Thread.FromString(body)
     thread.etag = etag(version)
     thread.last_activity_time.CopyFrom(timestamp(last_activity))

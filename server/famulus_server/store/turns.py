@@ -4,23 +4,27 @@ import msgspec
 
 from famulus_server.errors import LeaseLost
 from famulus_server.ports import Turn
+from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.session import Session
 
 
 class SqlTurns:
     """See `ports.Turns`. A turn of a run that is gone raises LeaseLost: a late worker leaves no orphan."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, bodies: SqlBodies) -> None:
         self._session = session
+        self._bodies = bodies
 
     async def put(self, tenant: str, run_id: str, turn: Turn) -> None:
-        items = msgspec.json.encode(turn.items)
+        plain = msgspec.json.encode(turn.items)
+        items = await self._bodies.seal_of_run("turns", tenant, run_id, turn.number, plain)
         if not await self._session.run("turns_put", tenant, run_id, turn.number, turn.seen_sequence, items):
             raise LeaseLost(f"{run_id} is gone")
 
     async def all(self, tenant: str, run_id: str) -> list[Turn]:
         rows = await self._session.all("turns_all", tenant, run_id)
+        opened = await self._bodies.open("turns", [(tenant, (run_id, number), items) for number, _, items in rows])
         return [
             Turn(number=number, seen_sequence=seen_sequence, items=msgspec.json.decode(items))
-            for number, seen_sequence, items in rows
+            for (number, seen_sequence, _), items in zip(rows, opened, strict=True)
         ]

@@ -1,5 +1,6 @@
 """Arguments and settings, in this process."""
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ COMMANDS = [
     "config check",
     "auth new-key",
     "migrate",
+    "keys new",
+    "keys list",
+    "keys rotate",
     "models pull",
     "healthcheck",
     "fake-upstream",
@@ -104,3 +108,15 @@ def test_defect_is_told_without_its_traceback_unless_asked_for(monkeypatch: pyte
     assert told.exit_code == 1
     assert told.stderr.startswith("error: RuntimeError: the moon is full. This is a defect")
     assert isinstance(call("--debug", "migrate").exception, RuntimeError)
+
+
+def test_new_key_is_printed_alone() -> None:
+    assert len(base64.b64decode(call("keys", "new").stdout)) == 32
+
+
+def test_keys_cannot_be_exchanged_where_there_are_none(tmp_path: Path) -> None:
+    refused = call("keys", "rotate", "--data-dir", str(tmp_path))
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "error: [encryption]: there is no key: give key_file or key_command\n",
+    )

@@ -213,3 +213,42 @@ def test_model_that_is_asked_in_plain_text_over_a_network_is_warned_of(
     model = MODEL.format(name="m", backend="chat", window=8192).replace("https://127.0.0.1/v1", base_url)
     said = topics(config_check(model, tmp_path))["Warnings"]
     assert [line.startswith("models: m is asked over http") for line in said] == [warned]
+
+
+def test_encryption_is_explained_and_keys_that_others_may_read_are_warned_of(tmp_path: Path) -> None:
+    for name, mode in (("new.key", 0o600), ("old.key", 0o644)):
+        (tmp_path / name).write_text("ab" * 32)
+        (tmp_path / name).chmod(mode)
+    text = f"[encryption]\nkey_file = '{tmp_path}/new.key'\nold_key_files = ['{tmp_path}/old.key']\nscope = 'thread'\n"
+    said = topics(config_check(text, tmp_path))
+    assert said["Encryption"] == [
+        f"AES-256-GCM, with a data key for each thread, wrapped by the key in {tmp_path}/new.key, and 1 earlier ones."
+    ]
+    assert said["Warnings"] == [f"[encryption]: others than its owner may read {tmp_path}/old.key"]
+    environ = {"FAMULUS_ENCRYPTION_KEY_COMMAND": "print-key --name 'my key'"}
+    said = topics(config_check("", tmp_path, environ))
+    assert "wrapped by the key that print-key prints." in said["Encryption"][0]
+    assert topics(config_check("", tmp_path))["Encryption"] == [
+        "None: the database and Redis hold what is said as it is."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("key_file = 'a'\nkey_command = ['b']", "encryption: has both key_file and key_command"),
+        ("old_key_files = ['a']", "encryption.old_key_files: goes with key_file or key_command only"),
+        ("key_file = '/nowhere'", "encryption.key_file: /nowhere cannot be read: No such file or directory"),
+        ("key_command = ['b']\nold_key_files = ['/dev/null']", "encryption.old_key_files[0]: /dev/null is no key"),
+        ("scope = 'user'", "encryption.scope: Invalid enum value 'user'"),
+    ],
+)
+def test_encryption_that_cannot_be_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    refused = config_check(f"[encryption]\n{text}\n", tmp_path)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f": {reason}" in refused.stderr
+
+
+def test_list_in_the_environment_that_is_not_as_in_a_shell_is_refused(tmp_path: Path) -> None:
+    refused = config_check("", tmp_path, {"FAMULUS_ENCRYPTION_KEY_COMMAND": "it's"})
+    assert refused.stderr == "error: environment: FAMULUS_ENCRYPTION_KEY_COMMAND: No closing quotation\n"

@@ -1,0 +1,1 @@
+"""Encryption at rest: where the operator's key comes from, and AES-256-GCM."""
