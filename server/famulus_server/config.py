@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from famulus_server.embedded.local_model import MODEL_NAME as LOCAL_MODEL
-from famulus_server.engine.policy import DEFAULT_TIER, ModelPrice, Policy, Quota, Route, Tier
+from famulus_server.engine.policy import DEFAULT_TIER, Days, ModelPrice, Policy, Quota, Route, Tier
 from famulus_server.models.settings import ModelSettings
 
 SCRIPTED_MODEL = "scripted"
@@ -86,6 +86,13 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] = "USD"
 
 
+class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[retention]`: the sweep of threads whose time is over; tiers say when that is."""
+
+    sweep_seconds: Seconds = 60.0  # between two sweeps of this process
+    tombstone_days: Days = 30.0  # how long it is known that a thread was deleted
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -95,6 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerSettings = WorkerSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     log: LogSettings = LogSettings()
+    retention: RetentionSettings = RetentionSettings()
     models: tuple[ModelSettings, ...] = ()
     policy: Policy = Policy()
 
@@ -135,6 +143,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "worker": WorkerSettings,
     "embedded": EmbeddedSettings,
     "log": LogSettings,
+    "retention": RetentionSettings,
 }
 _TABLES = ("models", "tiers", "tenants", "routes", "prices")
 # Keys of a model that may change while the server runs.

@@ -13,6 +13,11 @@ Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run 
 """
 
 from famulus_server.errors import Allowance
+from famulus_server.ports.erasure import (
+    Deletion,
+    Deletions,
+    Lifetimes,
+)
 from famulus_server.ports.event_log import (
     EventLog,
 )
@@ -91,11 +96,14 @@ __all__ = [
     "Claimed",
     "Clock",
     "Cursor",
+    "Deletion",
+    "Deletions",
     "Demand",
     "EventLog",
     "Hints",
     "Ids",
     "Lease",
+    "Lifetimes",
     "Limit",
     "Limiter",
     "Messages",

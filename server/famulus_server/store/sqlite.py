@@ -73,6 +73,11 @@ class SqliteStore:
         value: T = await self._writes.submit(unit)
         return value
 
+    async def wipe(self) -> None:
+        """Moves the log into the file and empties it: what was deleted is then in neither, unless somebody read it for
+        too long."""
+        await self.write(self._writer.empty_log)
+
     async def ping(self) -> None:
         """Returns if the database answers; raises Unavailable otherwise."""
         await self.read(lambda _: self._reader.session.one("ping"))
@@ -109,6 +114,8 @@ class SqliteStore:
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        # What is deleted is overwritten: erasing the data of a user is more than forgetting where it is.
+        connection.execute("PRAGMA secure_delete = ON")
         return connection
 
     def _connect_to_read(self) -> sqlite3.Connection:
@@ -124,6 +131,11 @@ class _Writer:
         self.session = session
         self.commits = 0
         self._transaction = SqlTransaction(session)
+        self._log_is_to_go = False
+
+    async def empty_log(self, _: Transaction) -> None:
+        """A unit of work, behind whose transaction the log is emptied."""
+        self._log_is_to_go = True
 
     def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
         try:
@@ -135,7 +147,17 @@ class _Writer:
             self.session.recover()
             return [Outcome(error=unavailable()) for _ in units]
         self.commits += 1
+        if self._log_is_to_go:
+            self._log_is_to_go = False
+            self._checkpoint()
         return outcomes
+
+    def _checkpoint(self) -> None:
+        try:
+            self.session.command("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            # The units before it are stored all the same.
+            _log.warning("the log cannot be emptied", exc_info=error)
 
     def _attempt(self, unit: Unit) -> Outcome:
         self.session.command("SAVEPOINT unit")

@@ -1,6 +1,7 @@
 """What a unit of work sees of the store, over any session."""
 
 from famulus_server.store.assistants import SqlAssistants
+from famulus_server.store.deletions import SqlDeletions
 from famulus_server.store.messages import SqlMessages
 from famulus_server.store.requests import SqlRequestIds
 from famulus_server.store.runs import SqlRuns
@@ -24,4 +25,5 @@ class SqlTransaction:
         self.steps = SqlSteps(session)
         self.turns = SqlTurns(session)
         self.usages = SqlUsages(session)
+        self.deletions = SqlDeletions(session)
         self.secrets = SqlSecrets(session)
