@@ -166,7 +166,7 @@ def test_routes_may_name_embedded_models(tmp_path: Path) -> None:
             ROUTE + "variants = [{ model = 'big' }, { model = 'bigger' }]\n",
             "routes[0].variants[1].model: there is no model 'bigger'; there are big, small",
         ),
-        ("[limits]\n", "limits: unknown section; there are server, store, redis, worker, embedded, log, models, "),
+        ("[limits]\n", "limits: unknown section; there are server, store, redis, worker, embedded, log, retention, "),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key(text: str, reason: str, tmp_path: Path) -> None:
