@@ -1,8 +1,7 @@
 """Deletion and export of a user's data, on the whole server."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,6 @@ from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, Too
 from famulus_server.engine.policy import Budget, Budgets, CallerQuotas, ModelPrice, Policy, Quota, Tier
 from postgres import query
 from run_stage import TOOLS, Stage, open_stage, refused, stage_settings
-from serving import said
 
 if TYPE_CHECKING:
     from famulus.v1.user_data_service_pb2_grpc import UserDataServiceAsyncStub
@@ -135,17 +133,17 @@ def marked(folder: Path) -> set[str]:
     }
 
 
-async def values_of(redis: "Redis[bytes]") -> AsyncIterator[bytes]:
+async def values_of(redis: Redis) -> AsyncIterator[bytes]:
     """Every key of Redis, and what is in it."""
     async for key in redis.scan_iter():
         yield key
         match await redis.type(key):
             case b"string":
-                yield await redis.get(key) or b""
+                yield repr(await redis.get(key)).encode()
             case b"stream":
                 yield repr(await redis.xrange(key)).encode()
             case b"zset":
-                yield b" ".join(await redis.zrange(key, 0, -1))
+                yield repr(await redis.zrange(key, 0, -1)).encode()
 
 
 def verify(receipt: DeletionReceipt) -> dict[str, Any]:
