@@ -1,8 +1,10 @@
 """Deletion and export of a user's data, on the whole server."""
 
+import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +36,17 @@ from famulus.v1.user_data_service_pb2 import (
 )
 from famulus.v1.user_data_service_pb2_grpc import UserDataServiceStub
 from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, ToolCall
+from famulus_server.engine.feed import is_last
 from famulus_server.engine.policy import Budget, Budgets, CallerQuotas, ModelPrice, Policy, Quota, Tier
 from postgres import query
 from run_stage import TOOLS, Stage, open_stage, refused, stage_settings
+from serving import refusal
 
 if TYPE_CHECKING:
     from famulus.v1.user_data_service_pb2_grpc import UserDataServiceAsyncStub
 
 MARK = "Xq7marker"
+RACES = 20
 USER = f"ann-{MARK}"
 WEATHER = ToolCall(name="get_weather", arguments={"city": f"city {MARK}"})
 PRICED = Policy(
@@ -303,3 +308,30 @@ async def test_unknown_receipt_is_not_found(tmp_path: Path) -> None:
     async with opened(tmp_path) as (_, user_data):
         told = await refused(user_data.GetDeletionReceipt(GetDeletionReceiptRequest(receipt_id="del_none")))
     assert (told.code, told.message) == (grpc.StatusCode.NOT_FOUND, "no such deletion receipt")
+
+
+async def test_user_deleted_during_runs_leaves_no_orphan_and_no_event(tmp_path: Path) -> None:
+    async with opened(tmp_path, policy=PRICED) as (stage, user_data):
+        stage.play(Scene(deltas=20, pace_ms=1))
+        for number in range(RACES):
+            user_id = f"user-{number}"
+            run = await stage.start(new_thread=Thread(user_id=user_id))
+            watching = asyncio.create_task(stage.watch(run.id))
+            # At another moment of the run each time.
+            await asyncio.sleep(number / RACES * 0.04)
+            receipt = await delete(user_data, user_id)
+            assert (receipt.counts.threads, receipt.counts.runs) == (1, 1)
+            try:
+                assert is_last((await watching)[-1])
+            except grpc.aio.AioRpcError as error:
+                assert refusal(error).reason in ("THREAD_DELETED", "RESOURCE_NOT_FOUND")  # noqa: PT017 - or it has ended
+            assert (await refused(stage.get(run.id))).code == grpc.StatusCode.NOT_FOUND
+        async with Redis.from_url(f"unix://{tmp_path}/valkey/valkey.sock") as redis:
+            streams = [key async for key in redis.scan_iter(_type="stream")]
+            # What is left of a stream refuses late events, and has none.
+            assert [await redis.xlen(key) for key in streams] == [0] * len(streams)
+    with closing(sqlite3.connect(tmp_path / "famulus.db")) as connection:
+        for table in ("runs", "run_steps", "run_turns", "messages", "queued_messages", "thread_metadata"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+        assert connection.execute("SELECT DISTINCT user_id FROM run_usage").fetchall() in ([], [("",)])
+        assert connection.execute("SELECT user_id FROM spending WHERE user_id <> ''").fetchall() == []
