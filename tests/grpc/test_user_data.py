@@ -38,6 +38,7 @@ from famulus.v1.user_data_service_pb2_grpc import UserDataServiceStub
 from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, ToolCall
 from famulus_server.engine.feed import is_last
 from famulus_server.engine.policy import Budget, Budgets, CallerQuotas, ModelPrice, Policy, Quota, Tier
+from killable_server import open_killable
 from postgres import query
 from run_stage import TOOLS, Stage, open_stage, refused, stage_settings
 from serving import refusal
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 MARK = "Xq7marker"
 RACES = 20
+KILLED_THREADS = 300
 USER = f"ann-{MARK}"
 WEATHER = ToolCall(name="get_weather", arguments={"city": f"city {MARK}"})
 PRICED = Policy(
@@ -335,3 +337,32 @@ async def test_user_deleted_during_runs_leaves_no_orphan_and_no_event(tmp_path: 
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
         assert connection.execute("SELECT DISTINCT user_id FROM run_usage").fetchall() in ([], [("",)])
         assert connection.execute("SELECT user_id FROM spending WHERE user_id <> ''").fetchall() == []
+
+
+async def test_killed_server_ends_the_deletion_when_it_is_back(tmp_path: Path) -> None:
+    def tombstones() -> int:
+        with closing(sqlite3.connect(tmp_path / "famulus.db")) as connection:
+            [(count,)] = connection.execute("SELECT count(*) FROM threads WHERE deleted_time IS NOT NULL")
+            return int(count)
+
+    async with ScriptedUpstream() as upstream:
+        async with open_killable(tmp_path, upstream) as (doomed, process), user_data_on(doomed) as user_data:
+            for _ in range(KILLED_THREADS // 50):
+                made = (doomed.thread(f"first {MARK}", f"then {MARK}", user_id=USER) for _ in range(50))
+                await asyncio.gather(*made)
+            asking = asyncio.create_task(delete(user_data))
+            while True:
+                await asyncio.sleep(0.001)
+                if tombstones():
+                    break
+            process.kill()
+            await process.wait()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await asking
+        # In the middle, or this shows nothing.
+        assert 0 < tombstones() < KILLED_THREADS
+        async with opened(tmp_path) as (_, user_data):
+            receipt = await delete(user_data)
+            assert receipt.state == DeletionState.DELETION_STATE_COMPLETED
+            assert (receipt.counts.threads, receipt.counts.messages) == (KILLED_THREADS, 2 * KILLED_THREADS)
+            assert marked(tmp_path) == set()
