@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,6 +289,27 @@ async def test_export_is_sent_in_parts(tmp_path: Path) -> None:
         parts = [list(response.json_lines) async for response in call]
         assert [len(part) for part in parts] == [3, 2, 2, 3]
         assert json.loads(parts[0][0])["resource"]["id"] == thread.id
+
+
+async def test_export_is_told_to_come_back_when_the_server_is_about_to_stop(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(ScriptedUpstream())
+        server = AsyncExitStack()
+        settings = stage_settings(tmp_path, upstream.base_url)
+        stage = await server.enter_async_context(open_stage(settings, upstream))
+        # More than fits into the windows of gRPC, so that it cannot have ended.
+        for _ in range(20):
+            await stage.thread(*["x" * 200_000] * 5, user_id=USER)
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(stage.address))
+        call = UserDataServiceStub(channel).ExportUserData(ExportUserDataRequest(user_id=USER))
+        answers = aiter(call)
+        assert (await anext(answers)).json_lines
+        closing_down = asyncio.create_task(server.aclose())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in answers:
+                pass
+        await closing_down
+    assert refusal(caught.value).reason == "SERVER_DRAINING"
 
 
 @pytest.mark.parametrize(
