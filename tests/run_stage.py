@@ -36,7 +36,14 @@ from famulus.v1.thread_service_pb2 import (
 )
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
-from famulus_server.config import RedisSettings, ServerSettings, Settings, StoreSettings, WorkerSettings
+from famulus_server.config import (
+    RedisSettings,
+    RetentionSettings,
+    ServerSettings,
+    Settings,
+    StoreSettings,
+    WorkerSettings,
+)
 from famulus_server.embedded.upstream import ReceivedRequest, Scene, Script, ScriptedUpstream
 from famulus_server.engine.policy import Policy
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
@@ -246,6 +253,7 @@ def stage_settings(
     redis_url: str = "",
     database_url: str = "",
     policy: Policy | None = None,
+    retention: RetentionSettings | None = None,
 ) -> Settings:
     """Settings with models on one upstream: `scripted` and `chat` by their APIs, `impatient`, and `roomy`."""
     model: dict[str, Any] = {"base_url": base_url, "retry": QUICK, "breaker": PATIENT}
@@ -256,6 +264,7 @@ def stage_settings(
         worker=WorkerSettings(**(worker or {})),
         redis=RedisSettings(url=redis_url),
         policy=policy or Policy(),
+        retention=retention or RetentionSettings(),
         models=(
             ModelSettings(name="scripted", backend="responses", reasoning=True, **model),
             ModelSettings(name="chat", backend="chat", **model),

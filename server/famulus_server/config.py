@@ -20,7 +20,7 @@ from famulus_server.api.settings import TlsSettings
 from famulus_server.embedded.local_model import MODEL_NAME as LOCAL_MODEL
 from famulus_server.encryption.errors import KeyUnusable
 from famulus_server.encryption.key_sources import read_key
-from famulus_server.engine.policy import DEFAULT_TIER, ModelPrice, Policy, Quota, Route, Tier
+from famulus_server.engine.policy import DEFAULT_TIER, Days, ModelPrice, Policy, Quota, Route, Tier
 from famulus_server.identity.settings import AuthSettings, KeySettings, find_fault
 from famulus_server.models.settings import ModelSettings
 
@@ -115,6 +115,13 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] = "USD"
 
 
+class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[retention]`: the sweep of threads whose time is over; tiers say when that is."""
+
+    sweep_seconds: Seconds = 60.0  # between two sweeps of this process
+    tombstone_days: Days = 30.0  # how long it is known that a thread was deleted
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -128,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     encryption: EncryptionSettings = EncryptionSettings()
     log: LogSettings = LogSettings()
     audit: AuditSettings = AuditSettings()
+    retention: RetentionSettings = RetentionSettings()
     models: tuple[ModelSettings, ...] = ()
     policy: Policy = Policy()
 
@@ -172,6 +180,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "encryption": EncryptionSettings,
     "log": LogSettings,
     "audit": AuditSettings,
+    "retention": RetentionSettings,
 }
 # Those whose keys can also be given in the environment.
 _SCALARS: Mapping[str, type[msgspec.Struct]] = {**_SECTIONS, "prices": PriceSettings}

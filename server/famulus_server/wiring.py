@@ -25,11 +25,13 @@ from famulus_server.embedded.supervisor import Child, keep_running
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.embedded.weights import cache_dir, find_weights, pull_weights
 from famulus_server.encryption.key_sources import ask_for_key, is_exposed, read_key
+from famulus_server.engine.aftermath import Aftermath
 from famulus_server.engine.asking import Asking
 from famulus_server.engine.assistants import AssistantDesk
 from famulus_server.engine.audit import AuditTrail
 from famulus_server.engine.clock import SystemClock, TimeOrderedIds
 from famulus_server.engine.executor import Executor
+from famulus_server.engine.export import Export
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
 from famulus_server.engine.gate import Gate
@@ -37,10 +39,13 @@ from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.pseudonyms import PSEUDONYM_KEY, Pseudonyms
+from famulus_server.engine.retention import Sweeper
 from famulus_server.engine.routing import Router
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
+from famulus_server.engine.upkeep import Chore, Upkeep
 from famulus_server.engine.usage import UsageDesk
+from famulus_server.engine.user_data import UserDataDesk, Wipe
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
 from famulus_server.identity.authenticator import KnownCallers
@@ -65,6 +70,8 @@ _COMMAND_CONNECTIONS = 2
 _COMMAND_SECONDS = 600.0
 # After the runs at work have ended or been given back, calls have this long to end.
 _CALLS_GRACE_SECONDS = 2.0
+# Between two looks for deletions that nobody goes on with.
+_RESUME_SECONDS = 5.0
 
 Progress = Callable[[str], None]
 AnyStore = SqliteStore | PostgresStore
@@ -108,7 +115,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         ids = TimeOrderedIds(clock=clock)
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
-        redis_url, embedded = await _start_children(settings, stack, progress)
+        (redis_url, compact), embedded = await _start_children(settings, stack, progress)
+        # What deleted data leaves behind in files that are ours.
+        wipes: list[Wipe] = [*compact, *([store.wipe] if isinstance(store, SqliteStore) else [])]
         model_settings = (*embedded, *settings.models)
         names = tuple(model.name for model in model_settings)
         # Again, because the local model could perhaps not be had.
@@ -173,8 +182,21 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             clock=clock,
             heartbeat_seconds=settings.server.heartbeat_seconds,
         )
-        threads = ThreadDesk(
-            store=store, thread_cache=thread_cache, feed=feed, worker=worker, gate=gate, clock=clock, ids=ids
+        aftermath = Aftermath(thread_cache=thread_cache, feed=feed, worker=worker, gate=gate)
+        threads = ThreadDesk(store=store, aftermath=aftermath, policies=policies, clock=clock, ids=ids)
+        user_data = UserDataDesk(
+            store=store,
+            aftermath=aftermath,
+            wipes=(event_log.flush, thread_cache.flush, *wipes),
+            clock=clock,
+            ids=ids,
+        )
+        sweeper = Sweeper(
+            store=store,
+            aftermath=aftermath,
+            policies=policies,
+            clock=clock,
+            tombstone_days=settings.retention.tombstone_days,
         )
         desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
@@ -195,6 +217,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             ),
             watch=watch,
             usage=UsageDesk(store=store, policies=policies, clock=clock),
+            user_data=user_data,
+            export=Export(store=store, clock=clock),
         )
         audit = None
         if settings.audit.calls != "off":
@@ -238,6 +262,14 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if role != "api":
             worker.open()
             stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
+            upkeep = Upkeep(
+                [
+                    Chore(sweeper.sweep, settings.retention.sweep_seconds),
+                    Chore(user_data.resume, _RESUME_SECONDS),
+                ]
+            )
+            upkeep.open()
+            stack.push_async_callback(upkeep.close)
             stack.push_async_callback(_end, asyncio.create_task(models.warm_up()))
         # Streams must be told to resume elsewhere before the runs they watch are waited for.
         stack.callback(server.drain)
@@ -311,7 +343,7 @@ async def _stores(
 
 async def _start_children(
     settings: Settings, stack: contextlib.AsyncExitStack, progress: Progress
-) -> tuple[str, list[ModelSettings]]:
+) -> tuple[tuple[str, list[Wipe]], list[ModelSettings]]:
     """Starts Redis and models side by side: they do not need each other, and each takes a moment."""
     try:
         async with asyncio.TaskGroup() as starting:
@@ -322,14 +354,15 @@ async def _start_children(
     return redis_url.result(), models.result()
 
 
-async def _redis(settings: Settings, stack: contextlib.AsyncExitStack) -> str:
+async def _redis(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[str, list[Wipe]]:
+    """The URL, and how to wipe what is deleted from the files of a server that is ours."""
     if settings.redis.url:
-        return settings.redis.url
+        return settings.redis.url, []
     valkey = EmbeddedValkey(data_dir=settings.data_dir)
     url = await valkey.start()
     stack.push_async_callback(valkey.close)
     _supervise(valkey, "valkey", stack)
-    return url
+    return url, [valkey.compact]
 
 
 async def _embedded_models(

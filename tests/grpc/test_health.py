@@ -15,7 +15,7 @@ from famulus.v1 import run_service_pb2
 from famulus_server.api.draining import Drain
 from famulus_server.api.health import Health
 
-SERVICES = [f"famulus.v1.{noun}Service" for noun in ("Assistant", "Run", "Thread", "Usage")]
+SERVICES = [f"famulus.v1.{noun}Service" for noun in ("Assistant", "Run", "Thread", "Usage", "UserData")]
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 
 

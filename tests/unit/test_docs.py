@@ -4,15 +4,18 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from cryptography.exceptions import InvalidSignature
 
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import RunErrorCode
+from famulus.v1.user_data_service_pb2 import DeletionReceipt
 from famulus_server import config
 from famulus_server.api.settings import TlsSettings
-from famulus_server.engine import policy
+from famulus_server.engine import policy, receipts
 from famulus_server.identity import settings as identity
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
 
@@ -23,9 +26,12 @@ PAGES = [
     *RECORDS,
     DOCS / "architecture.md",
     DOCS / "audit.md",
-    DOCS / "errors.md",
-    DOCS / "configuration.md",
     DOCS / "authentication.md",
+    DOCS / "configuration.md",
+    DOCS / "encryption.md",
+    DOCS / "errors.md",
+    DOCS / "privacy.md",
+    DOCS / "security.md",
     ROOT / "CHANGELOG.md",
 ]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {
@@ -42,6 +48,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[encryption]": config.EncryptionSettings,
     "[log]": config.LogSettings,
     "[audit]": config.AuditSettings,
+    "[retention]": config.RetentionSettings,
     "[[models]]": ModelSettings,
     "[models.retry]": RetrySettings,
     "[models.breaker]": BreakerSettings,
@@ -51,6 +58,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[[routes]]": policy.Route,
     "[[routes.variants]]": policy.Variant,
     "[tiers.<name>]": policy.Tier,
+    "[tiers.<name>.retention]": policy.Retention,
     "[tiers.<name>.limits]": policy.CallerQuotas,
     "[tiers.<name>.budgets]": policy.Budgets,
     "[tiers.<name>.budgets.<whose>]": policy.Budget,
@@ -207,6 +215,17 @@ def test_example_of_the_environment_is_obeyed() -> None:
     for variable, value in environ.items():
         _, name, key = variable.lower().split("_", 2)
         assert str(getattr(getattr(settings, name), key)) == value
+
+
+def test_receipt_is_verified_by_the_example_in_the_page() -> None:
+    [example] = re.findall(r"```python\n(.*?)```", read(DOCS / "privacy.md"), re.DOTALL)
+    receipt = DeletionReceipt(id="del_1", user_hmac="ab")
+    receipts.sign(receipt, "acme", seed=bytes(32))
+    known: dict[str, Any] = {}
+    exec(compile(example, "privacy.md", "exec"), known)
+    assert known["verified"](receipt, receipt.public_key)["receipt_id"] == "del_1"
+    with pytest.raises(InvalidSignature):
+        known["verified"](receipt, bytes(32))
 
 
 def test_every_direct_dependency_has_a_reason() -> None:

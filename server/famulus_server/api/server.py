@@ -19,6 +19,8 @@ from famulus.v1 import (
     thread_service_pb2_grpc,
     usage_service_pb2,
     usage_service_pb2_grpc,
+    user_data_service_pb2,
+    user_data_service_pb2_grpc,
 )
 from famulus_server.api.access_log import AccessLog
 from famulus_server.api.addresses import ListenError, check_reachable, taken, with_port
@@ -39,11 +41,14 @@ from famulus_server.api.runs import RunServicer
 from famulus_server.api.threads import ThreadServicer
 from famulus_server.api.tls import ServerCertificates
 from famulus_server.api.usage import UsageServicer
+from famulus_server.api.user_data import UserDataServicer
 from famulus_server.engine.assistants import AssistantDesk
+from famulus_server.engine.export import Export
 from famulus_server.engine.messages import MessageDesk
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
+from famulus_server.engine.user_data import UserDataDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.ports import Authenticator, Clock, Ids
 
@@ -75,7 +80,13 @@ _PATIENT = (_RUNS + "WaitRun",)
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _SERVICES = tuple(
     service.full_name
-    for file in (assistant_service_pb2, thread_service_pb2, run_service_pb2, usage_service_pb2)
+    for file in (
+        assistant_service_pb2,
+        thread_service_pb2,
+        run_service_pb2,
+        usage_service_pb2,
+        user_data_service_pb2,
+    )
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 
@@ -90,6 +101,8 @@ class Desks:
     runs: RunDesk
     watch: Watch
     usage: UsageDesk
+    user_data: UserDataDesk
+    export: Export
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +196,10 @@ class ApiServer:
         )
         usage_service_pb2_grpc.add_UsageServiceServicer_to_server(
             UsageServicer(usage=desks.usage, pages=pages), self._server
+        )
+        user_data_service_pb2_grpc.add_UserDataServiceServicer_to_server(
+            UserDataServicer(user_data=desks.user_data, export=desks.export, drain=self._drain, errands=self._errands),
+            self._server,
         )
 
     async def start(self) -> str:

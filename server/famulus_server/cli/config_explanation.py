@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from famulus_server.cli.config_callers import explain_callers
 from famulus_server.config import EncryptionSettings, Settings
-from famulus_server.engine.policy import DEFAULT_TIER, Budget, CallerQuotas, ModelPrice, Policy, Quota, Route
+from famulus_server.engine.policy import DEFAULT_TIER, Budget, CallerQuotas, ModelPrice, Policy, Quota, Retention, Route
 from famulus_server.models.settings import ModelSettings
 
 _ROLES = {
@@ -38,6 +38,7 @@ def explain(settings: Settings, variables: Mapping[str, str]) -> Iterator[tuple[
     yield "Tiers", list(_tiers(policy))
     yield "Budgets", list(_budgets(policy)) or ["none"]
     yield "Audit", [_NOTED[settings.audit.calls]]
+    yield "Retention", list(_retention(settings))
     yield "Log", [f"From the level {settings.log.level}, in the format {settings.log.format}."]
     yield "From the environment", [f"{name}: {what}" for name, what in variables.items()] or ["nothing"]
 
@@ -162,12 +163,38 @@ def _budgets(policy: Policy) -> Iterator[str]:
             yield f"{name}: {', '.join(words)}"
 
 
+def _retention(settings: Settings) -> Iterator[str]:
+    sweep = settings.retention
+    yield (
+        f"Looks every {_seconds(sweep.sweep_seconds)} for threads whose time is over; ids of deleted ones are kept for "
+        f"{_days(sweep.tombstone_days)}."
+    )
+    for name, tier in settings.policy.tiers.items():
+        yield f"{name}: {_kept(tier.retention)}"
+
+
+def _kept(retention: Retention) -> str:
+    own = {"its creation": retention.after_create_days, "its last activity": retention.after_last_activity_days}
+    ends = [f"{_days(days)} after {event}" for event, days in own.items() if days]
+    if retention.on_completion:
+        ends.append("with its last run")
+    words = f"a thread goes {' or '.join(ends)}" if ends else "a thread is kept for ever"
+    words += ", unless it says otherwise"
+    if retention.max_after_create_days:
+        words += f"; {_days(retention.max_after_create_days)} after its creation in any case"
+    return words
+
+
 def _budget(budget: Budget, currency: str) -> str:
     return f"{_number(budget.amount)} {currency} a {budget.period}"
 
 
 def _seconds(value: float) -> str:
     return f"{_number(value)} s"
+
+
+def _days(value: float) -> str:
+    return f"{_number(value)} days"
 
 
 def _number(value: float) -> str:

@@ -8,6 +8,7 @@ The first line makes Redis refuse a script as a whole where it may only be read,
 calls that write nothing, and would seem to be well.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -19,7 +20,7 @@ from famulus_server.coordination.buckets import (
     price_of,
     to_microseconds,
 )
-from famulus_server.ports import Demand, Limit
+from famulus_server.ports import Demand, Limit, Scope
 
 Command: TypeAlias = list[str | bytes | int]
 
@@ -202,8 +203,13 @@ def _owe(debts: Mapping[Name, int]) -> Command:
 
 def _key(name: Name) -> str:
     scope, quantity, subject = name
-    return f"{_PREFIX}{scope}:{quantity}:{subject}"
+    return f"{_PREFIX}{scope}:{quantity}:{_told(scope, subject)}"
 
 
 def _pause_key(limit: Limit) -> str:
-    return f"{_PREFIX}paused:{limit.scope}:{limit.quantity}:{limit.subject}"
+    return f"{_PREFIX}paused:{limit.scope}:{limit.quantity}:{_told(limit.scope, limit.subject)}"
+
+
+def _told(scope: Scope, subject: str) -> str:
+    # What is left here of a user whose data was deleted does not name him, until it expires.
+    return hashlib.sha256(subject.encode()).hexdigest() if scope == "user" else subject

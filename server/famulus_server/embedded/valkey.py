@@ -51,6 +51,20 @@ class EmbeddedValkey:
             raise RuntimeError("not started")
         return await self._child.exited()
 
+    async def compact(self) -> None:
+        """Rewrite the append-only file, so that it no longer has what was deleted; returns once that is done."""
+        if self._socket_dir is None:
+            raise RuntimeError("not started")
+        reader, writer = await asyncio.open_unix_connection(self._socket_dir / _SOCKET)
+        try:
+            # One that is under way may have begun before the deletion: it is waited for, then another one is made.
+            await _until_rewritten(reader, writer)
+            writer.write(b"BGREWRITEAOF\r\n")
+            await reader.readline()
+            await _until_rewritten(reader, writer)
+        finally:
+            writer.close()
+
     async def close(self) -> None:
         """Stop the server, its data written, and remove its socket."""
         if self._child is not None:
@@ -91,6 +105,18 @@ def _socket_dir(data: Path) -> Path:
     if len(bytes(data / _SOCKET)) <= _SOCKET_PATH_BYTES:
         return data
     return Path(tempfile.mkdtemp(prefix="famulus-"))  # private: mode 0700
+
+
+async def _until_rewritten(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait until the append-only file is not being rewritten, nor about to be."""
+    idle = {b"aof_rewrite_in_progress:0", b"aof_rewrite_scheduled:0"}
+    while True:
+        writer.write(b"INFO persistence\r\n")
+        length = int((await reader.readline())[1:])
+        told = await reader.readexactly(length + len(b"\r\n"))
+        if idle <= set(told.splitlines()):
+            return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _answer(socket: Path) -> None:

@@ -12,6 +12,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000_000)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Price = Annotated[float, msgspec.Meta(ge=0, le=1_000_000_000)]
 
+Days = Annotated[float, msgspec.Meta(gt=0, le=36_500)]
 # Of callers; `api/roles.py` says what each may do.
 Role: TypeAlias = Literal["reader", "writer", "operator", "privacy", "tools"]
 
@@ -52,6 +53,16 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     user: Budget | None = None
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the threads of one tenant are kept that do not say so themselves. None: for ever. Nothing that a thread
+    says keeps it for longer than `max_after_create_days`."""
+
+    after_create_days: Days | None = None
+    after_last_activity_days: Days | None = None
+    on_completion: bool = False  # a thread goes once it had runs and all of them have ended
+    max_after_create_days: Days | None = None
+
+
 class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the tenants of one tier may do, each of them."""
 
@@ -59,6 +70,7 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_queued_runs: Count = 1_000  # that wait for a worker at a time
     limits: CallerQuotas = CallerQuotas()
     budgets: Budgets = Budgets()
+    retention: Retention = Retention()
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,32 +3,21 @@
 from collections.abc import Sequence
 
 from famulus.v1.message_pb2 import Message
-from famulus.v1.run_pb2 import Run
 from famulus.v1.thread_pb2 import Thread
-from famulus_server.engine import lifecycle
+from famulus_server.engine import retention
+from famulus_server.engine.aftermath import Aftermath, Removed, remove
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.control import Interruption
 from famulus_server.engine.etags import check_etag
-from famulus_server.engine.feed import Feed
 from famulus_server.engine.fields import copy_fields, copy_of, is_set
-from famulus_server.engine.gate import Gate
 from famulus_server.engine.messages import prepare
-from famulus_server.engine.worker import Worker
-from famulus_server.ports import (
-    Clock,
-    Cursor,
-    Ids,
-    RequestKey,
-    RunFilter,
-    Store,
-    ThreadCache,
-    ThreadFilter,
-    Transaction,
-)
+from famulus_server.engine.policy import Policies
+from famulus_server.ports import Clock, Cursor, Ids, RequestKey, Store, ThreadFilter, Transaction
 
 # What a caller can set, and later change.
-_MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata")
+_MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata", "retention")
 _SETTABLE = ("user_id", *_MUTABLE)
+# What somebody wrote about his own thread.
+_PERSONAL = ("title", "metadata")
 
 
 class ThreadDesk:
@@ -38,18 +27,14 @@ class ThreadDesk:
         self,
         *,
         store: Store,
-        thread_cache: ThreadCache,
-        feed: Feed,
-        worker: Worker,
-        gate: Gate,
+        aftermath: Aftermath,
+        policies: Policies,
         clock: Clock,
         ids: Ids,
     ) -> None:
         self._store = store
-        self._thread_cache = thread_cache
-        self._feed = feed
-        self._worker = worker
-        self._gate = gate
+        self._aftermath = aftermath
+        self._policies = policies
         self._clock = clock
         self._ids = ids
 
@@ -79,15 +64,16 @@ class ThreadDesk:
                 await tx.requests.remember(tenant, key, made.id)
             return await tx.threads.get(tenant, made.id)
 
-        return await self._store.write(unit)
+        return self._shown(tenant, await self._store.write(unit))
 
     async def get(self, tenant: str, thread_id: str) -> Thread:
         """Raises NotFound."""
-        return await self._store.read(lambda tx: tx.threads.get(tenant, thread_id))
+        return self._shown(tenant, await self._store.read(lambda tx: tx.threads.get(tenant, thread_id)))
 
     async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
         """Latest activity first."""
-        return await self._store.read(lambda tx: tx.threads.page(tenant, which, after=after, limit=limit))
+        found = await self._store.read(lambda tx: tx.threads.page(tenant, which, after=after, limit=limit))
+        return [self._shown(tenant, thread) for thread in found]
 
     async def update(self, tenant: str, thread: Thread, paths: Sequence[str]) -> Thread:
         """Replaces the fields named by `paths`."""
@@ -101,30 +87,18 @@ class ThreadDesk:
             await tx.threads.replace(tenant, current)
             return current
 
-        return await self._store.write(unit)
+        return self._shown(tenant, await self._store.write(unit))
 
     async def delete(self, tenant: str, thread_id: str, etag: str) -> None:
         """Deletes a thread with everything in it; an active run is stopped (contract 24). Raises NotFound."""
         now = self._clock.now()
 
-        async def unit(tx: Transaction) -> tuple[list[str], list[Run]]:
+        async def unit(tx: Transaction) -> Removed:
             thread = await tx.threads.get(tenant, thread_id, lock=True)
             check_etag(etag, thread.etag)
-            ids = await tx.runs.ids(tenant, thread_id)
-            unfinished = RunFilter(thread_id=thread_id, states=tuple(lifecycle.ACTIVE))
-            cut_off = await tx.runs.page(tenant, unfinished, after=None, limit=len(ids))
-            await tx.threads.bury(tenant, thread_id, now)
-            return ids, cut_off
+            return await remove(tx, tenant, thread_id, now=now)
 
-        run_ids, cut_off = await self._store.write(unit)
-        # Nobody will tell of their end.
-        for run in cut_off:
-            self._gate.leave(tenant, run)
-        self._thread_cache.forget(tenant, thread_id)
-        for run_id in run_ids:
-            self._worker.stop(run_id, Interruption.LEASE_LOST)
-            async with self._feed.order(run_id):
-                self._feed.drop(run_id)
+        await self._aftermath.clear(tenant, await self._store.write(unit))
 
     async def fork(
         self, tenant: str, thread_id: str, message_id: str, thread: Thread, key: RequestKey | None
@@ -143,7 +117,10 @@ class ThreadDesk:
                 upto = (await tx.messages.get(tenant, thread_id, message_id)).sequence
             made = copy_of(wanted)
             # What the caller did not set is taken from the origin.
-            copy_fields(origin, made, [name for name in _SETTABLE if not is_set(wanted, name)])
+            # Not to a thread of another user, who may stay when the data of the first one is deleted.
+            kept_back = _PERSONAL if origin.user_id and wanted.user_id not in ("", origin.user_id) else ()
+            inherited = [name for name in _SETTABLE if name not in kept_back and not is_set(wanted, name)]
+            copy_fields(origin, made, inherited)
             made.forked_from.thread_id = thread_id
             made.forked_from.message_sequence = upto
             await tx.threads.fork(tenant, thread_id, upto, made)
@@ -151,4 +128,7 @@ class ThreadDesk:
                 await tx.requests.remember(tenant, key, made.id)
             return await tx.threads.get(tenant, made.id)
 
-        return await self._store.write(unit)
+        return self._shown(tenant, await self._store.write(unit))
+
+    def _shown(self, tenant: str, thread: Thread) -> Thread:
+        return retention.show(thread, self._policies.current.tier(tenant).retention)

@@ -31,6 +31,11 @@ from famulus_server.ports.encryption import (
     Vault,
     WrappedKey,
 )
+from famulus_server.ports.erasure import (
+    Deletion,
+    Deletions,
+    Lifetimes,
+)
 from famulus_server.ports.event_log import (
     EventLog,
 )
@@ -122,12 +127,15 @@ __all__ = [
     "Cursor",
     "DataKey",
     "DataKeys",
+    "Deletion",
+    "Deletions",
     "Demand",
     "EventLog",
     "Hints",
     "Ids",
     "KeyUnknown",
     "Lease",
+    "Lifetimes",
     "Limit",
     "Limiter",
     "Messages",

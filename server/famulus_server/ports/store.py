@@ -16,6 +16,7 @@ from famulus.v1.thread_pb2 import Thread
 from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
 from famulus_server.ports.audit import AuditLog
 from famulus_server.ports.encryption import DataKeys, SealedBodies
+from famulus_server.ports.erasure import Deletions, Lifetimes
 
 T = TypeVar("T")
 
@@ -210,9 +211,31 @@ class Threads(Protocol):
     async def fork(self, tenant: str, origin_id: str, upto_sequence: int, thread: Thread) -> None:
         """Stores a new thread that shares the origin's messages up to a sequence, without copying any."""
 
-    async def bury(self, tenant: str, thread_id: str, now: datetime) -> None:
+    async def bury(self, tenant: str, thread_id: str, now: datetime) -> int:
         """Removes the thread with its messages, runs, steps and turns; messages that a fork refers to stay for the
-        fork. A tombstone without content stays, and so do records of usage. Raises NotFound."""
+        fork. A tombstone without content stays, and so do records of usage; whose the thread was, it tells only as long
+        as such messages are left. Returns how many messages are gone. Raises NotFound."""
+
+    async def erase(self, tenant: str, thread_id: str, now: datetime) -> int:
+        """Removes the messages that were written in a thread, deleted or not, from it and from all forks, which then
+        see a new revision; a tombstone forgets whose it was. Locks the thread and these forks. Returns how many
+        messages are gone; `runs.deleted_since` then has the forks, too, with their own ids for that of a run."""
+
+    async def of_user(
+        self, tenant: str, user_id: str, *, until: datetime | None = None, after: str = "", limit: int
+    ) -> list[tuple[str, bool]]:
+        """Ids behind another, in their order, of the threads of a user; each with whether it is deleted, and messages
+        of it live on in forks. `until`: only those that were created then or before."""
+
+    async def tenants(self, *, after: str, limit: int) -> list[str]:
+        """The tenants that have threads, in order."""
+
+    async def outlived(self, tenant: str, lifetimes: Lifetimes, now: datetime, *, limit: int) -> list[str]:
+        """Ids of threads whose time is over, and that have no active run."""
+
+    async def clear_tombstones(self, before: datetime, *, limit: int) -> int:
+        """Removes at most `limit` tombstones of threads that were deleted at a time or before, but for those whose
+        messages live on in forks; returns how many."""
 
 
 class Messages(Protocol):
@@ -327,6 +350,10 @@ class Runs(Protocol):
         """(tenant, thread id, run id) of at most `limit` runs that were deleted with their thread at a time or before,
         each given once."""
 
+    async def deleted_since(self, tenant: str, since: datetime, *, after: str, limit: int) -> list[tuple[str, str]]:
+        """(thread id, run id), by run id and behind one, of a tenant's runs that were deleted with their thread at a
+        time or later, and that `take_deleted` has not given."""
+
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         """(tenant, run id) of QUEUED and REQUIRES_ACTION runs past their expire_time: those no worker watches."""
 
@@ -371,6 +398,10 @@ class Usages(Protocol):
     async def spent(self, tenant: str, account: Account) -> int:
         """What was spent on an account, in nanos. It may make the account, so it needs a write."""
 
+    async def anonymize(self, tenant: str, user_id: str, *, limit: int) -> int:
+        """Takes the user's name from at most `limit` records; returns from how many. Once there are none left, what was
+        spent is no longer known by this name, either."""
+
 
 class Secrets(Protocol):
     """Random keys that all replicas share."""
@@ -398,6 +429,8 @@ class Transaction(Protocol):
     def turns(self) -> Turns: ...
     @property
     def usages(self) -> Usages: ...
+    @property
+    def deletions(self) -> Deletions: ...
     @property
     def secrets(self) -> Secrets: ...
     @property

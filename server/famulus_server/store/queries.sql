@@ -71,8 +71,9 @@ DELETE FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2;
 
 -- name: threads_insert
 -- Adds a thread.
-INSERT INTO threads (tenant, id, user_id, last_activity, next_sequence, version, deleted_time, body)
-VALUES ($1, $2, $3, $4, $5, 1, NULL, $6);
+INSERT INTO threads (tenant, id, user_id, last_activity, next_sequence, version, deleted_time, create_time,
+                     keep_after_create, keep_after_activity, completes, body)
+VALUES ($1, $2, $3, $4, $5, 1, NULL, $6, $7, $8, $9, $10);
 
 -- name: threads_get
 -- A thread that is not deleted, with its active run.
@@ -138,7 +139,8 @@ ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
 
 -- name: threads_replace
 -- Stores the thread's own fields.
-UPDATE threads SET body = $3, version = version + 1
+UPDATE threads
+SET keep_after_create = $3, keep_after_activity = $4, completes = $5, body = $6, version = version + 1
 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
 RETURNING version;
 
@@ -162,9 +164,95 @@ RETURNING next_sequence;
 UPDATE threads SET revision = revision + 1 WHERE tenant = $1 AND id = $2;
 
 -- name: threads_bury
--- Leaves a tombstone.
-UPDATE threads SET deleted_time = $3, user_id = '', body = $4, version = version + 1
+-- Leaves a tombstone. It tells whose the thread was as long as forks show messages of it.
+UPDATE threads
+SET deleted_time = $3, body = $4, keep_after_create = NULL, keep_after_activity = NULL, completes = NULL,
+    version = version + 1,
+    user_id = CASE WHEN EXISTS (SELECT 1 FROM thread_segments s
+                                WHERE s.tenant = $1 AND s.log_id = $2 AND s.thread_id <> $2) THEN user_id ELSE '' END
 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL;
+
+-- name: threads_disown
+-- A tombstone forgets whose the thread was, unless a thread shows messages of it.
+UPDATE threads SET user_id = ''
+WHERE tenant = $1 AND id = $2 AND deleted_time IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM thread_segments s WHERE s.tenant = $1 AND s.log_id = $2);
+
+-- name: threads_of_user
+-- The threads of a user behind an id, in the order of ids, that were created until a time; tombstones included.
+SELECT id, deleted_time IS NOT NULL FROM threads
+WHERE tenant = $1 AND user_id = $2 AND user_id <> '' AND id > $3 AND create_time <= $4
+ORDER BY id LIMIT $5;
+
+-- name: threads_tenants
+-- The tenants behind a name that have threads, in order. Each costs one look into the index.
+WITH RECURSIVE named (tenant) AS (
+    SELECT (SELECT t.tenant FROM threads t WHERE t.tenant > $1 AND t.deleted_time IS NULL ORDER BY t.tenant LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.tenant FROM threads t
+            WHERE t.tenant > named.tenant AND t.deleted_time IS NULL ORDER BY t.tenant LIMIT 1)
+    FROM named WHERE named.tenant IS NOT NULL
+)
+SELECT tenant FROM named WHERE tenant IS NOT NULL LIMIT $2;
+
+-- The time of a thread is not over while it has an active run. Where one is in line, another one is active.
+
+-- name: threads_outlived_by_creation
+-- Threads that were created until a time: $2 if they do not say how long they are kept after that, $3 if they do.
+SELECT t.id FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL
+  AND t.create_time <= $2 AND (t.keep_after_create IS NULL OR t.create_time <= $3)
+  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
+ORDER BY t.create_time LIMIT $4;
+
+-- name: threads_outlived_by_activity
+-- Threads without activity since a time that do not say how long they are kept after it.
+SELECT t.id FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL AND t.last_activity <= $2 AND t.keep_after_activity IS NULL
+  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
+ORDER BY t.last_activity LIMIT $3;
+
+-- name: threads_outlived_by_own_creation
+-- Threads whose own time after creation is over.
+SELECT t.id FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL
+  AND t.keep_after_create IS NOT NULL AND t.create_time + t.keep_after_create <= $2
+  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
+ORDER BY t.create_time + t.keep_after_create LIMIT $3;
+
+-- name: threads_outlived_by_own_activity
+-- Threads whose own time after activity is over.
+SELECT t.id FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL
+  AND t.keep_after_activity IS NOT NULL AND t.last_activity + t.keep_after_activity <= $2
+  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
+ORDER BY t.last_activity + t.keep_after_activity LIMIT $3;
+
+-- name: threads_completed
+-- Threads that go with their last run, and have had it.
+SELECT t.id FROM threads t
+WHERE t.tenant = $1 AND t.deleted_time IS NULL AND t.completes
+  AND EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id)
+  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
+LIMIT $2;
+
+-- name: threads_completed_by_default
+-- Threads that had their last run and do not say whether they go with it. Where this is the rule, few runs are left.
+SELECT DISTINCT t.id
+FROM runs done
+JOIN threads t ON t.tenant = done.tenant AND t.id = done.thread_id
+WHERE done.tenant = $1 AND NOT done.active AND t.deleted_time IS NULL AND t.completes IS NULL
+  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
+LIMIT $2;
+
+-- name: threads_clear_tombstones
+-- Removes tombstones of threads that were deleted until $1 and of which no thread shows messages.
+DELETE FROM threads
+WHERE (tenant, id) IN (SELECT t.tenant, t.id FROM threads t
+                       WHERE t.deleted_time <= $1
+                         AND NOT EXISTS (SELECT 1 FROM thread_segments s
+                                         WHERE s.tenant = t.tenant AND s.log_id = t.id)
+                       ORDER BY t.deleted_time LIMIT $2);
 
 -- name: thread_metadata_insert
 -- Makes a thread findable by a pair.
@@ -192,6 +280,14 @@ WHERE tenant = $1 AND thread_id = $2 AND from_sequence <= $4;
 -- name: segments_delete
 -- Removes the segments of a thread; returns the logs they showed.
 DELETE FROM thread_segments WHERE tenant = $1 AND thread_id = $2 RETURNING log_id;
+
+-- name: segments_of_log
+-- The threads that show a log, the latest first.
+SELECT thread_id FROM thread_segments WHERE tenant = $1 AND log_id = $2 ORDER BY thread_id DESC;
+
+-- name: segments_delete_of_log
+-- No thread shows a log any more.
+DELETE FROM thread_segments WHERE tenant = $1 AND log_id = $2;
 
 -- --------------------------------------------------------------------------------------------------- messages
 
@@ -336,6 +432,10 @@ UPDATE messages SET version = $4, body = $5 WHERE tenant = $1 AND log_id = $2 AN
 -- Removes a message from its log.
 DELETE FROM messages WHERE tenant = $1 AND log_id = $2 AND sequence = $3;
 
+-- name: messages_delete_of_log
+-- Removes all messages of a log.
+DELETE FROM messages WHERE tenant = $1 AND log_id = $2;
+
 -- name: messages_delete_unreferred
 -- Removes the messages of a log that no thread's segment covers.
 DELETE FROM messages
@@ -391,6 +491,14 @@ DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2 AND sequence 
 -- name: overrides_delete_all
 -- Removes all overrides of a thread.
 DELETE FROM message_overrides WHERE tenant = $1 AND thread_id = $2;
+
+-- name: overrides_delete_of_log
+-- Removes what threads see in place of messages of a log.
+DELETE FROM message_overrides
+WHERE tenant = $1 AND thread_id IN (SELECT s.thread_id FROM thread_segments s WHERE s.tenant = $1 AND s.log_id = $2)
+  AND EXISTS (SELECT 1 FROM thread_segments s
+              WHERE s.tenant = $1 AND s.log_id = $2 AND s.thread_id = message_overrides.thread_id
+                AND s.from_sequence <= message_overrides.sequence AND s.upto_sequence >= message_overrides.sequence);
 
 -- ------------------------------------------------------------------------------------------------------- runs
 
@@ -606,6 +714,16 @@ DELETE FROM deleted_runs
 WHERE (tenant, run_id) IN (SELECT tenant, run_id FROM deleted_runs WHERE deleted_time <= $1
                            ORDER BY deleted_time LIMIT $2)
 RETURNING tenant, thread_id, run_id;
+
+-- name: deleted_runs_note_fork
+-- Notes that what is remembered of a thread is to be dropped, as if it were that of a run.
+INSERT INTO deleted_runs (tenant, run_id, thread_id, deleted_time) VALUES ($1, $2, $2, $3)
+ON CONFLICT (tenant, run_id) DO UPDATE SET deleted_time = excluded.deleted_time;
+
+-- name: deleted_runs_since
+-- The runs of a tenant behind an id that were deleted at a time or later and are not forgotten.
+SELECT thread_id, run_id FROM deleted_runs
+WHERE tenant = $1 AND run_id > $3 AND deleted_time >= $2 ORDER BY run_id LIMIT $4;
 
 -- name: runs_delete_of_thread
 -- Removes the runs of a thread.
@@ -906,6 +1024,16 @@ WHERE (span, user_id, assistant_id, model, variant) > ($13, $14, $15, $16, $17)
 GROUP BY span, user_id, assistant_id, model, variant
 ORDER BY span, user_id, assistant_id, model, variant LIMIT $18;
 
+-- name: usage_anonymize
+-- Takes the name of a user from some records.
+UPDATE run_usage SET user_id = ''
+WHERE tenant = $1 AND run_id IN (SELECT u.run_id FROM run_usage u
+                                 WHERE u.tenant = $1 AND u.user_id = $2 AND u.user_id <> '' LIMIT $3);
+
+-- name: spending_delete_of_user
+-- Forgets what a user has spent.
+DELETE FROM spending WHERE tenant = $1 AND user_id = $2 AND user_id <> '';
+
 -- name: spending_get
 -- What a user, or the whole tenant (''), has spent in a period; nothing where it is not counted yet.
 SELECT cost_nanos FROM spending WHERE tenant = $1 AND user_id = $2 AND period_start = $3;
@@ -950,3 +1078,27 @@ SELECT number, tenant, time, method, body, hash FROM audit_log WHERE number > $1
 -- Rows of a tenant behind a number.
 SELECT number, tenant, time, method, body, hash FROM audit_log
 WHERE tenant = $3 AND number > $1 ORDER BY number LIMIT $2;
+
+
+-- ------------------------------------------------------------------------------------------------- deletions
+
+-- name: deletions_insert
+-- Adds a deletion, unless one of this user is under way.
+INSERT INTO deletions (tenant, id, user_id, done, create_time, body) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (tenant, user_id) WHERE user_id <> '' DO NOTHING;
+
+-- name: deletions_get
+-- A deletion.
+SELECT user_id, body FROM deletions WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
+
+-- name: deletions_find
+-- The deletion of a user that is under way.
+SELECT user_id, body FROM deletions WHERE tenant = $1 AND user_id = $2 AND user_id <> '';
+
+-- name: deletions_replace
+-- Stores how far a deletion is.
+UPDATE deletions SET user_id = $3, done = $4, body = $5 WHERE tenant = $1 AND id = $2;
+
+-- name: deletions_under_way
+-- Deletions that began before a time and are not done, oldest first.
+SELECT tenant, id FROM deletions WHERE NOT done AND create_time < $1 ORDER BY create_time LIMIT $2;

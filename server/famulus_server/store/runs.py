@@ -210,6 +210,10 @@ class SqlRuns:
         rows = await self._session.all("deleted_runs_take", micros(before), limit)
         return [(tenant, thread_id, run_id) for tenant, thread_id, run_id in rows]
 
+    async def deleted_since(self, tenant: str, since: datetime, *, after: str, limit: int) -> list[tuple[str, str]]:
+        rows = await self._session.all("deleted_runs_since", tenant, micros(since), after, limit)
+        return [(thread_id, run_id) for thread_id, run_id in rows]
+
     async def due(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
         return [(tenant, run_id) for tenant, run_id in await self._session.all("runs_due", micros(now), limit)]
 

@@ -76,6 +76,11 @@ class SqliteStore:
         value: T = await self._writes.submit(unit)
         return value
 
+    async def wipe(self) -> None:
+        """Moves the log into the file and empties it: what was deleted is then in neither, unless somebody read it for
+        too long."""
+        await self.write(self._writer.empty_log)
+
     async def ping(self) -> None:
         """Returns if the database answers; raises Unavailable otherwise."""
         await self.read(lambda _: self._reader.session.one("ping"))
@@ -112,9 +117,8 @@ class SqliteStore:
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        if self._keys is not None:
-            # What is deleted, keys among it, must not stay in free pages.
-            connection.execute("PRAGMA secure_delete = ON")
+        # What is deleted is overwritten, keys among it: erasing the data of a user is more than forgetting where it is.
+        connection.execute("PRAGMA secure_delete = ON")
         return connection
 
     def _connect_to_read(self) -> sqlite3.Connection:
@@ -130,6 +134,11 @@ class _Writer:
         self.session = session
         self.commits = 0
         self._transaction = SqlTransaction(session, keys)
+        self._log_is_to_go = False
+
+    async def empty_log(self, _: Transaction) -> None:
+        """A unit of work, behind whose transaction the log is emptied."""
+        self._log_is_to_go = True
 
     def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
         try:
@@ -143,7 +152,17 @@ class _Writer:
             return [Outcome(error=unavailable()) for _ in units]
         self._transaction.keys.settle(committed=True)
         self.commits += 1
+        if self._log_is_to_go:
+            self._log_is_to_go = False
+            self._checkpoint()
         return outcomes
+
+    def _checkpoint(self) -> None:
+        try:
+            self.session.command("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            # The units before it are stored all the same.
+            _log.warning("the log cannot be emptied", exc_info=error)
 
     def _attempt(self, unit: Unit) -> Outcome:
         self.session.command("SAVEPOINT unit")

@@ -1,13 +1,13 @@
 """Threads in SQL. A fork refers to its origin's messages by segments; see `queries.sql`."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.errors import NotFound
-from famulus_server.ports import Cursor, ThreadFilter
+from famulus_server.ports import Cursor, Lifetimes, ThreadFilter
 from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.columns import END, before, etag, micros, stamp_micros, timestamp
 from famulus_server.store.data_keys import SqlDataKeys
@@ -38,7 +38,8 @@ class SqlThreads:
         return await self._threads(tenant, await self._page(tenant, which, after, limit))
 
     async def replace(self, tenant: str, thread: Thread) -> None:
-        row = await self._session.one("threads_replace", tenant, thread.id, await self._seal(tenant, thread))
+        stored = (*_kept(thread), await self._seal(tenant, thread))
+        row = await self._session.one("threads_replace", tenant, thread.id, *stored)
         if row is None:
             raise NotFound("thread", thread.id)
         thread.etag = etag(row[0])
@@ -62,7 +63,7 @@ class SqlThreads:
             await self._reseal_overrides(tenant, thread.id)
         await self._insert(tenant, thread, next_sequence=upto + 1)
 
-    async def bury(self, tenant: str, thread_id: str, now: datetime) -> None:
+    async def bury(self, tenant: str, thread_id: str, now: datetime) -> int:
         if not await self._session.run("threads_bury", tenant, thread_id, micros(now), b""):
             raise NotFound("thread", thread_id)
         await self._session.run("thread_metadata_delete", tenant, thread_id)
@@ -77,12 +78,74 @@ class SqlThreads:
         await self._session.run("overrides_delete_all", tenant, thread_id)
         # Also its ancestors' logs: this thread may have been the last to refer to messages of a deleted one. Of two at
         # once, the second sees what the first has left. Children come before parents, as ids sort by time.
-        logs = [log_id for (log_id,) in await self._session.all("segments_delete", tenant, thread_id)]
+        # Its own one may have been erased before.
+        logs = {thread_id, *(log_id for (log_id,) in await self._session.all("segments_delete", tenant, thread_id))}
+        messages = 0
         for log_id in sorted(logs, reverse=True):
             await self._session.hold("threads_hold", tenant, log_id)
-            await self._session.run("messages_delete_unreferred", tenant, log_id)
-            await self._session.run("messages_delete_hidden", tenant, log_id)
+            messages += await self._session.run("messages_delete_unreferred", tenant, log_id)
+            messages += await self._session.run("messages_delete_hidden", tenant, log_id)
+            await self._session.run("threads_disown", tenant, log_id)
             await self._keys.remove_of_log(tenant, log_id)
+        return messages
+
+    async def erase(self, tenant: str, thread_id: str, now: datetime) -> int:
+        # Nobody may fork one of these forks meanwhile, and copy what it sees in place of a message.
+        forks = await self._hold_forks(tenant, thread_id)
+        await self._session.hold("threads_hold", tenant, thread_id)
+        await self._session.run("overrides_delete_of_log", tenant, thread_id)
+        messages = await self._session.run("messages_delete_of_log", tenant, thread_id)
+        await self._session.run("segments_delete_of_log", tenant, thread_id)
+        await self._session.run("threads_disown", tenant, thread_id)
+        await self._keys.remove_of_log(tenant, thread_id)
+        await self._session.run_many("threads_revise", [(tenant, fork_id) for fork_id in forks])
+        # What is remembered of them has these messages.
+        await self._session.run_many("deleted_runs_note_fork", [(tenant, fork_id, micros(now)) for fork_id in forks])
+        return messages
+
+    async def of_user(
+        self, tenant: str, user_id: str, *, until: datetime | None = None, after: str = "", limit: int
+    ) -> list[tuple[str, bool]]:
+        bound = END if until is None else micros(until)
+        rows = await self._session.all("threads_of_user", tenant, user_id, after, bound, limit)
+        return [(thread_id, bool(deleted)) for thread_id, deleted in rows]
+
+    async def tenants(self, *, after: str, limit: int) -> list[str]:
+        return [tenant for (tenant,) in await self._session.all("threads_tenants", after, limit)]
+
+    async def outlived(self, tenant: str, lifetimes: Lifetimes, now: datetime, *, limit: int) -> list[str]:
+        moment, rule = micros(now), lifetimes
+        most = _bound(now, rule.most_after_create)
+        looks: list[tuple[str, tuple[int, ...]]] = [
+            ("threads_outlived_by_own_creation", (moment,)),
+            ("threads_outlived_by_own_activity", (moment,)),
+            ("threads_completed", ()),
+        ]
+        if rule.after_create is not None or rule.most_after_create is not None:
+            looks.append(("threads_outlived_by_creation", (max(most, _bound(now, rule.after_create)), most)))
+        if rule.after_last_activity is not None:
+            looks.append(("threads_outlived_by_activity", (_bound(now, rule.after_last_activity),)))
+        if rule.on_completion:
+            looks.append(("threads_completed_by_default", ()))
+        found: dict[str, None] = {}
+        for name, bounds in looks:
+            found |= {thread_id: None for (thread_id,) in await self._session.all(name, tenant, *bounds, limit)}
+        return list(found)[:limit]
+
+    async def clear_tombstones(self, before: datetime, *, limit: int) -> int:
+        return await self._session.run("threads_clear_tombstones", micros(before), limit)
+
+    async def _hold_forks(self, tenant: str, thread_id: str) -> list[str]:
+        """Locks all other threads that show a thread's log, those included that began to while this waited."""
+        held: list[str] = []
+        while True:
+            rows = await self._session.all("segments_of_log", tenant, thread_id)
+            new = [fork_id for (fork_id,) in rows if fork_id not in {thread_id, *held}]
+            if not new:
+                return held
+            for fork_id in new:
+                await self._session.hold("threads_hold", tenant, fork_id)
+            held += new
 
     async def _reseal_overrides(self, tenant: str, thread_id: str) -> None:
         """The origin's key may go before the fork does."""
@@ -112,6 +175,8 @@ class SqlThreads:
             thread.user_id,
             stamp_micros(thread.last_activity_time),
             next_sequence,
+            stamp_micros(thread.create_time),
+            *_kept(thread),
             await self._seal(tenant, thread),
         )
         await self._session.run("segments_insert", tenant, thread.id, next_sequence, END)
@@ -135,6 +200,21 @@ class SqlThreads:
         if which.user_id:
             return await self._session.all("threads_page_of_user", tenant, *bounds, which.user_id)
         return await self._session.all("threads_page", tenant, *bounds)
+
+
+def _kept(thread: Thread) -> tuple[int | None, int | None, bool | None]:
+    """How long the thread itself says that it is kept, and whether it goes with its last run."""
+    own = thread.retention
+    return (
+        own.after_create.ToMicroseconds() if own.HasField("after_create") else None,
+        own.after_last_activity.ToMicroseconds() if own.HasField("after_last_activity") else None,
+        own.on_completion if own.HasField("on_completion") else None,
+    )
+
+
+def _bound(now: datetime, kept: timedelta | None) -> int:
+    """What is older than this is kept no longer; nothing is where all is kept for ever."""
+    return -END if kept is None else micros(now - kept)
 
 
 def _thread(row: Row, body: bytes) -> Thread:

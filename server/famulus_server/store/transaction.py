@@ -4,6 +4,7 @@ from famulus_server.store.assistants import SqlAssistants
 from famulus_server.store.audit import SqlAuditLog
 from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.data_keys import SqlDataKeys
+from famulus_server.store.deletions import SqlDeletions
 from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.messages import SqlMessages
 from famulus_server.store.requests import SqlRequestIds
@@ -32,6 +33,7 @@ class SqlTransaction:
         self.steps = SqlSteps(session, bodies)
         self.turns = SqlTurns(session, bodies)
         self.usages = SqlUsages(session)
+        self.deletions = SqlDeletions(session)
         self.secrets = SqlSecrets(session)
         self.audit = SqlAuditLog(session)
         self.sealed = SqlSealedBodies(session, bodies)

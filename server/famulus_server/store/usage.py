@@ -89,6 +89,12 @@ class SqlUsages:
             row = await self._spent(tenant, account)
         return 0 if row is None else int(row[0])
 
+    async def anonymize(self, tenant: str, user_id: str, *, limit: int) -> int:
+        found = await self._session.run("usage_anonymize", tenant, user_id, limit)
+        if found < limit:
+            await self._session.run("spending_delete_of_user", tenant, user_id)
+        return found
+
     async def _spent(self, tenant: str, account: Account) -> Row | None:
         return await self._session.one("spending_get", tenant, account.user_id, micros(account.period_start))
 

@@ -20,6 +20,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.tool_pb2 import FunctionTool, Tool
 from famulus.v1.usage_service_pb2 import QueryUsageRequest, UsageDimension
+from famulus.v1.user_data_service_pb2 import DeleteUserDataRequest, GetDeletionReceiptRequest
 from serving import ServerThread, settings_in
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -100,6 +101,14 @@ async def test_what_runs_used_is_asked_for_by_either_client(server: str, follow:
     assert row.usage.total_tokens > 0
     with FamulusSyncClient(server) as sync_client:
         assert sync_client.usage.QueryUsage(request).currency == "USD"
+
+
+async def test_receipt_that_one_client_got_is_read_by_the_other(server: str) -> None:
+    with FamulusSyncClient(server) as sync_client:
+        receipt = sync_client.user_data.DeleteUserData(DeleteUserDataRequest(user_id="nobody")).receipt
+    request = GetDeletionReceiptRequest(receipt_id=receipt.id)
+    async with FamulusClient(server) as client:
+        assert (await client.user_data.GetDeletionReceipt(request)).receipt == receipt
 
 
 async def test_refusals_of_the_real_server_are_explained(server: str, follow: Follow) -> None:

@@ -311,7 +311,8 @@ def test_empty_mask_changes_what_is_set() -> None:
 def test_star_changes_all_mutable_fields() -> None:
     assert "tools" in assistants.check_update(update(["*"], model="m"))
     request = UpdateThreadRequest(thread=Thread(id="t"), update_mask=FieldMask(paths=["*"]))
-    assert threads.check_update(request) == ["title", "default_assistant_id", "tool_resources", "metadata"]
+    mutable = ["title", "default_assistant_id", "tool_resources", "metadata", "retention"]
+    assert threads.check_update(request) == mutable
 
 
 def test_mask_can_clear_a_field_but_not_the_model() -> None:

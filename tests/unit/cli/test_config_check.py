@@ -83,6 +83,23 @@ def test_tiers_and_budgets_are_explained_with_their_tenants(tmp_path: Path) -> N
     assert said["Warnings"] == ["tiers.gold.budgets: no model has a price, so nothing is ever spent"]
 
 
+def test_retention_is_explained_with_what_each_tier_has(tmp_path: Path) -> None:
+    text = """
+    retention = { sweep_seconds = 5, tombstone_days = 0.5 }
+    [tiers.gold.retention]
+    after_create_days = 1_000
+    after_last_activity_days = 30
+    on_completion = true
+    max_after_create_days = 3_650
+    """
+    assert topics(config_check(text, tmp_path))["Retention"] == [
+        "Looks every 5 s for threads whose time is over; ids of deleted ones are kept for 0.5 days.",
+        "default: a thread is kept for ever, unless it says otherwise",
+        "gold: a thread goes 1,000 days after its creation or 30 days after its last activity or with its last run, "
+        "unless it says otherwise; 3,650 days after its creation in any case",
+    ]
+
+
 def test_models_are_explained_with_price_and_limits(tmp_path: Path) -> None:
     text = MODEL.format(name="big", backend="responses", window=400_000) + (
         "upstream_model = 'gpt'\nprice = { input = 0.25, output = 2, cached_input = 0.025 }\n"

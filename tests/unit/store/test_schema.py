@@ -5,14 +5,18 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
-from contract.samples import MovableClock
+from contract.samples import START, TENANT, MovableClock, thread
+from famulus_server.ports import Lifetimes
 from famulus_server.store import schema
+from famulus_server.store.columns import micros
 from famulus_server.store.errors import NotAStore, SchemaTooNew, StoreUnusable
 from famulus_server.store.sqlite import SqliteStore
 
@@ -87,3 +91,22 @@ def test_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(StoreUnusable):
         schema.upgrade_file(path)
     assert path.read_bytes() == b"dear diary " * 100
+
+
+async def test_threads_from_before_count_as_created_when_they_were_last_active(path: Path) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as older:
+        schema.upgrade(older, "0006")
+        made = thread(user="ann")
+        made.retention.Clear()
+        row = (TENANT, made.id, "ann", micros(START), 1, 1, made.SerializeToString())
+        columns = "tenant, id, user_id, last_activity, next_sequence, version, body"
+        older.exec_driver_sql(f"INSERT INTO threads ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    engine.dispose()
+    store = SqliteStore(path=path, clock=MovableClock())
+    await store.open()
+    rules = Lifetimes(after_create=timedelta(hours=1))
+    for moment, found in ((START, []), (START + timedelta(hours=1), [made.id])):
+        assert await store.read(lambda tx: tx.threads.outlived(TENANT, rules, moment, limit=9)) == found  # noqa: B023
+    assert await store.read(lambda tx: tx.threads.of_user(TENANT, "ann", limit=9)) == [(made.id, False)]
+    await store.close()

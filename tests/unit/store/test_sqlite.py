@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract.samples import (
+    START,
     TENANT,
     MovableClock,
     add_messages,
@@ -216,3 +217,16 @@ async def test_store_with_too_much_to_do_refuses_and_goes_on(
     assert ErrorReason.ERROR_REASON_SERVER_OVERLOADED in reasons
     await add_messages(store, "thread_1", "after")
     assert await read_texts(store, "thread_1") == ["after"]
+
+
+async def test_wiped_file_has_nothing_of_what_was_deleted(store: SqliteStore, path: Path) -> None:
+    def files_with(word: bytes) -> list[str]:
+        return [file.name for file in path.parent.iterdir() if word in file.read_bytes()]
+
+    await add_thread(store, "thread_1", *(f"Xq7 {number}" for number in range(500)))
+    await store.wipe()
+    assert files_with(b"Xq7") == [path.name]
+    await store.write(lambda tx: tx.threads.bury(TENANT, "thread_1", START))
+    await store.wipe()
+    assert files_with(b"Xq7") == []
+    assert path.with_name(f"{path.name}-wal").stat().st_size == 0

@@ -18,6 +18,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.usage_service_pb2_grpc import UsageServiceStub
+from famulus.v1.user_data_service_pb2_grpc import UserDataServiceStub
 from famulus.view import RunResult
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from famulus.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from famulus.v1.thread_service_pb2_grpc import ThreadServiceAsyncStub
     from famulus.v1.usage_service_pb2_grpc import UsageServiceAsyncStub
+    from famulus.v1.user_data_service_pb2_grpc import UserDataServiceAsyncStub
 
 TOOL_TIMEOUT = 60.0  # seconds
 
@@ -59,6 +61,7 @@ class FamulusClient:
         self.threads: ThreadServiceAsyncStub = ThreadServiceStub(self._channel)
         self.runs: RunServiceAsyncStub = RunServiceStub(self._channel)
         self.usage: UsageServiceAsyncStub = UsageServiceStub(self._channel)
+        self.user_data: UserDataServiceAsyncStub = UserDataServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.usage_service_pb2_grpc import UsageServiceStub
+from famulus.v1.user_data_service_pb2_grpc import UserDataServiceStub
 from famulus.view import RunResult
 
 TOOL_TIMEOUT = 60.0  # seconds
@@ -54,6 +55,7 @@ class FamulusSyncClient:
         self.threads = ThreadServiceStub(self._channel)
         self.runs = RunServiceStub(self._channel)
         self.usage = UsageServiceStub(self._channel)
+        self.user_data = UserDataServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,7 @@
 """Threads, and the requests of ThreadService about them."""
 
+from google.protobuf.duration_pb2 import Duration
+
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import (
     CreateThreadRequest,
@@ -16,7 +18,9 @@ from famulus_server.api.validation.tools import check_tool_resources
 
 _MOST_USER_ID = 256
 _MOST_TITLE = 256
-_MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata")
+_MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata", "retention")
+_MOST_KEPT_SECONDS = 3_650 * 86_400
+_NANOS = 1_000_000_000
 
 
 def check_create(request: CreateThreadRequest) -> None:
@@ -70,3 +74,10 @@ def check_thread(fields: Fields, thread: Thread) -> None:
     fields.id("default_assistant_id", thread.default_assistant_id, required=False)
     fields.metadata("metadata", thread.metadata)
     check_tool_resources(fields.at("tool_resources"), thread.tool_resources)
+    for name in ("after_create", "after_last_activity"):
+        if thread.retention.HasField(name) and not _is_kept(getattr(thread.retention, name)):
+            fields.wrong(f"retention.{name}", "must be between 1 second and 3,650 days")
+
+
+def _is_kept(kept: Duration) -> bool:
+    return 0 <= kept.nanos < _NANOS and _NANOS <= kept.seconds * _NANOS + kept.nanos <= _MOST_KEPT_SECONDS * _NANOS

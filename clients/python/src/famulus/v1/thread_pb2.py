@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from famulus.v1 import tool_pb2 as famulus_dot_v1_dot_tool__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x61mulus/v1/thread.proto\x12\nfamulus.v1\x1a\x15\x66\x61mulus/v1/tool.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x05\n\x06Thread\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04\x65tag\x18\x02 \x01(\tR\x04\x65tag\x12;\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12H\n\x12last_activity_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10lastActivityTime\x12\x32\n\x15last_message_sequence\x18\x06 \x01(\x03R\x13lastMessageSequence\x12\"\n\ractive_run_id\x18\x07 \x01(\tR\x0b\x61\x63tiveRunId\x12\x39\n\x0b\x66orked_from\x18\x08 \x01(\x0b\x32\x18.famulus.v1.ThreadOriginR\nforkedFrom\x12\x17\n\x07user_id\x18\n \x01(\tR\x06userId\x12\x14\n\x05title\x18\x0b \x01(\tR\x05title\x12\x30\n\x14\x64\x65\x66\x61ult_assistant_id\x18\x0c \x01(\tR\x12\x64\x65\x66\x61ultAssistantId\x12@\n\x0etool_resources\x18\r \x01(\x0b\x32\x19.famulus.v1.ToolResourcesR\rtoolResources\x12<\n\x08metadata\x18\x0e \x03(\x0b\x32 .famulus.v1.Thread.MetadataEntryR\x08metadata\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"V\n\x0cThreadOrigin\x12\x1b\n\tthread_id\x18\x01 \x01(\tR\x08threadId\x12)\n\x10message_sequence\x18\x02 \x01(\x03R\x0fmessageSequenceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x61mulus/v1/thread.proto\x12\nfamulus.v1\x1a\x15\x66\x61mulus/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x06\n\x06Thread\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04\x65tag\x18\x02 \x01(\tR\x04\x65tag\x12;\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12H\n\x12last_activity_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10lastActivityTime\x12\x32\n\x15last_message_sequence\x18\x06 \x01(\x03R\x13lastMessageSequence\x12\"\n\ractive_run_id\x18\x07 \x01(\tR\x0b\x61\x63tiveRunId\x12\x39\n\x0b\x66orked_from\x18\x08 \x01(\x0b\x32\x18.famulus.v1.ThreadOriginR\nforkedFrom\x12\x17\n\x07user_id\x18\n \x01(\tR\x06userId\x12\x14\n\x05title\x18\x0b \x01(\tR\x05title\x12\x30\n\x14\x64\x65\x66\x61ult_assistant_id\x18\x0c \x01(\tR\x12\x64\x65\x66\x61ultAssistantId\x12@\n\x0etool_resources\x18\r \x01(\x0b\x32\x19.famulus.v1.ToolResourcesR\rtoolResources\x12<\n\x08metadata\x18\x0e \x03(\x0b\x32 .famulus.v1.Thread.MetadataEntryR\x08metadata\x12\x33\n\tretention\x18\x0f \x01(\x0b\x32\x15.famulus.v1.RetentionR\tretention\x12;\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xd0\x01\n\tRetention\x12<\n\x0c\x61\x66ter_create\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0b\x61\x66terCreate\x12I\n\x13\x61\x66ter_last_activity\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11\x61\x66terLastActivity\x12(\n\ron_completion\x18\x03 \x01(\x08H\x00R\x0conCompletion\x88\x01\x01\x42\x10\n\x0e_on_completion\"V\n\x0cThreadOrigin\x12\x1b\n\tthread_id\x18\x01 \x01(\tR\x08threadId\x12)\n\x10message_sequence\x18\x02 \x01(\x03R\x0fmessageSequenceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_THREAD_METADATAENTRY']._loaded_options = None
   _globals['_THREAD_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_THREAD']._serialized_start=96
-  _globals['_THREAD']._serialized_end=769
-  _globals['_THREAD_METADATAENTRY']._serialized_start=710
-  _globals['_THREAD_METADATAENTRY']._serialized_end=769
-  _globals['_THREADORIGIN']._serialized_start=771
-  _globals['_THREADORIGIN']._serialized_end=857
+  _globals['_THREAD']._serialized_start=128
+  _globals['_THREAD']._serialized_end=915
+  _globals['_THREAD_METADATAENTRY']._serialized_start=856
+  _globals['_THREAD_METADATAENTRY']._serialized_end=915
+  _globals['_RETENTION']._serialized_start=918
+  _globals['_RETENTION']._serialized_end=1126
+  _globals['_THREADORIGIN']._serialized_start=1128
+  _globals['_THREADORIGIN']._serialized_end=1214
 # @@protoc_insertion_point(module_scope)

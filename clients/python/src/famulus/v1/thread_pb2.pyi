@@ -8,6 +8,7 @@ SPDX-License-Identifier: Apache-2.0
 from collections import abc as _abc
 from famulus.v1 import tool_pb2 as _tool_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -61,6 +62,8 @@ class Thread(_message.Message):
     DEFAULT_ASSISTANT_ID_FIELD_NUMBER: _builtins.int
     TOOL_RESOURCES_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique id, `thread_...`. Output only."""
     etag: _builtins.str
@@ -101,6 +104,16 @@ class Thread(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 16 pairs that the service keeps for you; keys up to 64 characters, values up to 512."""
 
+    @_builtins.property
+    def retention(self) -> Global___Retention:
+        """When the thread is to be deleted by itself. What is not set is as the server's configuration has it for your tenant."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the thread will be deleted, as things are now: activity, an active run and a change of the server's
+        configuration may move it. Unset: never, or with its last run only. Output only.
+        """
+
     def __init__(
         self,
         *,
@@ -117,14 +130,56 @@ class Thread(_message.Message):
         default_assistant_id: _builtins.str = ...,
         tool_resources: _tool_pb2.ToolResources | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retention: Global___Retention | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "forked_from", b"forked_from", "last_activity_time", b"last_activity_time", "tool_resources", b"tool_resources", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "forked_from", b"forked_from", "last_activity_time", b"last_activity_time", "retention", b"retention", "tool_resources", b"tool_resources", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "create_time", b"create_time", "default_assistant_id", b"default_assistant_id", "etag", b"etag", "forked_from", b"forked_from", "id", b"id", "last_activity_time", b"last_activity_time", "last_message_sequence", b"last_message_sequence", "metadata", b"metadata", "title", b"title", "tool_resources", b"tool_resources", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "create_time", b"create_time", "default_assistant_id", b"default_assistant_id", "etag", b"etag", "expire_time", b"expire_time", "forked_from", b"forked_from", "id", b"id", "last_activity_time", b"last_activity_time", "last_message_sequence", b"last_message_sequence", "metadata", b"metadata", "retention", b"retention", "title", b"title", "tool_resources", b"tool_resources", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Thread: _TypeAlias = Thread  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """When a thread is deleted by itself, as DeleteThread would: at the first of these moments, or within minutes after it.
+    A thread with an active run, or with runs in line, waits until these have ended.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_CREATE_FIELD_NUMBER: _builtins.int
+    AFTER_LAST_ACTIVITY_FIELD_NUMBER: _builtins.int
+    ON_COMPLETION_FIELD_NUMBER: _builtins.int
+    on_completion: _builtins.bool
+    """Whether it goes as soon as it had runs, and all of them have ended. Unset: as configured."""
+    @_builtins.property
+    def after_create(self) -> _duration_pb2.Duration:
+        """So long after it was created; from a second to ten years. The server's configuration may have a maximum, which then
+        holds in its place. Unset: as configured.
+        """
+
+    @_builtins.property
+    def after_last_activity(self) -> _duration_pb2.Duration:
+        """So long after its last activity; from a second to ten years. Unset: as configured."""
+
+    def __init__(
+        self,
+        *,
+        after_create: _duration_pb2.Duration | None = ...,
+        after_last_activity: _duration_pb2.Duration | None = ...,
+        on_completion: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_on_completion", b"_on_completion", "after_create", b"after_create", "after_last_activity", b"after_last_activity", "on_completion", b"on_completion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_on_completion", b"_on_completion", "after_create", b"after_create", "after_last_activity", b"after_last_activity", "on_completion", b"on_completion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__on_completion: _TypeAlias = _typing.Literal["on_completion"]  # noqa: Y015
+    _WhichOneofArgType__on_completion: _TypeAlias = _typing.Literal["_on_completion", b"_on_completion"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__on_completion) -> _WhichOneofReturnType__on_completion | None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
 
 @_typing.final
 class ThreadOrigin(_message.Message):

@@ -263,7 +263,7 @@ class UpdateThreadRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to change (AIP-134): title, default_assistant_id, tool_resources, metadata.
+        """Fields to change (AIP-134): title, default_assistant_id, tool_resources, metadata, retention.
         Empty: every one of these that is set in `thread`; `*`: all of them.
         """
 
@@ -366,8 +366,8 @@ class ForkThreadRequest(_message.Message):
     """Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty."""
     @_builtins.property
     def thread(self) -> _thread_pb2.Thread:
-        """Title, user, default assistant, tool resources and metadata of the fork. What is not set is taken
-        from the forked thread. Output-only fields are ignored.
+        """Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
+        from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
         """
 
     def __init__(

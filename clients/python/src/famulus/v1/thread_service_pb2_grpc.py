@@ -125,7 +125,8 @@ class ThreadServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteThread(self, request, context):
-        """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole.
+        """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+        unless the data of the user is deleted (UserDataService).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class ThreadServiceStub:
     UpdateThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.UpdateThreadRequest, _thread_service_pb2.UpdateThreadResponse]
     """Changes a thread."""
     DeleteThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.DeleteThreadRequest, _thread_service_pb2.DeleteThreadResponse]
-    """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole."""
+    """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+    unless the data of the user is deleted (UserDataService).
+    """
     ForkThread: _grpc.UnaryUnaryMultiCallable[_thread_service_pb2.ForkThreadRequest, _thread_service_pb2.ForkThreadResponse]
     """Makes a new thread that shares the messages up to one of them and then goes its own way.
     Costs the same for any number of messages.
@@ -74,7 +76,9 @@ class ThreadServiceAsyncStub(ThreadServiceStub):
     UpdateThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.UpdateThreadRequest, _thread_service_pb2.UpdateThreadResponse]  # type: ignore[assignment]
     """Changes a thread."""
     DeleteThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.DeleteThreadRequest, _thread_service_pb2.DeleteThreadResponse]  # type: ignore[assignment]
-    """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole."""
+    """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+    unless the data of the user is deleted (UserDataService).
+    """
     ForkThread: _aio.UnaryUnaryMultiCallable[_thread_service_pb2.ForkThreadRequest, _thread_service_pb2.ForkThreadResponse]  # type: ignore[assignment]
     """Makes a new thread that shares the messages up to one of them and then goes its own way.
     Costs the same for any number of messages.
@@ -131,7 +135,9 @@ class ThreadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _thread_service_pb2.DeleteThreadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_thread_service_pb2.DeleteThreadResponse, _abc.Awaitable[_thread_service_pb2.DeleteThreadResponse]]:
-        """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole."""
+        """Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+        unless the data of the user is deleted (UserDataService).
+        """
 
     @_abc_1.abstractmethod
     def ForkThread(

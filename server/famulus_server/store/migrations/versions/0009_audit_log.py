@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 # Ids are compared byte by byte on both engines.
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")

@@ -1,0 +1,59 @@
+"""How long threads are kept, whose messages live on in forks, and deletions of users' data.
+
+Of a thread from before this migration, the last activity stands in for `create_time`: it goes later, never earlier.
+`keep_after_create` and `keep_after_activity` are microseconds, and NULL, as `completes` is, where the thread does not
+say. A tombstone has a `user_id` as long as forks show messages of the thread.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+# Ids are compared byte by byte on both engines.
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def upgrade() -> None:
+    op.add_column("threads", sa.Column("create_time", sa.BigInteger, nullable=False, server_default="0"))
+    op.add_column("threads", sa.Column("keep_after_create", sa.BigInteger))
+    op.add_column("threads", sa.Column("keep_after_activity", sa.BigInteger))
+    op.add_column("threads", sa.Column("completes", sa.Boolean))
+    op.execute("UPDATE threads SET create_time = last_activity")
+    alive = "deleted_time IS NULL"
+    index_where("threads_by_creation", "threads", ["tenant", "create_time"], alive)
+    index_where(
+        "threads_kept_after_create",
+        "threads",
+        ["tenant", sa.text("(create_time + keep_after_create)")],
+        f"{alive} AND keep_after_create IS NOT NULL",
+    )
+    index_where(
+        "threads_kept_after_activity",
+        "threads",
+        ["tenant", sa.text("(last_activity + keep_after_activity)")],
+        f"{alive} AND keep_after_activity IS NOT NULL",
+    )
+    index_where("threads_completing", "threads", ["tenant"], f"{alive} AND completes")
+    index_where("threads_by_owner", "threads", ["tenant", "user_id", "id"], "user_id <> ''")
+    index_where("threads_deleted", "threads", ["deleted_time"], "deleted_time IS NOT NULL")
+    op.create_table(
+        "deletions",
+        sa.Column("tenant", TEXT, primary_key=True),
+        sa.Column("id", TEXT, primary_key=True),
+        sa.Column("user_id", TEXT, nullable=False),
+        sa.Column("done", sa.Boolean, nullable=False),
+        sa.Column("create_time", sa.BigInteger, nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+    )
+    index_where("deletions_of_user", "deletions", ["tenant", "user_id"], "user_id <> ''", unique=True)
+    index_where("deletions_under_way", "deletions", ["create_time"], "NOT done")
+
+
+def index_where(
+    name: str, table: str, columns: list[str | sa.TextClause], condition: str, *, unique: bool = False
+) -> None:
+    """An index over those rows only that fulfil a condition."""
+    where = sa.text(condition)
+    op.create_index(name, table, columns, unique=unique, sqlite_where=where, postgresql_where=where)
