@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from chaos.journal import Journal
+from postgres import EVERYBODY
 
 _PAUSE = 0.1
 _TIMEOUT = 2.0
@@ -40,7 +41,9 @@ class Sampler:
         """Until cancelled."""
         while True:
             try:
-                connection = await asyncpg.connect(self._database, timeout=_TIMEOUT, command_timeout=_TIMEOUT)
+                connection = await asyncpg.connect(
+                    self._database, timeout=_TIMEOUT, command_timeout=_TIMEOUT, server_settings=EVERYBODY
+                )
                 try:
                     while True:
                         self._look(await connection.fetch(_BUSY))

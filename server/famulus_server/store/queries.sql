@@ -4,6 +4,10 @@
 -- side by side as `-- name: NAME [sqlite]` and `-- name: NAME [postgres]`. Times are microseconds since 1970. States are
 -- the numbers of RunState: 1 QUEUED, 2 IN_PROGRESS, 3 REQUIRES_ACTION, 4 CANCELLING.
 --
+-- `$1` is the tenant, and each table that has tenants is bound to it, or to another table that is. A query that is meant
+-- to see all of them says why by a line `-- across tenants: WHY`, one about no tenant's rows `-- without tenant: WHY`.
+-- PostgreSQL shows each query the rows of its tenant only, or all of them to one across tenants (docs/adr/0023).
+--
 -- `/* FOR ... */` is in force on PostgreSQL in queries that change rows, and where a reader asks for the lock. A query
 -- that waits for a lock sees of the locked table what was committed meanwhile, and nothing new of other tables: so
 -- where there are others, a `..._hold` locks first. The order of locks: a thread, then its messages and runs.
@@ -436,6 +440,7 @@ RETURNING version;
 -- What there is to claim: runs whose lease has run out at $3, parked runs whose time has come, and the tenants whose runs
 -- wait, from $1 on and round to it, at most $2. Each with how many there are, counted up to $2. A tenant costs one look
 -- into the index, however many runs it has; a UNION knows when it has come round.
+-- across tenants: a worker serves all of them, in turns.
 SELECT 'abandoned' AS kind, '' AS tenant, count(*) AS number
 FROM (SELECT 1 FROM runs WHERE lease_expire_time <= $3 LIMIT $2) AS abandoned
 UNION ALL
@@ -463,6 +468,7 @@ FROM (
 
 -- name: runs_first [sqlite]
 -- The first runs that wait of each tenant in a JSON array of [tenant, how many], at most $2 of each.
+-- across tenants: a worker claims what is waiting of several at once.
 SELECT r.tenant, r.version, r.body
 FROM json_each($1) AS wanted
 CROSS JOIN runs r ON r.rowid IN (SELECT f.rowid FROM runs f WHERE f.tenant = wanted.value ->> 0
@@ -472,6 +478,7 @@ ORDER BY wanted.key, r.queue_time, r.id;
 
 -- name: runs_first [postgres]
 -- The same; here they are as many as are wanted.
+-- across tenants: a worker claims what is waiting of several at once.
 SELECT first.tenant, first.version, first.body
 FROM jsonb_array_elements($1::text::jsonb) WITH ORDINALITY AS wanted (pair, place)
 CROSS JOIN LATERAL (SELECT r.* FROM runs r WHERE r.tenant = wanted.pair ->> 0
@@ -482,11 +489,13 @@ ORDER BY wanted.place, first.queue_time, first.id;
 
 -- name: runs_abandoned
 -- Runs whose lease has run out, oldest first.
+-- across tenants: whoever finds a lease that ran out takes over, whosever run it is.
 SELECT tenant, version, body FROM runs WHERE lease_expire_time <= $1
 ORDER BY create_time, id LIMIT $2 /* FOR UPDATE SKIP LOCKED */;
 
 -- name: runs_claim
 -- Gives a locked run to an owner.
+-- across tenants: the runs of one claim are of several, and each row names its own.
 UPDATE runs
 SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, start_time = COALESCE(start_time, $7),
     version = version + 1, body = $8
@@ -494,6 +503,7 @@ WHERE tenant = $1 AND id = $2;
 
 -- name: runs_wake
 -- Lets parked runs be claimed whose time has come, at most $2.
+-- across tenants: time passes for all of them.
 UPDATE runs SET wake_time = 0
 WHERE (tenant, id) IN (SELECT tenant, id FROM runs WHERE wake_time > 0 AND wake_time <= $1
                        ORDER BY wake_time LIMIT $2 /* FOR UPDATE SKIP LOCKED */);
@@ -514,26 +524,31 @@ FROM (SELECT start_time FROM runs WHERE tenant = $1 AND start_time > $4
 
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.
+-- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.
 UPDATE runs SET lease_expire_time = $2
 WHERE lease_owner = $1 AND id IN (SELECT value FROM json_each($3)) RETURNING id;
 
 -- name: runs_renew [postgres]
 -- The same.
+-- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.
 UPDATE runs SET lease_expire_time = $2
 WHERE lease_owner = $1 AND id = ANY (SELECT jsonb_array_elements_text($3::text::jsonb)) RETURNING id;
 
 -- name: runs_stopping
 -- Runs of one owner that were asked to stop.
+-- across tenants: a worker asks for all runs that it has claimed.
 SELECT id FROM runs WHERE lease_owner = $1 AND state = 4;
 
 -- name: runs_versions [sqlite]
 -- The versions of those runs in a JSON array of [tenant, id] that exist.
+-- across tenants: a replica compares all runs that are watched there; each is named with its tenant.
 SELECT r.tenant, r.id, r.version
 FROM json_each($1) AS wanted
 CROSS JOIN runs r ON r.tenant = wanted.value ->> 0 AND r.id = wanted.value ->> 1;
 
 -- name: runs_versions [postgres]
 -- The same.
+-- across tenants: a replica compares all runs that are watched there; each is named with its tenant.
 SELECT r.tenant, r.id, r.version
 FROM jsonb_array_elements($1::text::jsonb) AS wanted (pair)
 JOIN runs r ON r.tenant = wanted.pair ->> 0 AND r.id = wanted.pair ->> 1;
@@ -559,10 +574,12 @@ SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2 /* FOR UPDATE */;
 
 -- name: runs_release_all [sqlite]
 -- Ends all leases: whoever opens the file alone knows that their owners are dead.
+-- across tenants: no lease outlives the process.
 UPDATE runs SET lease_expire_time = 0 WHERE lease_expire_time > 0;
 
 -- name: runs_due
 -- Runs that no worker watches and whose time is over.
+-- across tenants: time passes for all of them.
 SELECT tenant, id FROM runs WHERE state IN (1, 3) AND expire_time <= $1 ORDER BY expire_time LIMIT $2;
 
 -- name: queued_messages_put
@@ -589,6 +606,7 @@ SELECT tenant, id, thread_id, $3 FROM runs WHERE tenant = $1 AND thread_id = $2;
 
 -- name: deleted_runs_take
 -- Forgets at most $2 of the runs that were deleted at $1 or before; returns whose they were, and their ids.
+-- across tenants: what is left outside the store is swept for all of them.
 DELETE FROM deleted_runs
 WHERE (tenant, run_id) IN (SELECT tenant, run_id FROM deleted_runs WHERE deleted_time <= $1
                            ORDER BY deleted_time LIMIT $2)
@@ -656,24 +674,29 @@ WHERE request_ids.create_time <= $7;
 
 -- name: requests_forget_old
 -- Removes some entries as old as $1, oldest first. One that is noted anew at this moment stays.
+-- across tenants: what is old is swept for all of them.
 DELETE FROM request_ids WHERE create_time <= $1 AND (tenant, method, request_id) IN (
     SELECT tenant, method, request_id FROM request_ids WHERE create_time <= $1 ORDER BY create_time LIMIT $2
 );
 
 -- name: secrets_insert
 -- Keeps a key, unless there is one of this name.
+-- without tenant: the keys are the server's.
 INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING;
 
 -- name: secrets_get
 -- The key of this name.
+-- without tenant: the keys are the server's.
 SELECT value FROM secrets WHERE name = $1;
 
 -- name: ping
 -- Reads something small, to see that the database answers.
+-- without tenant: the schema's version is the server's.
 SELECT version_num FROM alembic_version;
 
 -- name: database_time [postgres]
 -- The database's clock.
+-- without tenant: there is one time.
 SELECT clock_timestamp();
 
 -- -------------------------------------------------------------------------------------------- usage and spending

@@ -11,6 +11,7 @@ from contract.samples import START, TENANT, add_run, add_thread, message, run, t
 from famulus_server.ports import Account, Transaction
 from famulus_server.store import queries
 from famulus_server.store.postgres import PostgresStore
+from postgres import EVERYBODY
 
 STATEMENTS = queries.load("postgres")
 END = 2**63 - 1
@@ -19,7 +20,7 @@ END = 2**63 - 1
 @pytest.fixture
 async def connection(empty_database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     """A look past the store, into its database."""
-    opened = await asyncpg.connect(empty_database)
+    opened = await asyncpg.connect(empty_database, server_settings=EVERYBODY)
     yield opened
     await opened.close()
 
