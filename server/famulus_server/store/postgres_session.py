@@ -9,7 +9,7 @@ import asyncpg
 
 from famulus_server.ports import Clock
 from famulus_server.store import queries
-from famulus_server.store.postgres_tenants import EVERYBODY, Visible, named, show
+from famulus_server.store.postgres_tenants import EVERYBODY, Visible, alone, show
 from famulus_server.store.queries import Scope
 from famulus_server.store.session import Row
 
@@ -100,7 +100,7 @@ class PostgresSession:
         self._used = False
         # An attribute of TenantConnection, which the pool's proxy passes on.
         self._visible: Visible = connection.visible  # type: ignore[attr-defined]
-        self._tenant = self._visible.tenant
+        self._tenant: str | None = self._visible.tenant
 
     def now(self) -> datetime:
         return self._clock.now()
@@ -164,7 +164,7 @@ class PostgresSession:
         """Whose rows a query is about: where it is nobody's, whoever's are shown already."""
         match self._statements.scopes[name]:
             case Scope.TENANT:
-                return named(args[0])
+                return alone(str(args[0]))
             case Scope.ACROSS:
                 return EVERYBODY
             case Scope.NONE:

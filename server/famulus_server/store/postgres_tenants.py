@@ -1,6 +1,6 @@
 """Whose rows a connection to PostgreSQL may see: the setting `famulus.tenant`, which the policies of all tables go by.
 
-Migration 0010 has the policies. Where the setting was never made, no row is seen.
+Migration 0010 has the policies. Where the setting is empty or was never made, no row is seen.
 """
 
 import logging
@@ -47,12 +47,9 @@ def show(tenant: str) -> str:
     return f"SET famulus.tenant = E'{quoted}'"
 
 
-def named(tenant: object) -> str:
-    """A tenant's name as a query got it. Raises ValueError for the two that mean something else in the setting: nobody,
-    and EVERYBODY."""
-    if not isinstance(tenant, str) or tenant in ("", EVERYBODY):
-        raise ValueError("a query was given no tenant")
-    return tenant
+def alone(tenant: str) -> str:
+    """What to show for one tenant, of any name: whoever should be called like EVERYBODY is nobody."""
+    return "" if tenant == EVERYBODY else tenant
 
 
 async def warn_of_unbound_role(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
