@@ -10,7 +10,7 @@ from alembic import op
 revision = "0010"
 down_revision = "0006"
 
-# IS NOT NULL is what the planner takes to be true of nearly all rows, as it is of those that queries ask for: plans stay
+# The planner takes IS NOT NULL to be true of nearly all rows, as it is here of those that queries ask for: plans stay
 # what they are without the policy.
 _VISIBLE = "NULLIF(NULLIF(current_setting('famulus.tenant', true), '') IN (tenant, '*'), false) IS NOT NULL"
 
