@@ -100,7 +100,7 @@ class PostgresSession:
         self._used = False
         # An attribute of TenantConnection, which the pool's proxy passes on.
         self._visible: Visible = connection.visible  # type: ignore[attr-defined]
-        self._tenant: str | None = self._visible.tenant
+        self._tenant: str = self._visible.tenant
 
     def now(self) -> datetime:
         return self._clock.now()
@@ -133,7 +133,7 @@ class PostgresSession:
             return
         if await self._call(self._connection.execute, "COMMIT") != "COMMIT":
             raise RuntimeError("a unit went on after a statement had failed, so it was undone")
-        # Had it been undone, so would have been the setting.
+        # A transaction that is undone takes the setting back to what it was before.
         self._visible.tenant = self._tenant
 
     def _text(self, name: str, lock: bool) -> str:
@@ -150,9 +150,8 @@ class PostgresSession:
             raise NotAlone
         commands = [] if self._used or not self._begin else [self._begin]
         tenant = self._wanted(name, args)
-        if tenant is not None and tenant != self._tenant:
+        if tenant != self._tenant:
             commands.append(show(tenant))
-            self._visible.tenant = None
         if commands:
             await self._call(self._connection.execute, "; ".join(commands))
         self._used = True
@@ -160,7 +159,7 @@ class PostgresSession:
         if not self._begin:
             self._visible.tenant = tenant
 
-    def _wanted(self, name: str, args: Sequence[object]) -> str | None:
+    def _wanted(self, name: str, args: Sequence[object]) -> str:
         """Whose rows a query is about: where it is nobody's, whoever's are shown already."""
         match self._statements.scopes[name]:
             case Scope.TENANT:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-# What the setting is for work across tenants.
+# What the setting is on a new connection, and for work across tenants.
+NOBODY = ""
 EVERYBODY = "*"
 _UNBOUND_ROLE = "SELECT rolname FROM pg_roles WHERE rolname = current_user AND (rolsuper OR rolbypassrls)"
 
@@ -24,10 +25,10 @@ else:
 
 
 class Visible:
-    """What `famulus.tenant` is on one connection outside any transaction; None while that is not known for sure."""
+    """What `famulus.tenant` is on one connection outside any transaction."""
 
     def __init__(self) -> None:
-        self.tenant: str | None = None
+        self.tenant = NOBODY
 
 
 class TenantConnection(_Connection):
@@ -49,7 +50,7 @@ def show(tenant: str) -> str:
 
 def alone(tenant: str) -> str:
     """What to show for one tenant, of any name: whoever should be called like EVERYBODY is nobody."""
-    return "" if tenant == EVERYBODY else tenant
+    return NOBODY if tenant == EVERYBODY else tenant
 
 
 async def warn_of_unbound_role(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
