@@ -131,10 +131,14 @@ class PostgresSession:
         """Ends the transaction, if a statement has begun one. Raises RuntimeError where it was undone instead."""
         if not self._used:
             return
-        if await self._call(self._connection.execute, "COMMIT") != "COMMIT":
+        if await self.command("COMMIT") != "COMMIT":
             raise RuntimeError("a unit went on after a statement had failed, so it was undone")
         # A transaction that is undone takes the setting back to what it was before.
         self._visible.tenant = self._tenant
+
+    async def command(self, statement: str) -> str:
+        """Runs BEGIN, COMMIT and their kin; returns what they say of themselves."""
+        return await self._call(self._connection.execute, statement)
 
     def _text(self, name: str, lock: bool) -> str:
         return self._statements.locking[name] if lock else self._statements.plain[name]
@@ -153,7 +157,7 @@ class PostgresSession:
         if tenant != self._tenant:
             commands.append(show(tenant))
         if commands:
-            await self._call(self._connection.execute, "; ".join(commands))
+            await self.command("; ".join(commands))
         self._used = True
         self._tenant = tenant
         if not self._begin:
