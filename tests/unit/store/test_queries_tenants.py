@@ -52,6 +52,15 @@ def test_query_without_tenant_touches_no_table_that_has_tenants(tables: frozense
             assert not touched & tables, name
 
 
+def test_query_that_touches_no_table_with_tenants_says_so(tables: frozenset[str]) -> None:
+    """Its first argument would be taken for a tenant."""
+    for engine in ENGINES:
+        for name, scope in queries.scopes(engine).items():
+            touched = {match["table"] for match in NAMED.finditer(queries.load(engine)[name])}
+            # A lock by a name begins with the tenant as well.
+            assert touched & tables or scope is Scope.NONE or name == "requests_hold", name
+
+
 def test_query_across_tenants_must_be_one(tables: frozenset[str]) -> None:
     """A mark that is not needed would let the query see more than it asks for."""
     for engine in ENGINES:
