@@ -31,6 +31,10 @@ import pytest
 from famulus_server.embedded import guard
 from famulus_server.store.postgres_schema import upgrade_database
 
+# The ordinary role that owns the databases of tests: policies bind it, as they do not bind the superuser `postgres`.
+OWNER = "famulus"
+# For a look past the store at the rows of all tenants.
+EVERYBODY = {"famulus.tenant": "*"}
 _GRACE_SECONDS = 5
 _START_SECONDS = 30.0
 _SETTINGS = {
@@ -78,7 +82,7 @@ class PostgresServer:
     ) -> None:
         self.close()
 
-    def url(self, database: str = "postgres", *, user: str = "postgres", password: str = "") -> str:
+    def url(self, database: str = "postgres", *, user: str = OWNER, password: str = "") -> str:
         """Where a database of this server is; there is one of this name from the start."""
         who = f"{user}:{password}" if password else user
         return f"postgresql://{who}@/{database}?host={self._sockets}"
@@ -95,7 +99,8 @@ class PostgresServer:
 
     def start(self) -> None:
         """Starts the server, and returns once it answers."""
-        if not self._data.exists():
+        new = not self._data.exists()
+        if new:
             self._initialize()
         settings = {**_SETTINGS, "unix_socket_directories": str(self._sockets)}
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
@@ -109,6 +114,8 @@ class PostgresServer:
                 start_new_session=True,
             )
         self._await_answer()
+        if new:
+            execute(self.url(user="postgres"), f"CREATE ROLE {OWNER} LOGIN CREATEDB")
 
     def stop(self) -> None:
         """Fast shutdown: connections are cut, data is written."""
@@ -181,7 +188,7 @@ class PostgresServer:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
-                execute(self.url(), "SELECT 1")
+                execute(self.url(user="postgres"), "SELECT 1")
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 if self._guard is None or self._guard.poll() is not None or time.monotonic() > deadline:
                     raise PostgresMissing((self.folder / "log").read_text()[-2_000:]) from None
@@ -221,7 +228,7 @@ def execute(url: str, *statements: str) -> None:
     """Executes statements on a connection of their own; may be called from within an event loop."""
 
     async def work() -> None:
-        connection = await asyncpg.connect(url, timeout=5)
+        connection = await asyncpg.connect(url, timeout=5, server_settings=EVERYBODY)
         try:
             for statement in statements:
                 await connection.execute(statement)
@@ -233,7 +240,7 @@ def execute(url: str, *statements: str) -> None:
 
 async def query(url: str, statement: str) -> Any:
     """The first value that a query gives, on a connection of its own."""
-    connection = await asyncpg.connect(url, timeout=5)
+    connection = await asyncpg.connect(url, timeout=5, server_settings=EVERYBODY)
     try:
         return await connection.fetchval(statement)
     finally:
@@ -242,7 +249,7 @@ async def query(url: str, statement: str) -> Any:
 
 async def until(url: str, statement: str) -> None:
     """Returns once a query gives something."""
-    connection = await asyncpg.connect(url, timeout=5)
+    connection = await asyncpg.connect(url, timeout=5, server_settings=EVERYBODY)
     try:
         while not await connection.fetchval(statement):  # noqa: ASYNC110 - the server does not tell by itself
             await asyncio.sleep(0.01)
@@ -312,7 +319,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_url(request: pytest.FixtureRequest) -> str:
-    """Where databases can be made: on the server that DATABASE_URL names, or on one of our own."""
+    """Where databases can be made: on the server that DATABASE_URL names, or on one of our own. Its role should be an
+    ordinary one that may make databases: policies bind no other."""
     given = os.environ.get("DATABASE_URL")
     if given:
         return given
@@ -343,12 +351,13 @@ def empty_database(migrated_database: str) -> str:
     execute(
         migrated_database,
         """
-        SET session_replication_role = replica;  -- without triggers: the audit log refuses to lose rows
+        ALTER TABLE audit_log DISABLE TRIGGER USER;  -- they refuse to lose rows
         DO $$ DECLARE name text; BEGIN
             FOR name IN SELECT tablename FROM pg_tables
                         WHERE schemaname = current_schema() AND tablename <> 'alembic_version'
             LOOP EXECUTE format('DELETE FROM %I', name); END LOOP;
-        END $$
+        END $$;
+        ALTER TABLE audit_log ENABLE TRIGGER USER
         """,
     )
     return migrated_database

@@ -61,8 +61,8 @@ from famulus_server.store.sqlite import SqliteStore
 # What llama.cpp gives each of the local model's slots.
 _LOCAL_CONTEXT = 2_048
 _PAGE_KEY = "page-tokens"
-# The scope of the data key that seals what Redis has of conversations.
-_REDIS_KEY = "redis"
+# The tenant, which is nobody's, and the scope of the data key that seals what Redis has of conversations.
+_REDIS_KEY = (".", "redis")
 # Of the worker's own: one to renew leases, one for what else it does.
 _WORKER_CONNECTIONS = 2
 # Of a command: how many it has, and how long it waits for a statement.
@@ -111,7 +111,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             stack.push_async_callback(_end, asyncio.create_task(load_sdk()))
         keys = await asyncio.to_thread(_keys, settings.encryption, progress)
         store, workers_store, clock = await _stores(settings, stack, keys)
-        sealer = await store.write(lambda tx: tx.keys.obtain("", _REDIS_KEY)) if keys else None
+        sealer = await store.write(lambda tx: tx.keys.obtain(*_REDIS_KEY)) if keys else None
         ids = TimeOrderedIds(clock=clock)
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")

@@ -10,6 +10,7 @@ from chaos.script import FAULTY, SAID, answer
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import RatingVerdict, Run, RunErrorCode, RunState
 from famulus_server.engine import lifecycle
+from postgres import EVERYBODY
 
 _TURN_ATTEMPTS = 3
 _MODEL_FAILED = {
@@ -52,7 +53,7 @@ class Stored:
 
 async def read_database(database: str) -> Stored:
     """Reads everything."""
-    connection = await asyncpg.connect(database)
+    connection = await asyncpg.connect(database, server_settings=EVERYBODY)
     try:
         messages: dict[str, list[Message]] = defaultdict(list)
         for row in await connection.fetch("SELECT log_id, sequence, body FROM messages ORDER BY log_id, sequence"):
@@ -77,7 +78,7 @@ async def read_database(database: str) -> Stored:
 
 async def unfinished(database: str) -> list[str]:
     """The ids of runs that have not ended."""
-    connection = await asyncpg.connect(database)
+    connection = await asyncpg.connect(database, server_settings=EVERYBODY)
     try:
         return [row["id"] for row in await connection.fetch("SELECT id FROM runs WHERE state IN (1, 2, 3, 4)")]
     finally:

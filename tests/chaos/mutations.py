@@ -16,6 +16,7 @@ from famulus_server.engine import lifecycle
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.errors import LeaseLost
 from famulus_server.ports import Transaction
+from postgres import EVERYBODY
 
 # Between the facts and the commit they run ahead of: long enough for a kill to fall in.
 _AHEAD_SECONDS = 0.3
@@ -82,7 +83,7 @@ class UniqueIndex(Mutation):
 
     async def prepare(self, database: str) -> None:
         """Drops the index."""
-        connection = await asyncpg.connect(database)
+        connection = await asyncpg.connect(database, server_settings=EVERYBODY)
         try:
             await connection.execute("DROP INDEX IF EXISTS runs_active")
         finally:

@@ -11,6 +11,7 @@ import asyncpg
 
 from chaos.cluster import REPLICAS
 from chaos.journal import Journal, place
+from postgres import EVERYBODY
 
 _PAUSE = 0.1
 _TIMEOUT = 2.0
@@ -50,7 +51,9 @@ class Sampler:
         """Until cancelled."""
         while True:
             try:
-                connection = await asyncpg.connect(self._database, timeout=_TIMEOUT, command_timeout=_TIMEOUT)
+                connection = await asyncpg.connect(
+                    self._database, timeout=_TIMEOUT, command_timeout=_TIMEOUT, server_settings=EVERYBODY
+                )
                 try:
                     while True:
                         self._look(await connection.fetch(_BUSY))

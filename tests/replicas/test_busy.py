@@ -15,7 +15,7 @@ from famulus.v1.run_service_pb2 import BusyPolicy
 from famulus.v1.thread_service_pb2 import DeleteThreadRequest
 from famulus_server.embedded.upstream import Scene, ScriptedUpstream
 from killable_server import open_killable
-from postgres import until
+from postgres import EVERYBODY, until
 from replicas.conftest import OpenReplica
 from run_stage import Stage, refused
 from validator import validate_stream
@@ -146,7 +146,7 @@ async def test_callers_who_wait_for_one_another_do_not_cost_the_worker_its_lease
     url = shared["database_url"]
     async with open_replica(worker={"lease_seconds": 3.0}) as stage:
         first, thread = await hold(stage), await stage.thread()
-        connection = await asyncpg.connect(url)
+        connection = await asyncpg.connect(url, server_settings=EVERYBODY)
         async with connection.transaction():
             await connection.execute("SELECT 1 FROM threads WHERE id = $1 FOR UPDATE", thread.id)
             # More than there are connections for them.

@@ -25,7 +25,7 @@ from famulus.v1.run_pb2 import RunState
 from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest, WatchRunRequest
 from famulus.v1.thread_service_pb2 import ListMessagesRequest, ListOrder
 from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, ToolCall
-from postgres import until
+from postgres import EVERYBODY, until
 from replicas.agreement import check_agreement
 from replicas.conftest import OpenReplica
 from replicas.processes import open_process
@@ -168,7 +168,7 @@ async def test_run_that_a_call_starts_while_its_replica_stops_is_given_back(
             thread_id = waiting.thread_id
             calling = stopping.submit(waiting.id, (waiting.required_action.tool_calls[0].id, "12:00"))
         stopping.play(Scene(deltas=6, hold_after=3))
-        connection = await asyncpg.connect(url)
+        connection = await asyncpg.connect(url, server_settings=EVERYBODY)
         try:
             async with connection.transaction():
                 await connection.execute("SELECT 1 FROM threads WHERE id = $1 FOR UPDATE", thread_id)

@@ -22,6 +22,7 @@ from famulus.v1.thread_service_pb2 import DeleteThreadRequest
 from famulus.v1.tool_pb2 import ToolOutput
 from famulus_server.embedded.upstream import Match, Scene, ToolCall
 from famulus_server.engine.lifecycle import FINAL
+from postgres import EVERYBODY
 from replicas.conftest import OpenReplica
 from run_stage import TOOLS, Stage, Story, refused, text_of
 from serving import Refusal, refusal
@@ -281,7 +282,7 @@ async def test_thread_deleted_during_a_run_leaves_nothing(pair: Pair, shared: di
         return [run.id, *others]
 
     run_ids = list(chain.from_iterable(await race(RACES, one)))
-    connection = await asyncpg.connect(shared["database_url"])
+    connection = await asyncpg.connect(shared["database_url"], server_settings=EVERYBODY)
     try:
         for table in (
             *("runs", "run_steps", "run_turns", "queued_messages"),

@@ -223,7 +223,7 @@ class CommitCutter:
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         try:
-            yield f"postgresql://postgres@127.0.0.1:{port}{self._url.path}?sslmode=disable"
+            yield f"postgresql://{self._url.username}@127.0.0.1:{port}{self._url.path}?sslmode=disable"
         finally:
             server.close()
             for task in self._tasks:

@@ -64,7 +64,7 @@ class Vault(Protocol):
 
 
 class DataKeys(Protocol):
-    """The data keys of all tenants, as they are stored. The scope 'redis' of the tenant '' is that of Redis."""
+    """The data keys of all tenants, as they are stored. The scope 'redis' of the tenant '.' is that of Redis."""
 
     async def obtain(self, tenant: str, scope_id: str) -> DataKey:
         """The key that a scope is sealed with, made at the first call ever."""

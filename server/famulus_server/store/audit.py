@@ -34,7 +34,7 @@ class SqlAuditLog:
 
     async def page(self, *, after: int, limit: int, tenant: str = "") -> list[AuditRow]:
         if tenant:
-            rows = await self._session.all("audit_page_of_tenant", after, limit, tenant)
+            rows = await self._session.all("audit_page_of_tenant", tenant, after, limit)
         else:
             rows = await self._session.all("audit_page", after, limit)
         return [_row(row) for row in rows]

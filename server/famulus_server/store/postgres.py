@@ -28,6 +28,7 @@ from famulus_server.store.postgres_session import (
     is_closed,
     terminate,
 )
+from famulus_server.store.postgres_tenants import TenantConnection, warn_of_unbound_role
 from famulus_server.store.refusals import overloaded, unavailable
 from famulus_server.store.session import RunAgain, Stats
 from famulus_server.store.transaction import SqlTransaction
@@ -106,11 +107,15 @@ class PostgresStore:
                 statement_cache_size=_CACHED_STATEMENTS,
                 max_cached_statement_lifetime=0,
                 reset=_keep_as_it_is,
+                connection_class=TenantConnection,
                 server_settings=self._session_settings(),
             )
             if self._database_clock is not None:
                 try:
                     await self._read_clock(pool, self._database_clock)
+                    # Here, so that one of a process's stores warns: the others are given the clock of the first.
+                    async with pool.acquire(timeout=self._timeout) as connection:
+                        await warn_of_unbound_role(connection)
                 except BaseException:
                     pool.terminate()
                     raise
@@ -208,34 +213,30 @@ class PostgresStore:
     async def _read(self, connection: Connection, unit: Callable[[Transaction], Awaitable[T]]) -> T:
         try:
             # Most read with one statement. That needs no transaction, which costs two more round trips.
-            return await unit(SqlTransaction(self._session(connection, alone=True), self._keys))
+            return await unit(SqlTransaction(self._session(connection), self._keys))
         except NotAlone:
-            session = self._session(connection)
+            session = self._session(connection, _READ)
             transaction = SqlTransaction(session, self._keys)
-            await session.command(_READ)
             value = await unit(transaction)
-            await session.command("COMMIT")
+            await session.commit()
             transaction.keys.settle(committed=True)
             return value
 
     async def _write(self, connection: Connection, unit: Callable[[Transaction], Awaitable[T]]) -> T:
-        session = self._session(connection)
+        session = self._session(connection, _WRITE)
         transaction = SqlTransaction(session, self._keys)
-        await session.command(_WRITE)
         value = await unit(transaction)
         try:
-            outcome = await session.command("COMMIT")
+            await session.commit()
         except ConnectionLost as lost:
             raise Refused("the connection broke at the commit: it may be stored or not") from lost
-        if outcome != "COMMIT":
-            raise RuntimeError("a unit went on after a statement had failed, so it was undone")
         transaction.keys.settle(committed=True)
         self._tally.commits += 1
         return value
 
-    def _session(self, connection: Connection, *, alone: bool = False) -> PostgresSession:
+    def _session(self, connection: Connection, begin: str = "") -> PostgresSession:
         return PostgresSession(
-            connection=connection, statements=self._statements, clock=self.clock, tally=self._tally, alone=alone
+            connection=connection, statements=self._statements, clock=self.clock, tally=self._tally, begin=begin
         )
 
     async def _keep_time(self, pool: "Pool[asyncpg.Record]", clock: DatabaseClock) -> None:
@@ -277,4 +278,4 @@ async def _give_back(pool: "Pool[asyncpg.Record]", connection: Connection) -> No
 
 
 async def _keep_as_it_is(_: object) -> None:
-    """What asyncpg does to a connection that comes back: nothing, as nobody changes its settings."""
+    """What asyncpg does to a connection that comes back: nothing, as sessions know of the one setting they change."""

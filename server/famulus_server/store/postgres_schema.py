@@ -8,6 +8,7 @@ import asyncpg
 
 from famulus_server.store import schema
 from famulus_server.store.errors import NotAStore, StoreUnreachable
+from famulus_server.store.postgres_tenants import EVERYBODY, show
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -95,5 +96,7 @@ async def _migrate(url: str) -> None:
 
     async with engine.begin() as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        # A migration that changes rows means those of all.
+        await connection.execute(text(show(EVERYBODY)))
         await connection.run_sync(upgrade)
     await engine.dispose()

@@ -2,11 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 Engine = Literal["sqlite", "postgres"]
+
+
+class Scope(Enum):
+    """Whose rows a query is about, as the line of its header says that begins so."""
+
+    TENANT = ""  # no such line: those of the tenant that is its first argument
+    ACROSS = "-- across tenants: "
+    NONE = "-- without tenant: "
+
 
 _HEAD = re.compile(r"-- name: (?P<name>\w+)(?: \[(?P<engine>sqlite|postgres)\])?")
 _LOCK = re.compile(r"/\* (FOR [^*]+) \*/")
@@ -22,7 +32,21 @@ def load(engine: Engine, text: str | None = None) -> Mapping[str, str]:
 
     Raises BadQueryFile for a malformed or repeated name, and for a query without a description or a statement.
     """
-    queries: dict[str, str] = {}
+    return MappingProxyType({name: statement for name, (statement, _) in _parse(engine, text).items()})
+
+
+def scopes(engine: Engine, text: str | None = None) -> Mapping[str, Scope]:
+    """Whose rows the queries for one engine are about, by name. Raises BadQueryFile, too."""
+    return MappingProxyType({name: scope for name, (_, scope) in _parse(engine, text).items()})
+
+
+def locking(statements: Mapping[str, str]) -> Mapping[str, str]:
+    """Those statements of PostgreSQL that can lock what they find, doing so: `/* FOR ... */` is in force."""
+    return {name: _LOCK.sub(r"\1", text) for name, text in statements.items() if _LOCK.search(text)}
+
+
+def _parse(engine: Engine, text: str | None) -> Mapping[str, tuple[str, Scope]]:
+    queries: dict[str, tuple[str, Scope]] = {}
     for block in re.split(r"(?m)^(?=-- name:)", _FILE.read_text("utf-8") if text is None else text)[1:]:
         head, *lines = block.splitlines()
         match = _HEAD.fullmatch(head)
@@ -36,10 +60,10 @@ def load(engine: Engine, text: str | None = None) -> Mapping[str, str]:
         if match["engine"] in (None, engine):
             if match["name"] in queries:
                 raise BadQueryFile(f"repeated: {head}")
-            queries[match["name"]] = statement.removesuffix(";")
-    return MappingProxyType(queries)
+            queries[match["name"]] = statement.removesuffix(";"), _scope(lines)
+    return queries
 
 
-def locking(statements: Mapping[str, str]) -> Mapping[str, str]:
-    """Those statements of PostgreSQL that can lock what they find, doing so: `/* FOR ... */` is in force."""
-    return {name: _LOCK.sub(r"\1", text) for name, text in statements.items() if _LOCK.search(text)}
+def _scope(lines: list[str]) -> Scope:
+    marks = (Scope.ACROSS, Scope.NONE)
+    return next((mark for line in lines for mark in marks if line.startswith(mark.value)), Scope.TENANT)

@@ -4,6 +4,10 @@
 -- side by side as `-- name: NAME [sqlite]` and `-- name: NAME [postgres]`. Times are microseconds since 1970. States are
 -- the numbers of RunState: 1 QUEUED, 2 IN_PROGRESS, 3 REQUIRES_ACTION, 4 CANCELLING.
 --
+-- `$1` is the tenant, and each table that has tenants is bound to it, or to another table that is. A query that is meant
+-- to see all of them says why by a line `-- across tenants: WHY`, one about no tenant's rows `-- without tenant: WHY`.
+-- PostgreSQL shows each query the rows of its tenant only, or all of them to one across tenants (docs/adr/0023).
+--
 -- `/* FOR ... */` is in force on PostgreSQL in queries that change rows, and where a reader asks for the lock. A query
 -- that waits for a lock sees of the locked table what was committed meanwhile, and nothing new of other tables: so
 -- where there are others, a `..._hold` locks first. The order of locks: a thread, then its messages and runs.
@@ -122,13 +126,15 @@ WHERE t.deleted_time IS NULL
 ORDER BY t.last_activity DESC, t.id DESC LIMIT $5;
 
 -- name: threads_page_with_metadata [postgres]
--- The same.
+-- The same. An index is used below a policy only for what leaks nothing, as `->>` might: so that comes before, and
+-- OFFSET 0 keeps it there.
 SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
        (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
 FROM (
     SELECT m.thread_id AS id
-    FROM jsonb_array_elements($7::text::jsonb) AS wanted (pair)
-    JOIN thread_metadata m ON m.tenant = $1 AND m.key = wanted.pair ->> 0 AND m.value = wanted.pair ->> 1
+    FROM (SELECT pair ->> 0 AS key, pair ->> 1 AS value
+          FROM jsonb_array_elements($7::text::jsonb) AS given (pair) OFFSET 0) AS wanted
+    JOIN thread_metadata m ON m.tenant = $1 AND m.key = wanted.key AND m.value = wanted.value
     GROUP BY m.thread_id HAVING count(*) = $8
 ) AS found
 JOIN threads t ON t.tenant = $1 AND t.id = found.id
@@ -186,6 +192,7 @@ ORDER BY id LIMIT $5;
 
 -- name: threads_tenants
 -- The tenants behind a name that have threads, in order. Each costs one look into the index.
+-- across tenants: the sweeper looks after all.
 WITH RECURSIVE named (tenant) AS (
     SELECT (SELECT t.tenant FROM threads t WHERE t.tenant > $1 AND t.deleted_time IS NULL ORDER BY t.tenant LIMIT 1)
     UNION ALL
@@ -247,6 +254,7 @@ LIMIT $2;
 
 -- name: threads_clear_tombstones
 -- Removes tombstones of threads that were deleted until $1 and of which no thread shows messages.
+-- across tenants: the sweeper looks after all.
 DELETE FROM threads
 WHERE (tenant, id) IN (SELECT t.tenant, t.id FROM threads t
                        WHERE t.deleted_time <= $1
@@ -557,6 +565,7 @@ RETURNING version;
 -- What there is to claim: runs whose lease has run out at $3, parked runs whose time has come, and the tenants whose runs
 -- wait, from $1 on and round to it, at most $2. Each with how many there are, counted up to $2. A tenant costs one look
 -- into the index, however many runs it has; a UNION knows when it has come round.
+-- across tenants: a worker serves all of them, in turns.
 SELECT 'abandoned' AS kind, '' AS tenant, count(*) AS number
 FROM (SELECT 1 FROM runs WHERE lease_expire_time <= $3 LIMIT $2) AS abandoned
 UNION ALL
@@ -584,6 +593,7 @@ FROM (
 
 -- name: runs_first [sqlite]
 -- The first runs that wait of each tenant in a JSON array of [tenant, how many], at most $2 of each.
+-- across tenants: a worker claims what is waiting of several at once.
 SELECT r.tenant, r.id, r.version, r.body
 FROM json_each($1) AS wanted
 CROSS JOIN runs r ON r.rowid IN (SELECT f.rowid FROM runs f WHERE f.tenant = wanted.value ->> 0
@@ -593,6 +603,7 @@ ORDER BY wanted.key, r.queue_time, r.id;
 
 -- name: runs_first [postgres]
 -- The same; here they are as many as are wanted.
+-- across tenants: a worker claims what is waiting of several at once.
 SELECT first.tenant, first.id, first.version, first.body
 FROM jsonb_array_elements($1::text::jsonb) WITH ORDINALITY AS wanted (pair, place)
 CROSS JOIN LATERAL (SELECT r.* FROM runs r WHERE r.tenant = wanted.pair ->> 0
@@ -603,11 +614,13 @@ ORDER BY wanted.place, first.queue_time, first.id;
 
 -- name: runs_abandoned
 -- Runs whose lease has run out, oldest first.
+-- across tenants: whoever finds a lease that ran out takes over, whosever run it is.
 SELECT tenant, id, version, body FROM runs WHERE lease_expire_time <= $1
 ORDER BY create_time, id LIMIT $2 /* FOR UPDATE SKIP LOCKED */;
 
 -- name: runs_claim
 -- Gives a locked run to an owner.
+-- across tenants: the runs of one claim are of several, and each row names its own.
 UPDATE runs
 SET state = $3, attempt = $4, lease_owner = $5, lease_expire_time = $6, start_time = COALESCE(start_time, $7),
     version = version + 1, body = $8
@@ -615,6 +628,7 @@ WHERE tenant = $1 AND id = $2;
 
 -- name: runs_wake
 -- Lets parked runs be claimed whose time has come, at most $2.
+-- across tenants: time passes for all of them.
 UPDATE runs SET wake_time = 0
 WHERE (tenant, id) IN (SELECT tenant, id FROM runs WHERE wake_time > 0 AND wake_time <= $1
                        ORDER BY wake_time LIMIT $2 /* FOR UPDATE SKIP LOCKED */);
@@ -635,29 +649,35 @@ FROM (SELECT start_time FROM runs WHERE tenant = $1 AND start_time > $4
 
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.
+-- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.
 UPDATE runs SET lease_expire_time = $2
 WHERE lease_owner = $1 AND id IN (SELECT value FROM json_each($3)) RETURNING id;
 
 -- name: runs_renew [postgres]
 -- The same.
+-- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.
 UPDATE runs SET lease_expire_time = $2
 WHERE lease_owner = $1 AND id = ANY (SELECT jsonb_array_elements_text($3::text::jsonb)) RETURNING id;
 
 -- name: runs_stopping
 -- Runs of one owner that were asked to stop.
+-- across tenants: a worker asks for all runs that it has claimed.
 SELECT id FROM runs WHERE lease_owner = $1 AND state = 4;
 
 -- name: runs_versions [sqlite]
 -- The versions of those runs in a JSON array of [tenant, id] that exist.
+-- across tenants: a replica compares all runs that are watched there; each is named with its tenant.
 SELECT r.tenant, r.id, r.version
 FROM json_each($1) AS wanted
 CROSS JOIN runs r ON r.tenant = wanted.value ->> 0 AND r.id = wanted.value ->> 1;
 
 -- name: runs_versions [postgres]
--- The same.
+-- The same. Why OFFSET 0: see threads_page_with_metadata.
+-- across tenants: a replica compares all runs that are watched there; each is named with its tenant.
 SELECT r.tenant, r.id, r.version
-FROM jsonb_array_elements($1::text::jsonb) AS wanted (pair)
-JOIN runs r ON r.tenant = wanted.pair ->> 0 AND r.id = wanted.pair ->> 1;
+FROM (SELECT pair ->> 0 AS tenant, pair ->> 1 AS id
+      FROM jsonb_array_elements($1::text::jsonb) AS given (pair) OFFSET 0) AS wanted
+JOIN runs r ON r.tenant = wanted.tenant AND r.id = wanted.id;
 
 -- name: runs_in_line
 -- Runs that wait behind the active one of a thread, up to a place, first to last.
@@ -680,10 +700,12 @@ SELECT id FROM runs WHERE tenant = $1 AND thread_id = $2 /* FOR UPDATE */;
 
 -- name: runs_release_all [sqlite]
 -- Ends all leases: whoever opens the file alone knows that their owners are dead.
+-- across tenants: no lease outlives the process.
 UPDATE runs SET lease_expire_time = 0 WHERE lease_expire_time > 0;
 
 -- name: runs_due
 -- Runs that no worker watches and whose time is over.
+-- across tenants: time passes for all of them.
 SELECT tenant, id FROM runs WHERE state IN (1, 3) AND expire_time <= $1 ORDER BY expire_time LIMIT $2;
 
 -- name: queued_messages_put
@@ -710,6 +732,7 @@ SELECT tenant, id, thread_id, $3 FROM runs WHERE tenant = $1 AND thread_id = $2;
 
 -- name: deleted_runs_take
 -- Forgets at most $2 of the runs that were deleted at $1 or before; returns whose they were, and their ids.
+-- across tenants: what is left outside the store is swept for all of them.
 DELETE FROM deleted_runs
 WHERE (tenant, run_id) IN (SELECT tenant, run_id FROM deleted_runs WHERE deleted_time <= $1
                            ORDER BY deleted_time LIMIT $2)
@@ -787,24 +810,29 @@ WHERE request_ids.create_time <= $7;
 
 -- name: requests_forget_old
 -- Removes some entries as old as $1, oldest first. One that is noted anew at this moment stays.
+-- across tenants: what is old is swept for all of them.
 DELETE FROM request_ids WHERE create_time <= $1 AND (tenant, method, request_id) IN (
     SELECT tenant, method, request_id FROM request_ids WHERE create_time <= $1 ORDER BY create_time LIMIT $2
 );
 
 -- name: secrets_insert
 -- Keeps a key, unless there is one of this name.
+-- without tenant: the keys are the server's.
 INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING;
 
 -- name: secrets_get
 -- The key of this name.
+-- without tenant: the keys are the server's.
 SELECT value FROM secrets WHERE name = $1;
 
 -- name: ping
 -- Reads something small, to see that the database answers.
+-- without tenant: the schema's version is the server's.
 SELECT version_num FROM alembic_version;
 
 -- name: database_time [postgres]
 -- The database's clock.
+-- without tenant: there is one time.
 SELECT clock_timestamp();
 
 -- ------------------------------------------------------------------------------------------------- data keys
@@ -822,12 +850,14 @@ ON CONFLICT (tenant, scope_id) WHERE retire_time IS NULL DO NOTHING;
 
 -- name: data_keys_find [sqlite]
 -- Those keys in a JSON array of [tenant, id] that exist.
+-- across tenants: a worker opens runs of several at once.
 SELECT k.tenant, k.scope_id, k.id, k.kek_id, k.wrapped
 FROM json_each($1) AS wanted
 CROSS JOIN data_keys k ON k.tenant = wanted.value ->> 0 AND k.id = wanted.value ->> 1;
 
 -- name: data_keys_find [postgres]
 -- The same.
+-- across tenants: a worker opens runs of several at once.
 SELECT k.tenant, k.scope_id, k.id, k.kek_id, k.wrapped
 FROM jsonb_array_elements($1::text::jsonb) AS wanted (pair)
 JOIN data_keys k ON k.tenant = wanted.pair ->> 0 AND k.id = wanted.pair ->> 1;
@@ -842,14 +872,17 @@ RETURNING id;
 
 -- name: data_keys_next_wrapping
 -- A key of those that were wrapped by the next one of the operator's keys.
+-- across tenants: the operator's keys are those of all.
 SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys WHERE kek_id > $1 ORDER BY kek_id LIMIT 1;
 
 -- name: data_keys_wrappings
 -- How many keys each of the operator's keys wraps.
+-- across tenants: the operator's keys are those of all.
 SELECT kek_id, count(*) FROM data_keys WHERE kek_id > '' GROUP BY kek_id ORDER BY kek_id;
 
 -- name: data_keys_wrapped_otherwise
 -- Keys that others than one of the operator's keys wrap.
+-- across tenants: the operator's keys are those of all.
 SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys WHERE kek_id < $1 OR kek_id > $1 LIMIT $2;
 
 -- name: data_keys_rewrap
@@ -857,15 +890,18 @@ SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys WHERE kek_id < $1 OR
 UPDATE data_keys SET kek_id = $4, wrapped = $5 WHERE tenant = $1 AND id = $2 AND kek_id = $3;
 
 -- name: data_keys_retire
--- Retires the keys of all tenants.
-UPDATE data_keys SET retire_time = $1 WHERE tenant > '' AND retire_time IS NULL;
+-- Retires the keys of all tenants, but not that of Redis.
+-- across tenants: keys of all are renewed together.
+UPDATE data_keys SET retire_time = $1 WHERE tenant > '' AND scope_id <> 'redis' AND retire_time IS NULL;
 
 -- name: data_keys_newest_retired
 -- When the last of the retired keys was retired.
+-- across tenants: keys of all are renewed together.
 SELECT retire_time FROM data_keys WHERE retire_time IS NOT NULL ORDER BY retire_time DESC LIMIT 1;
 
 -- name: data_keys_delete_retired
 -- Removes the retired keys.
+-- across tenants: keys of all are renewed together.
 DELETE FROM data_keys WHERE retire_time > 0 RETURNING tenant, id;
 
 -- ---------------------------------------------------------------------------------------------- sealed bodies
@@ -874,6 +910,7 @@ DELETE FROM data_keys WHERE retire_time > 0 RETURNING tenant, id;
 
 -- name: bodies_count_plain
 -- How many bodies of each table do not begin as $1 does.
+-- across tenants: the operator encrypts what all have.
 SELECT 'assistant_versions', count(*) FROM assistant_versions
 WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1
 UNION ALL
@@ -895,6 +932,7 @@ WHERE tenant > '' AND length(body) > 0 AND substr(body, 1, 1) <> $1;
 
 -- name: assistants_bodies
 -- Versions of assistants.
+-- across tenants: the operator encrypts what all have.
 SELECT '', NULL, tenant, assistant_id, version, body FROM assistant_versions
 WHERE (tenant, assistant_id, version) > ($1, $2, $3) ORDER BY tenant, assistant_id, version LIMIT $4;
 
@@ -904,6 +942,7 @@ UPDATE assistant_versions SET body = $5 WHERE tenant = $1 AND assistant_id = $2 
 
 -- name: threads_bodies
 -- Threads.
+-- across tenants: the operator encrypts what all have.
 SELECT id, NULL, tenant, id, body FROM threads WHERE (tenant, id) > ($1, $2) ORDER BY tenant, id LIMIT $3;
 
 -- name: threads_reseal
@@ -912,6 +951,7 @@ UPDATE threads SET body = $4 WHERE tenant = $1 AND id = $2 AND body = $3;
 
 -- name: messages_bodies
 -- Messages.
+-- across tenants: the operator encrypts what all have.
 SELECT log_id, id, tenant, log_id, sequence, body FROM messages
 WHERE (tenant, log_id, sequence) > ($1, $2, $3) ORDER BY tenant, log_id, sequence LIMIT $4;
 
@@ -921,6 +961,7 @@ UPDATE messages SET body = $5 WHERE tenant = $1 AND log_id = $2 AND sequence = $
 
 -- name: overrides_bodies
 -- Overrides of messages.
+-- across tenants: the operator encrypts what all have.
 SELECT o.thread_id, m.id, o.tenant, o.thread_id, o.sequence, o.body
 FROM message_overrides o
 JOIN thread_segments s ON s.tenant = o.tenant AND s.thread_id = o.thread_id
@@ -934,6 +975,7 @@ UPDATE message_overrides SET body = $5 WHERE tenant = $1 AND thread_id = $2 AND 
 
 -- name: runs_bodies
 -- Runs.
+-- across tenants: the operator encrypts what all have.
 SELECT thread_id, NULL, tenant, id, body FROM runs WHERE (tenant, id) > ($1, $2) ORDER BY tenant, id LIMIT $3;
 
 -- name: runs_reseal
@@ -942,6 +984,7 @@ UPDATE runs SET body = $4 WHERE tenant = $1 AND id = $2 AND body = $3;
 
 -- name: steps_bodies
 -- Steps of runs.
+-- across tenants: the operator encrypts what all have.
 SELECT r.thread_id, NULL, p.tenant, p.run_id, p.position, p.body
 FROM run_steps p JOIN runs r ON r.tenant = p.tenant AND r.id = p.run_id
 WHERE (p.tenant, p.run_id, p.position) > ($1, $2, $3) ORDER BY p.tenant, p.run_id, p.position LIMIT $4;
@@ -952,6 +995,7 @@ UPDATE run_steps SET body = $5 WHERE tenant = $1 AND run_id = $2 AND position = 
 
 -- name: turns_bodies
 -- Turns of runs.
+-- across tenants: the operator encrypts what all have.
 SELECT r.thread_id, NULL, p.tenant, p.run_id, p.number, p.items
 FROM run_turns p JOIN runs r ON r.tenant = p.tenant AND r.id = p.run_id
 WHERE (p.tenant, p.run_id, p.number) > ($1, $2, $3) ORDER BY p.tenant, p.run_id, p.number LIMIT $4;
@@ -962,6 +1006,7 @@ UPDATE run_turns SET items = $5 WHERE tenant = $1 AND run_id = $2 AND number = $
 
 -- name: queued_messages_bodies
 -- Messages that wait with runs.
+-- across tenants: the operator encrypts what all have.
 SELECT r.thread_id, NULL, p.tenant, p.run_id, p.position, p.body
 FROM queued_messages p JOIN runs r ON r.tenant = p.tenant AND r.id = p.run_id
 WHERE (p.tenant, p.run_id, p.position) > ($1, $2, $3) ORDER BY p.tenant, p.run_id, p.position LIMIT $4;
@@ -1055,29 +1100,34 @@ ON CONFLICT (tenant, user_id, period_start) DO UPDATE SET cost_nanos = spending.
 
 -- name: audit_hold [postgres]
 -- Keeps all others from adding rows. The number is only to be the same at all replicas.
+-- without tenant: the chain is one.
 SELECT pg_advisory_xact_lock(6999521861);
 
 -- name: audit_find
 -- Whether an entry is there.
+-- across tenants: the chain is one.
 SELECT number FROM audit_log WHERE id = $1;
 
 -- name: audit_head
 -- The last row.
+-- across tenants: the chain is one.
 SELECT number, tenant, time, method, body, hash FROM audit_log
 WHERE number = (SELECT max(l.number) FROM audit_log l);
 
 -- name: audit_insert
 -- Adds a row.
+-- across tenants: the chain is one.
 INSERT INTO audit_log (number, id, tenant, time, method, body, hash) VALUES ($1, $2, $3, $4, $5, $6, $7);
 
 -- name: audit_page
 -- Rows behind a number.
+-- across tenants: the chain is one.
 SELECT number, tenant, time, method, body, hash FROM audit_log WHERE number > $1 ORDER BY number LIMIT $2;
 
 -- name: audit_page_of_tenant
 -- Rows of a tenant behind a number.
 SELECT number, tenant, time, method, body, hash FROM audit_log
-WHERE tenant = $3 AND number > $1 ORDER BY number LIMIT $2;
+WHERE tenant = $1 AND number > $2 ORDER BY number LIMIT $3;
 
 
 -- ------------------------------------------------------------------------------------------------- deletions
@@ -1101,4 +1151,5 @@ UPDATE deletions SET user_id = $3, done = $4, body = $5 WHERE tenant = $1 AND id
 
 -- name: deletions_under_way
 -- Deletions that began before a time and are not done, oldest first.
+-- across tenants: whoever finds one goes on with it.
 SELECT tenant, id FROM deletions WHERE NOT done AND create_time < $1 ORDER BY create_time LIMIT $2;

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 # The newest migration in migrations/versions.
-HEAD = "0009"
+HEAD = "0010"
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 

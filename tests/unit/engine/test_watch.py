@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from contract.samples import TENANT, MovableClock, add_run, add_thread, run
+from contract.samples import OTHER, TENANT, MovableClock, add_run, add_thread, run
+from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
@@ -59,3 +60,34 @@ async def test_watcher_of_a_thread_that_is_deleted_right_after_it_looked_is_told
         async with asyncio.timeout(5.0):
             await anext(watch.watch(TENANT, "run_1", 0))
     assert feed.find("run_1") is None
+
+
+class SpiedEventLog(NoEventLog):
+    """Knows who was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+        self.asked.append(run_id)
+        return []
+
+
+@pytest.mark.parametrize("state", [RunState.RUN_STATE_REQUIRES_ACTION, RunState.RUN_STATE_COMPLETED])
+async def test_run_of_another_tenant_is_not_looked_for_where_events_are(
+    store: Store, clock: MovableClock, state: "RunState.ValueType"
+) -> None:
+    """Logs in memory and in Redis go by the run's id alone: only the store knows whose it is."""
+    event_log = SpiedEventLog()
+    feed = Feed(event_log=event_log)
+    follower = Follower(store=store, feed=feed, event_log=event_log, hints=NoHints())
+    watch = Watch(store=store, feed=feed, follower=follower, event_log=event_log, clock=clock, heartbeat_seconds=0.01)
+    await add_thread(store, "thread_1")
+    made = run(state=state)
+    made.last_sequence = 3
+    await add_run(store, made)
+    with pytest.raises(NotFound):
+        await anext(watch.watch(OTHER, "run_1", 0))
+    assert (feed.find("run_1"), event_log.asked) == (None, [])
+    await anext(watch.watch(TENANT, "run_1", 0))
+    assert event_log.asked == ["run_1"]

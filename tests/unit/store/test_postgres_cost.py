@@ -11,6 +11,7 @@ from contract.samples import START, TENANT, add_run, add_thread, message, run, t
 from famulus_server.ports import Account, Transaction
 from famulus_server.store import queries
 from famulus_server.store.postgres import PostgresStore
+from postgres import EVERYBODY
 
 STATEMENTS = queries.load("postgres")
 END = 2**63 - 1
@@ -19,7 +20,7 @@ END = 2**63 - 1
 @pytest.fixture
 async def connection(empty_database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     """A look past the store, into its database."""
-    opened = await asyncpg.connect(empty_database)
+    opened = await asyncpg.connect(empty_database, server_settings=EVERYBODY)
     yield opened
     await opened.close()
 
@@ -108,6 +109,34 @@ async def test_look_into_a_long_queue_costs_as_much_as_into_a_short_one(
         for looked in long:
             # An index on more rows is deeper, and its rows are on more pages.
             assert looked[name] <= 2 * pages_of_short + 10, f"{name}: {short} {long}"
+
+
+ADD_HISTORY = """
+INSERT INTO runs (tenant, id, thread_id, assistant_id, state, active, create_time, attempt, version, body)
+SELECT 'tenant' || n % 50, n, n, 'a', 7, false, n, 0, 1, ''::bytea FROM generate_series(1, $1::int) AS n
+"""
+ADD_THREADS = """
+INSERT INTO threads (tenant, id, user_id, last_activity, next_sequence, version, body)
+SELECT 'tenant' || n % 50, n, '', n, 1, 1, ''::bytea FROM generate_series(1, $1::int) AS n
+"""
+LISTS: dict[str, tuple[object, ...]] = {
+    "threads_page": (0, END, "", 21),
+    "runs_page": (END, "", -1, 21),
+    "runs_page_of_assistant": (END, "", -1, 21, "a"),
+}
+
+
+async def test_page_costs_the_same_however_much_a_tenant_has(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    """A policy that the planner believed to hide most rows would have it sort all of a tenant's."""
+    for statement in (ADD_HISTORY, ADD_THREADS):
+        await connection.execute(statement, 20_000)
+    await connection.execute("ANALYZE; SET famulus.tenant = 'tenant1'")
+    for name, args in LISTS.items():
+        assert len(await connection.fetch(STATEMENTS[name], "tenant1", *args)) == 21
+        # Each row on a page of its own, with an index to it and to its run.
+        assert await touched(connection, STATEMENTS[name], "tenant1", *args) < 21 * 5, name
 
 
 async def test_one_statement_that_reads_makes_one_round_trip(replica: PostgresStore) -> None:

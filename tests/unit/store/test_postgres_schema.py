@@ -97,7 +97,7 @@ async def test_database_that_cannot_hold_every_text_is_refused(postgres_server: 
 
 
 async def test_wrong_password_is_told_and_never_shown(postgres_server: PostgresServer) -> None:
-    execute(postgres_server.url(), "CREATE ROLE locked LOGIN PASSWORD 'right'")
+    execute(postgres_server.url(user="postgres"), "CREATE ROLE locked LOGIN PASSWORD 'right'")
     with pytest.raises(StoreUnreachable, match='password authentication failed for user "locked"') as refused:
         await open_and_close(postgres_server.url(user="locked", password="wrong"))
     assert "wrong" not in str(refused.value)
