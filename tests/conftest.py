@@ -17,9 +17,20 @@ from postgres import empty_database, migrated_database, new_database, postgres_s
 __all__ = ["empty_database", "migrated_database", "new_database", "postgres_server", "postgres_url"]
 
 # The same examples every time, unless HYPOTHESIS_PROFILE=random asks for others; then failures are shrunk, too.
-_SHARED = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("repeatable", derandomize=True, phases=[Phase.explicit, Phase.generate], **_SHARED)
-settings.register_profile("random", derandomize=False, phases=[Phase.explicit, Phase.generate, Phase.shrink], **_SHARED)
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "random",
+    settings.get_profile("repeatable"),
+    derandomize=False,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
 settings.load_profile(_PROFILE)
 if _PROFILE == "repeatable":

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 KEY = "k"
 
@@ -42,22 +43,21 @@ class Field:
             setattr(at, field.name, value)
 
 
-def leaves(descriptor: Descriptor, way: tuple[FieldDescriptor, ...] = ()) -> Iterator[Field]:
+def leaves(kind: type[Message], way: tuple[FieldDescriptor, ...] = ()) -> Iterator[Field]:
     """All fields that are no messages, none of a message inside one of its own kind."""
-    for field in descriptor.fields:
-        inner = field.message_type
+    for field in kind.DESCRIPTOR.fields:
         if is_map(field):
             yield Field((*way, field))
             yield Field((*way, field), is_key=True)
-        elif inner is None:
+        elif field.message_type is None:
             yield Field((*way, field))
-        elif inner not in {outer.containing_type for outer in way} | {descriptor}:
-            yield from leaves(inner, (*way, field))
+        elif field.message_type not in {outer.containing_type for outer in (*way, field)}:
+            yield from leaves(GetMessageClass(field.message_type), (*way, field))
 
 
-def texts(descriptor: Descriptor) -> Iterator[Field]:
+def texts(kind: type[Message]) -> Iterator[Field]:
     """The fields that hold text."""
-    for field in leaves(descriptor):
+    for field in leaves(kind):
         last = field.way[-1]
         if last.type == FieldDescriptor.TYPE_STRING or is_map(last):
             yield field

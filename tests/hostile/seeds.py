@@ -14,7 +14,7 @@ from famulus.v1 import thread_service_pb2 as threads
 from famulus.v1 import usage_service_pb2 as usage
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.message_pb2 import MessagePart
-from famulus.v1.run_pb2 import Run
+from famulus.v1.run_pb2 import RatingVerdict, Run
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolChoiceMode, ToolOutput
@@ -94,7 +94,7 @@ def plant(stubs: Stubs) -> Seeds:
     )
     listed.page_token, messages.page_token = tokens
     rating = runs.RateRunRequest(run_id=ended.id)
-    rating.rating.verdict = 1
+    rating.rating.verdict = RatingVerdict.RATING_VERDICT_GOOD
     rating.rating.comment = "good"
     # What changes these must not make the next change a stale one.
     for changed in (assistant, thread, first, ended):

@@ -27,7 +27,7 @@ REQUESTS = {rpc.request.DESCRIPTOR for rpc in RPCS}
 
 def texts_of(rpc: Rpc) -> Iterator[Field]:
     """Its texts, but for those of another RPC's request inside it: they have their turn there."""
-    for field in texts(rpc.request.DESCRIPTOR):
+    for field in texts(rpc.request):
         if not any(inner.message_type in REQUESTS for inner in field.way):
             yield field
 

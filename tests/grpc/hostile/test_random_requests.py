@@ -1,7 +1,5 @@
 """Requests at random, over a socket: every answer is one of those that the documentation has."""
 
-from collections.abc import Sequence
-
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given, settings
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 from hostile.rpcs import RPCS, Rpc
 from hostile.strategies import Random, garbled
 from hostile.target import Target
-from serving import Refusal
 
 EXAMPLES = 20
 every_rpc = pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
@@ -32,7 +29,7 @@ def try_all(target: Target, rpc: Rpc, requests: st.SearchStrategy[bytes] | st.Se
 
 @every_rpc
 def test_random_requests(target: Target, rpc: Rpc) -> None:
-    try_all(target, rpc, random_on(target).messages(rpc.request.DESCRIPTOR))
+    try_all(target, rpc, random_on(target).messages(rpc.request))
 
 
 @every_rpc
