@@ -1,8 +1,8 @@
 """The fields of a message, those of messages inside it included, by reflection."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -43,9 +43,14 @@ class Field:
             setattr(at, field.name, value)
 
 
+def fields_of(kind: type[Message]) -> Sequence[FieldDescriptor]:
+    """The fields of a message itself. Of descriptors, the stubs know two kinds, which are one."""
+    return cast("Sequence[FieldDescriptor]", kind.DESCRIPTOR.fields)
+
+
 def leaves(kind: type[Message], way: tuple[FieldDescriptor, ...] = ()) -> Iterator[Field]:
     """All fields that are no messages, none of a message inside one of its own kind."""
-    for field in kind.DESCRIPTOR.fields:
+    for field in fields_of(kind):
         if is_map(field):
             yield Field((*way, field))
             yield Field((*way, field), is_key=True)
@@ -60,6 +65,15 @@ def texts(kind: type[Message]) -> Iterator[Field]:
     for field in leaves(kind):
         last = field.way[-1]
         if last.type == FieldDescriptor.TYPE_STRING or is_map(last):
+            yield field
+
+
+def numbers(kind: type[Message]) -> Iterator[Field]:
+    """The fields that hold a number, enums and switches included; all of ours are signed."""
+    for field in leaves(kind):
+        if field.way[-1].type not in {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES} and not is_map(
+            field.way[-1]
+        ):
             yield field
 
 

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
-from hostile.fields import is_map, leaves
+from hostile.fields import fields_of, is_map, leaves
 
 _MOST_ITEMS = 3
 _MOST_LEVELS = 5
@@ -32,7 +32,16 @@ _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+|null|true|false')
 _ODD_JSON = (
     *("", "null", "true", "-0", "1e400", "NaN", "-Infinity", "01", "1.", "9" * 20, "9" * 5_000, "2147483648", "-1"),
     *('"\\ud800"', '"\\udc00\\ud800"', '"\\u0000"', '"\\x"', '"', "'a'", '"a', "[", "{", "]", '{"a"', "\ufeff{}", "//"),
-    *("[" * 1_100, "[" * 600 + "]" * 600, '{"a":' * 200 + "1" + "}" * 200, '{"a": 1, "a": 2}', "[1,]", '"\t"', "{}", "[]"),
+    *(
+        "[" * 1_100,
+        "[" * 600 + "]" * 600,
+        '{"a":' * 200 + "1" + "}" * 200,
+        '{"a": 1, "a": 2}',
+        "[1,]",
+        '"\t"',
+        "{}",
+        "[]",
+    ),
 )
 _UNICODE = st.characters(exclude_categories=["Cs"])
 
@@ -68,11 +77,13 @@ class Random:
         return st.lists(change, min_size=1, max_size=_MOST_ITEMS).map(mutate)
 
     def _make(self, kind: type[Message], levels: int) -> st.SearchStrategy[Any]:
-        fields = [field for field in kind.DESCRIPTOR.fields if levels or field.message_type is None or is_map(field)]
+        fields = [field for field in fields_of(kind) if levels or field.message_type is None or is_map(field)]
         alone = {field.name: self._value(field, levels) for field in fields if field.containing_oneof is None}
         parts: list[st.SearchStrategy[Mapping[str, Any]]] = [st.fixed_dictionaries({}, optional=alone)]
         for oneof in kind.DESCRIPTOR.oneofs:
-            members = [field for field in oneof.fields if field in fields]
+            members = [
+                field for field in fields if field.containing_oneof and field.containing_oneof.name == oneof.name
+            ]
             chosen = [st.fixed_dictionaries({field.name: self._value(field, levels)}) for field in members]
             parts.append(st.just({}) | st.one_of(chosen))
         return st.tuples(*parts).map(lambda given: kind(**ChainMap(*map(dict, given))))

@@ -18,6 +18,7 @@ from famulus_server.embedded.upstream.prompt import Prompt
 from famulus_server.embedded.upstream.responses import ResponsesWire
 from famulus_server.embedded.upstream.script import Quirk, Scene, ToolCall
 from famulus_server.embedded.upstream.script import Usage as Tokens
+from famulus_server.embedded.upstream.wire import Wire
 from famulus_server.engine.turn import TurnRecorder, TurnResult
 from famulus_server.errors import ModelError
 from famulus_server.models.chat import ChatReader
@@ -30,7 +31,7 @@ Api = Literal["responses", "chat"]
 Outcome = tuple[list[RunEvent], TurnResult] | type[ModelError]
 
 FUNCTION = "look_up"
-_WIRES = {"responses": ResponsesWire(), "chat": ChatWire()}
+_WIRES: dict[Api, Wire] = {"responses": ResponsesWire(), "chat": ChatWire()}
 _PROMPT: Any = {"model": "m", "stream": True, "turns": [], "tools": [], "tool_choice": "auto", "max_tokens": None}
 _CITATION = {"type": "url_citation", "url": "https://example.com", "title": "t", "start_index": 0, "end_index": 2}
 _CALL = ToolCall(name=FUNCTION, arguments={"word": "tea \u2603 \U0001f375"})
@@ -65,9 +66,7 @@ class _Ids:
 def good_streams(api: Api) -> list[bytes]:
     """Whole streams, of servers that are odd at most."""
     prompt = Prompt(api=api, include_usage=True, include_encrypted=True, whole=True, **_PROMPT)
-    plays = [
-        render_stream(_WIRES[api], compose(scene, prompt), None, first=False, paced=False) for scene in _SCENES
-    ]
+    plays = [render_stream(_WIRES[api], compose(scene, prompt), None, first=False, paced=False) for scene in _SCENES]
     return [b"".join(play.chunks).replace(_NUMBER, b"1") for play in plays]
 
 

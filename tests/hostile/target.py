@@ -20,6 +20,11 @@ class Target:
     stubs: Stubs
     seeds: Seeds
 
+    @property
+    def assistant_id(self) -> str:
+        """An assistant with a function."""
+        return self.seeds.ids[0]
+
     def send(self, rpc: Rpc, request: bytes | Message) -> list[bytes] | Refusal:
         """See `hostile.rpcs.send`."""
         return send(self.channel, rpc, request if isinstance(request, bytes) else request.SerializeToString())

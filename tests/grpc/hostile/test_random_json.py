@@ -15,7 +15,7 @@ from hostile.rpcs import RPCS
 from hostile.seeds import FUNCTION, waiting_run
 from hostile.strategies import json_texts
 from hostile.target import Target
-from serving import said
+from serving import Refusal, said
 
 EXAMPLES = 40
 _CREATE = next(rpc for rpc in RPCS if rpc.name == "CreateRun")
@@ -25,24 +25,24 @@ def test_parameters_of_a_function_are_refused_or_reach_the_model(target: Target)
     @settings(max_examples=EXAMPLES)
     @given(json_texts())
     def check(text: str) -> None:
-        request = CreateRunRequest(model="scripted", additional_messages=[said("hello")])
+        request = CreateRunRequest(assistant_id=target.assistant_id, additional_messages=[said("hello")])
         request.new_thread.SetInParent()
         request.tools.tools.append(Tool(function=FunctionTool(name=FUNCTION, parameters_json=text)))
         request.response_format.json_schema.name = "n"
         request.response_format.json_schema.schema_json = "{}"
-        target.send(_CREATE, request)
+        answer = target.send(_CREATE, request)
+        if isinstance(answer, Refusal):
+            assert answer.fields == ["tools.tools[0].function.parameters_json"]
 
     check()
     target.check_health()
 
 
 def test_output_of_a_call_is_any_text_and_comes_back_as_it_was(target: Target) -> None:
-    assistant_id = target.seeds.ids[0]
-
     @settings(max_examples=EXAMPLES)
     @given(json_texts(), st.booleans())
     def check(text: str, is_error: bool) -> None:
-        run = waiting_run(target.stubs, assistant_id)
+        run = waiting_run(target.stubs, target.assistant_id)
         output = ToolOutput(call_id=run.required_action.tool_calls[0].id, output=text, is_error=is_error)
         target.stubs.runs.SubmitToolOutputs(SubmitToolOutputsRequest(run_id=run.id, tool_outputs=[output]))
         ended = target.stubs.runs.WaitRun(WaitRunRequest(run_id=run.id))

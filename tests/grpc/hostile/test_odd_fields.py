@@ -1,0 +1,115 @@
+"""Each field of each request holds what nobody expects there."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from hostile.fields import Field, numbers, texts
+from hostile.rpcs import RPCS, Rpc
+from hostile.target import Target
+from serving import Refusal
+
+ODD = (
+    "",
+    "%00",
+    "' or 1=1",
+    "../",
+    "*",
+    "{tag}",
+    "a\r\nb: c",
+    "\x01\x1b[2J\x7f\x85",
+    "\ufeff\u202e\u2028\uffff\U0010ffff",
+    "x" * 10_240,
+)
+MARK = "QZQZ"
+REQUESTS = {rpc.request.DESCRIPTOR for rpc in RPCS}
+
+
+def own(rpc: Rpc, fields: Iterable[Field]) -> Iterator[Field]:
+    """These fields, but for those of another RPC's request inside this one: they have their turn there."""
+    return (field for field in fields if not any(inner.message_type in REQUESTS for inner in field.way))
+
+
+def with_field(target: Target, rpc: Rpc, field: Field, value: Any) -> Message:
+    request = target.seeds.of(rpc)
+    field.put(request, value)
+    return request
+
+
+def odd_numbers(field: FieldDescriptor) -> Sequence[float]:
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return (True, False)
+    if field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
+        return (-1.0, -0.0, 1e308, math.inf, math.nan)
+    bits = 63 if field.cpp_type == FieldDescriptor.CPPTYPE_INT64 else 31
+    return (-1, 0, -(2**bits), 2**bits - 1)
+
+
+def test_requests_to_begin_with_are_accepted(target: Target) -> None:
+    """Else the others would not get far."""
+    refused = {
+        (rpc.name, answer.reason)
+        for rpc in RPCS
+        if rpc.name in target.seeds.requests and isinstance(answer := target.send(rpc, target.seeds.of(rpc)), Refusal)
+    }
+    assert refused == {
+        ("DeleteAssistant", "RESOURCE_NOT_FOUND"),
+        ("DeleteThread", "RESOURCE_NOT_FOUND"),
+        ("DeleteMessage", "RESOURCE_NOT_FOUND"),
+        ("SubmitToolOutputs", "UNKNOWN_TOOL_CALL"),
+    }
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_odd_text_in_any_field_is_taken_or_refused_as_documented(target: Target, rpc: Rpc) -> None:
+    for field in own(rpc, texts(rpc.request)):
+        for odd in ODD:
+            target.send(rpc, with_field(target, rpc, field, odd))
+    target.check_health()
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_nul_in_any_field_is_refused_by_its_name(target: Target, rpc: Rpc) -> None:
+    for field in own(rpc, texts(rpc.request)):
+        answer = target.send(rpc, with_field(target, rpc, field, "a\0b"))
+        assert isinstance(answer, Refusal), field.path
+        assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field.path])
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_megabyte_in_any_field_is_refused_or_never_looked_at(target: Target, rpc: Rpc) -> None:
+    for field in own(rpc, texts(rpc.request)):
+        target.send(rpc, with_field(target, rpc, field, "x" * 1_000_000))
+    target.check_health()
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_odd_number_in_any_field_is_taken_or_refused_as_documented(target: Target, rpc: Rpc) -> None:
+    for field in own(rpc, numbers(rpc.request)):
+        for odd in odd_numbers(field.way[-1]):
+            answer = target.send(rpc, with_field(target, rpc, field, odd))
+            if field.path == "page_size" and odd < 0:
+                assert isinstance(answer, Refusal)
+                assert answer.fields == ["page_size"]
+    target.check_health()
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_bytes_that_are_no_text_in_any_field_are_malformed(target: Target, rpc: Rpc) -> None:
+    for field in own(rpc, texts(rpc.request)):
+        data = with_field(target, rpc, field, MARK).SerializeToString()
+        answer = target.send(rpc, data.replace(MARK.encode(), b"\xc3\x28\xff\xed"))
+        assert isinstance(answer, Refusal), field.path
+        assert answer.reason == "MALFORMED_REQUEST"
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+def test_request_that_breaks_off_is_malformed(target: Target, rpc: Rpc) -> None:
+    answer = target.send(rpc, target.seeds.of(rpc).SerializeToString() + b"\x0a\x7fab")
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "MALFORMED_REQUEST"
