@@ -1,10 +1,11 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
-.PHONY: help run demo test lint generate generate-check chaos bench clean
+.PHONY: help run demo test lint generate generate-check chaos fuzz bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 RUNS ?= 1000
+FUZZ_SECONDS ?= 300
 BIN := .venv/bin
 STUBS := clients/python/src/famulus/v1
 STUBS_PLUGIN := clients/plugins/python_stubs.py
@@ -43,13 +44,16 @@ generate-check: .venv/installed .venv-stubs/installed ## fail when the stubs in 
 chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
 	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
 
+fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=60 makes it shorter (Linux, x86_64)
+	PYTHONPATH=tests .venv-fuzz/bin/python -m fuzz $(FUZZ_SECONDS)
+
 bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
 	PYTHONPATH=tests $(BIN)/python -m bench.stream
 	PYTHONPATH=tests $(BIN)/python -m bench.threads
 	PYTHONPATH=tests $(BIN)/python -m bench.limits
 
 clean: ## remove what the other targets installed and cached
-	rm -rf .venv .venv-stubs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv only reads the lock; pip installs, because it obeys the machine's settings (index, proxy, certificates).
@@ -69,4 +73,12 @@ clean: ## remove what the other targets installed and cached
 	$(BIN)/python -m venv .venv-stubs
 	$(BIN)/uv export --quiet --locked --script $(STUBS_PLUGIN) --output-file .venv-stubs/requirements.txt
 	.venv-stubs/bin/pip install --quiet --no-deps --require-hashes --requirement .venv-stubs/requirements.txt
+	touch $@
+
+# Apart, because it has no wheels for other machines.
+.venv-fuzz/installed: .venv/installed
+	$(BIN)/python -m venv .venv-fuzz
+	$(BIN)/uv export --quiet --locked --no-dev --group fuzz --no-emit-workspace --output-file .venv-fuzz/requirements.txt
+	.venv-fuzz/bin/pip install --quiet --no-deps --require-hashes --requirement .venv-fuzz/requirements.txt
+	.venv-fuzz/bin/pip install --quiet --no-deps --editable clients/python --editable .
 	touch $@
