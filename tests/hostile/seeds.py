@@ -134,6 +134,6 @@ def plant(stubs: Stubs) -> Seeds:
         rating,
         usage.QueryUsageRequest(user_id="u", assistant_id=assistant.id, model=SCRIPTED_MODEL),
     )
-    ids = (assistant.id, thread.id, second.id, waiting.id, waiting.thread_id, step.id, call_id, ended.id)
+    ids = (assistant.id, thread.id, second.id, waiting.id, step.id, call_id, ended.id)
     by_name = {type(request).__name__.removesuffix("Request"): request for request in requests}
     return Seeds(by_name, ids, tokens)

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_service_pb2 import ListRunsRequest
-from hostile.rpcs import Rpc, send
+from hostile.rpcs import RPCS, Rpc, send
 from hostile.seeds import Seeds
 from serving import Refusal, Stubs
 
@@ -28,6 +28,21 @@ class Target:
     def send(self, rpc: Rpc, request: bytes | Message) -> list[bytes] | Refusal:
         """See `hostile.rpcs.send`."""
         return send(self.channel, rpc, request if isinstance(request, bytes) else request.SerializeToString())
+
+    def check_seeds(self) -> None:
+        """The requests to begin with are accepted, or refused as late as they are meant to be: else those that are made
+        of them would not get far."""
+        refused = {}
+        for rpc in RPCS:
+            answer = self.send(rpc, self.seeds.of(rpc)) if rpc.name in self.seeds.requests else []
+            if isinstance(answer, Refusal):
+                refused[rpc.name] = answer.reason
+        assert refused == {
+            "DeleteAssistant": "RESOURCE_NOT_FOUND",
+            "DeleteThread": "RESOURCE_NOT_FOUND",
+            "DeleteMessage": "RESOURCE_NOT_FOUND",
+            "SubmitToolOutputs": "UNKNOWN_TOOL_CALL",
+        }
 
     def check_health(self) -> None:
         """The server works as ever, and no run failed through a fault of ours."""

@@ -17,7 +17,7 @@ from serving import ServerThread, settings_in
 _SCRIPT = Path(__file__).parents[1] / "script.toml"
 
 
-@pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])
+@pytest.fixture(scope="package", params=["SQLite", "PostgreSQL"])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     settings = settings_in(tmp_path_factory.mktemp("hostile"), script=_SCRIPT)
     # Streams that wait for nothing soon say so.

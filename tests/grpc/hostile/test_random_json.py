@@ -17,7 +17,7 @@ from hostile.strategies import json_texts
 from hostile.target import Target
 from serving import Refusal, said
 
-EXAMPLES = 40
+EXAMPLES = 20
 _CREATE = next(rpc for rpc in RPCS if rpc.name == "CreateRun")
 
 

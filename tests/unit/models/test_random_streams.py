@@ -10,7 +10,7 @@ from famulus_server.errors import ModelError, ModelProtocolError
 from hostile.strategies import garbled, with_odd_values
 from hostile.streams import Api, cut, good_streams, read
 
-EXAMPLES = 200
+EXAMPLES = 120
 both = pytest.mark.parametrize("api", get_args(Api))
 places = st.lists(st.integers(0, 2**16), max_size=12)
 
