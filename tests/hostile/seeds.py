@@ -96,6 +96,7 @@ def plant(stubs: Stubs) -> Seeds:
     rating = runs.RateRunRequest(run_id=ended.id)
     rating.rating.verdict = RatingVerdict.RATING_VERDICT_GOOD
     rating.rating.comment = "good"
+    assistant.response_format.json_schema.CopyFrom(creation.response_format.json_schema)
     # What changes these must not make the next change a stale one.
     for changed in (assistant, thread, first, ended):
         changed.ClearField("etag")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -64,10 +64,13 @@ class _Ids:
 
 
 def good_streams(api: Api) -> list[bytes]:
-    """Whole streams, of servers that are odd at most."""
+    """Whole streams, of servers that are odd at most, with each kind of line end."""
     prompt = Prompt(api=api, include_usage=True, include_encrypted=True, whole=True, **_PROMPT)
-    plays = [render_stream(_WIRES[api], compose(scene, prompt), None, first=False, paced=False) for scene in _SCENES]
-    return [b"".join(play.chunks).replace(_NUMBER, b"1") for play in plays]
+    streams = []
+    for scene, newline in zip(_SCENES, cycle([b"\n", b"\r\n", b"\r"])):
+        play = render_stream(_WIRES[api], compose(scene, prompt), None, first=False, paced=False)
+        streams.append(b"".join(play.chunks).replace(_NUMBER, b"1").replace(b"\n", newline))
+    return streams
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:

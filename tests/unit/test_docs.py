@@ -185,8 +185,8 @@ def test_example_of_the_environment_is_obeyed() -> None:
 
 def test_every_direct_dependency_has_a_reason() -> None:
     project = tomllib.loads(read(ROOT / "pyproject.toml"))
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    wanted += [one for group in project["project"]["optional-dependencies"].values() for one in group]
+    groups = [*project["dependency-groups"].values(), *project["project"]["optional-dependencies"].values()]
+    wanted = [*project["project"]["dependencies"], *(one for group in groups for one in group)]
     names = {re.split(r"[=<>\[ ]", one)[0] for one in wanted}
     explained = re.findall(r"^(?:- |\| )`([\w-]+)` (?:\(|\| )", read(DOCS / "adr/0006-dependencies.md"), re.MULTILINE)
     assert sorted(explained) == sorted(names)

@@ -8,6 +8,7 @@ from famulus_server.api.validation import schemas
 from famulus_server.api.validation.fields import Fields
 
 MOST_TOOLS = 128
+MOST_EXPLANATION = 16_384  # of a description that models read
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NAME_RULE = "must be 1 to 64 letters, digits, `_` and `-`"
 _MOST_FILES = 20
@@ -60,6 +61,7 @@ def _check_ids(fields: Fields, name: str, ids: Sequence[str], most: int) -> None
 def _check_function(fields: Fields, function: FunctionTool) -> None:
     if not NAME.fullmatch(function.name):
         fields.wrong("name", NAME_RULE)
+    fields.text("description", function.description, most=MOST_EXPLANATION)
     if function.parameters_json and (problem := schemas.problem(function.parameters_json)):
         fields.wrong("parameters_json", problem)
 
