@@ -92,6 +92,7 @@ ASSISTANT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"top_p": math.nan}, "top_p"),
     ({"reasoning_effort": 99}, "reasoning_effort"),
     ({"tools": [function(f"f{number}") for number in range(129)]}, "tools"),
+    ({"tools": [function(f"f{number}", description="d" * 16_000) for number in range(40)]}, "tools"),
     ({"tools": [function(), Tool()]}, "tools[1].tool"),
     ({"tools": [function(), function()]}, "tools[1].function.name"),
     ({"tools": [function("two words")]}, "tools[0].function.name"),

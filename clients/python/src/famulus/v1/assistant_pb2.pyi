@@ -136,7 +136,7 @@ class Assistant(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_tool_pb2.Tool]:
-        """Tools that the model may call. At most 128."""
+        """Tools that the model may call. At most 128, and 512 KiB in all."""
 
     @_builtins.property
     def tool_resources(self) -> _tool_pb2.ToolResources:
