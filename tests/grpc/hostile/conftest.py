@@ -17,7 +17,7 @@ from serving import ServerThread, settings_in
 _SCRIPT = Path(__file__).parents[1] / "script.toml"
 
 
-@pytest.fixture(scope="package", params=["SQLite", "PostgreSQL"])
+@pytest.fixture(scope="session", params=["SQLite", "PostgreSQL"])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     settings = settings_in(tmp_path_factory.mktemp("hostile"), script=_SCRIPT)
     # Streams that wait for nothing soon say so.
@@ -27,14 +27,20 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         server_url = request.getfixturevalue("postgres_url")
         url = create_database(server_url)
         settings = replace(settings, store=StoreSettings(url=url, pool=4))
+    thread = ServerThread(settings)
+    try:
+        with grpc.insecure_channel(thread.start().address) as channel:
+            stubs = stubs_on(channel)
+            yield Target(channel, stubs, plant(stubs))
+    finally:
+        thread.stop()
+        if url:
+            drop_database(server_url, url)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_complaints() -> Iterator[None]:
+    """What is refused, or broken by a caller, is no fault of the server's."""
     with heard_complaints() as complaints:
-        thread = ServerThread(settings)
-        try:
-            with grpc.insecure_channel(thread.start().address) as channel:
-                stubs = stubs_on(channel)
-                yield Target(channel, stubs, plant(stubs))
-        finally:
-            thread.stop()
-            if url:
-                drop_database(server_url, url)
+        yield
         assert not complaints
