@@ -59,6 +59,7 @@ _CALL_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 @dataclass(slots=True)
 class _Part:
     refusal: bool
+    position: int
     chunks: list[str] = field(default_factory=list)
     annotations: list[Annotation] = field(default_factory=list)
 
@@ -74,8 +75,8 @@ class _Writing:
     def part(self, index: int, *, refusal: bool) -> tuple[int, _Part]:
         part = self.parts.get(index)
         if part is None:
-            part = self.parts[index] = _Part(refusal)
-        return list(self.parts).index(index) if len(self.parts) > 1 else 0, part
+            part = self.parts[index] = _Part(refusal, len(self.parts))
+        return part.position, part
 
     def content(self) -> Message:
         message = Message()
