@@ -1,10 +1,11 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
-.PHONY: help run demo test lint audit sbom generate generate-check chaos bench clean
+.PHONY: help run demo test lint audit sbom generate generate-check chaos fuzz bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 RUNS ?= 1000
+FUZZ_SECONDS ?= 300
 BIN := .venv/bin
 STUBS := clients/python/src/famulus/v1
 STUBS_PLUGIN := clients/plugins/python_stubs.py
@@ -50,11 +51,14 @@ generate-check: .venv/installed .venv-stubs/installed ## fail when the stubs in 
 chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
 	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
 
+fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=60 makes it shorter (Linux, x86_64)
+	PYTHONPATH=tests .venv-fuzz/bin/python -m fuzz $(FUZZ_SECONDS)
+
 bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
 	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
 
 clean: ## remove what the other targets installed and cached
-	rm -rf .venv .venv-stubs .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv only reads the lock; pip installs, because it obeys the machine's settings (index, proxy, certificates).
@@ -69,11 +73,15 @@ clean: ## remove what the other targets installed and cached
 	$(BIN)/pip install --quiet --no-deps --editable clients/python --editable .
 	touch $@
 
-# The stub generator needs an older protobuf than the server, and what looks at the packages is none of them.
+# The stub generator needs an older protobuf than the server, what looks at the packages is none of them, and fuzzing has
+# no wheels for other machines.
 .venv-stubs/installed: EXPORTED := --script $(STUBS_PLUGIN)
 .venv-audit/installed: EXPORTED := --only-group audit
-.venv-stubs/installed .venv-audit/installed: .venv/installed $(STUBS_PLUGIN).lock
+.venv-fuzz/installed: EXPORTED := --no-dev --group fuzz --no-emit-workspace
+.venv-fuzz/installed: OURS := --editable clients/python --editable .
+.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock
 	$(BIN)/python -m venv $(@D)
 	$(BIN)/uv export --quiet --locked $(EXPORTED) --output-file $(@D)/requirements.txt
 	$(@D)/bin/pip install --quiet --no-deps --require-hashes --requirement $(@D)/requirements.txt
+	$(if $(OURS),$(@D)/bin/pip install --quiet --no-deps $(OURS))
 	touch $@

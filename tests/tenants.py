@@ -28,6 +28,8 @@ from famulus_server.config import SCRIPTED_MODEL
 from serving import Refusal, refusal, said
 
 HEADER = "x-test-tenant"
+# Fields that differ from call to call.
+VARYING = "state|last_sequence|attempt|sequence|etag|user_hmac|statement_json|signature"
 WEATHER = Tool(function=FunctionTool(name="get_weather", parameters_json='{"type": "object"}'))
 BY_ASSISTANT = [UsageDimension.USAGE_DIMENSION_ASSISTANT]
 
@@ -128,6 +130,7 @@ def furnish(client: Client) -> Belongings:
     had["call"] = answered(client, had["waiting"])[0].call_id
     other = CreateRunRequest(new_thread=Thread(), assistant_id=had["ensured"], additional_messages=[said("hello")])
     client.call("StreamRun", create=other)
+    had["receipt"] = client.call("DeleteUserData", user_id=f"former-{had['user']}").receipt.id
     for name, fields in lists(had).items():
         had[name] = client.call(name, page_size=1, **fields).next_page_token
     assert all(had.values())
@@ -177,17 +180,19 @@ def everything(client: Client, its: Belongings) -> list[ProtoMessage]:
 
 def masked(answer: ProtoMessage | Refusal, its: Belongings, own: Belongings) -> str:
     """An answer without what differs between two calls: what was asked for by name, what is the caller's, other ids,
-    times, how far a run is that was just made."""
+    times, how far a run is that was just made, what a receipt is signed with."""
     if isinstance(answer, Refusal):
         text = f"{answer.code} {answer.message} {answer.raw!r}"
     else:
         text = str(answer)
         text = re.sub(r"\w+_time \{[^}]*\}", "", text)
-        text = re.sub(r"(?m)^\s*(state|last_sequence|attempt|sequence|etag): .*\n", "", text)
+        text = re.sub(
+            r"(?m)^\s*(state|last_sequence|attempt|sequence|etag|user_hmac|statement_json|signature): .*\n", "", text
+        )
     for whose, had in (("its", its), ("own", own)):
         for name, value in had.items():
             text = text.replace(value, f"<{whose} {name}>")
-    return re.sub(r"\b(asst|thread|msg|run|step)_\w{26}\b", "<other>", text)
+    return re.sub(r"\b(asst|thread|msg|run|step|del)_\w{26}\b", "<other>", text)
 
 
 def naming_fields(message: Descriptor) -> Iterator[str]:
@@ -306,6 +311,9 @@ def requests(its: Belongings, own: Belongings) -> Mapping[str, Sequence[ProtoMes
         ],
         "DeleteAssistant": [{"assistant_id": its["assistant"]}, {"assistant_id": its["assistant"], "etag": "1"}],
         "DeleteThread": [thread, {**thread, "etag": "1"}],
+        "ExportUserData": [{"user_id": its["user"]}],
+        "GetDeletionReceipt": [{"receipt_id": its["receipt"]}],
+        "DeleteUserData": [{"user_id": its["user"]}, {"user_id": its["user"], **once}],
     }
     return {
         name: [GetMessageClass(METHODS[name].input_type)(**fields) for fields in listed]

@@ -2,20 +2,17 @@
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Never
+from typing import Any
 
 import grpc
 import pytest
-import structlog
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.internal.conjecture.providers import HypothesisProvider
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
-from structlog.typing import EventDict
 
+from complaints import heard_complaints
 from famulus.v1.assistant_service_pb2 import DeleteAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CancelRunRequest
@@ -121,43 +118,21 @@ class ContractMachine(AssistantRules, ThreadRules, RunRules):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    complaints: list[EventDict] = []
-
-    def complain(_: object, __: str, event: EventDict) -> Never:
-        complaints.append(event)
-        raise structlog.DropEvent
-
-    before = structlog.get_config()
-    structlog.configure(processors=[complain], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     upstream = UpstreamThread()
     server = ServerThread(server_settings(tmp_path_factory.mktemp("properties"), upstream.start()))
-    try:
-        with grpc.insecure_channel(server.start().address) as channel:
-            stubs = Stubs(AssistantServiceStub(channel), ThreadServiceStub(channel), RunServiceStub(channel))
-            yield Stage(stubs, upstream, complaints=complaints)
-    finally:
-        server.stop()
-        upstream.stop()
-        structlog.configure(**before)
+    with heard_complaints() as complaints:
+        try:
+            with grpc.insecure_channel(server.start().address) as channel:
+                stubs = Stubs(AssistantServiceStub(channel), ThreadServiceStub(channel), RunServiceStub(channel))
+                yield Stage(stubs, upstream, complaints=complaints)
+        finally:
+            server.stop()
+            upstream.stop()
 
 
 @pytest.fixture
-def profile(monkeypatch: pytest.MonkeyPatch) -> settings:
-    """The same examples every time, unless HYPOTHESIS_PROFILE=random asks for others; then failures are shrunk, too."""
-    at_random = os.environ.get("HYPOTHESIS_PROFILE") == "random"
-    if not at_random:
-        # It strews in constants from the code of all modules that happen to be imported: the examples would be
-        # others with each test that runs before, and with each change of the product.
-        monkeypatch.setattr(HypothesisProvider, "_maybe_draw_constant", lambda *_, **__: None)
-    return settings(
-        max_examples=EXAMPLES,
-        stateful_step_count=STEPS,
-        derandomize=not at_random,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink] if at_random else [Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+def profile() -> settings:
+    return settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
 
 
 @pytest.mark.timeout(600)

@@ -1,6 +1,8 @@
 """Lists of large items, read by a client with gRPC's own limit of 4 MiB."""
 
+from famulus.v1.run_service_pb2 import CreateRunRequest, ListRunsRequest, WaitRunRequest
 from famulus.v1.thread_service_pb2 import CreateMessageRequest, ListMessagesRequest, ListOrder
+from famulus.v1.tool_pb2 import FunctionTool, Tool
 from serving import Stubs, said
 
 
@@ -20,3 +22,15 @@ def test_messages_that_do_not_fit_into_one_answer_are_listed_over_several(stubs:
             pages += 1
         assert shown == sorted(range(1, 21), reverse=order == ListOrder.LIST_ORDER_DESCENDING)
         assert pages == 3
+
+
+def test_run_of_the_largest_assistant_there_is_can_be_read(stubs: Stubs) -> None:
+    tools = [Tool(function=FunctionTool(name=f"f{number}", description="d" * 16_300)) for number in range(32)]
+    assistant = stubs.new_assistant(tools=tools, instructions="\u2603" * 256_000)
+    create = CreateRunRequest(assistant_id=assistant.id, additional_instructions="\u2603" * 256_000)
+    create.additional_messages.append(said("\u2603" * 256_000))
+    create.new_thread.SetInParent()
+    run = stubs.runs.CreateRun(create).run
+    assert stubs.runs.WaitRun(WaitRunRequest(run_id=run.id)).run.id == run.id
+    listed = stubs.runs.ListRuns(ListRunsRequest(assistant_id=assistant.id)).runs
+    assert [one.id for one in listed] == [run.id]

@@ -45,7 +45,7 @@ from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.watch import Watch
 from famulus_server.ports import Cursor, RunFilter
 
-_MAX_MESSAGE_BYTES = 3 * 1024 * 1024  # of a WaitRunResponse: with the run they stay below gRPC's 4 MiB
+_MAX_RESPONSE_BYTES = 3 * 1024 * 1024  # of a WaitRunResponse: gRPC's clients accept 4 MiB, and a message may be 1 MiB
 
 
 class RunServicer(RunServiceServicer):
@@ -82,7 +82,7 @@ class RunServicer(RunServiceServicer):
         validation.check_one(request)
         async with self._drain.interrupting():
             run, messages = await self._runs.wait(current_tenant(), request.run_id)
-        newest = fitting(messages[::-1], _MAX_MESSAGE_BYTES)
+        newest = fitting(messages[::-1], _MAX_RESPONSE_BYTES - run.ByteSize())
         return WaitRunResponse(run=run, messages=newest[::-1])
 
     async def GetRun(self, request: GetRunRequest, _: object) -> GetRunResponse:

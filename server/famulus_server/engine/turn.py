@@ -3,6 +3,7 @@
 Nothing here is stored, and nothing here waits: the executor commits the result, or throws it away.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -52,11 +53,13 @@ from famulus_server.ports import (
 # What one turn may write, in characters: a message must fit a gRPC response, and memory must be bounded.
 _MAX_CHARACTERS = 1_000_000
 _MAX_CALLS_STORED = 1_024
+_CALL_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 
 @dataclass(slots=True)
 class _Part:
     refusal: bool
+    position: int
     chunks: list[str] = field(default_factory=list)
     annotations: list[Annotation] = field(default_factory=list)
 
@@ -72,8 +75,8 @@ class _Writing:
     def part(self, index: int, *, refusal: bool) -> tuple[int, _Part]:
         part = self.parts.get(index)
         if part is None:
-            part = self.parts[index] = _Part(refusal)
-        return list(self.parts).index(index) if len(self.parts) > 1 else 0, part
+            part = self.parts[index] = _Part(refusal, len(self.parts))
+        return part.position, part
 
     def content(self) -> Message:
         message = Message()
@@ -247,8 +250,9 @@ class TurnRecorder:
             if len(self._calling) >= _MAX_CALLS_STORED:
                 raise ModelProtocolError(f"more than {_MAX_CALLS_STORED} tool calls in a turn")
             call_id = event.call_id
-            # Some servers repeat ids, or give none: ours must be unique within the run.
-            if not call_id or len(call_id) > 128 or call_id in self._taken_call_ids:
+            # Some servers repeat ids, or give none: ours must be unique within the run, and such that callers can name
+            # them with the output.
+            if not _CALL_ID.fullmatch(call_id) or call_id in self._taken_call_ids:
                 call_id = self._ids.new("call")
             self._taken_call_ids.add(call_id)
             calling = self._calling[event.item] = _Calling(call_id, event.name)

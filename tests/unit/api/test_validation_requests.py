@@ -62,8 +62,12 @@ def wrong_fields(check: Check, request: Any) -> list[str]:
     return []
 
 
-def function(name: str = "weather", parameters_json: str = "{}") -> Tool:
-    return Tool(function=FunctionTool(name=name, parameters_json=parameters_json))
+def function(name: str = "weather", parameters_json: str = "{}", description: str = "") -> Tool:
+    return Tool(function=FunctionTool(name=name, parameters_json=parameters_json, description=description))
+
+
+def described(description: str) -> JsonSchemaFormat:
+    return JsonSchemaFormat(name="n", description=description, schema_json="{}")
 
 
 def said(text: str = "hello", **fields: Any) -> Message:
@@ -88,11 +92,13 @@ ASSISTANT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"top_p": math.nan}, "top_p"),
     ({"reasoning_effort": 99}, "reasoning_effort"),
     ({"tools": [function(f"f{number}") for number in range(129)]}, "tools"),
+    ({"tools": [function(f"f{number}", description="d" * 16_000) for number in range(40)]}, "tools"),
     ({"tools": [function(), Tool()]}, "tools[1].tool"),
     ({"tools": [function(), function()]}, "tools[1].function.name"),
     ({"tools": [function("two words")]}, "tools[0].function.name"),
     ({"tools": [function("f" * 65)]}, "tools[0].function.name"),
     ({"tools": [function(parameters_json="[]")]}, "tools[0].function.parameters_json"),
+    ({"tools": [function(description="d" * 16_385)]}, "tools[0].function.description"),
     ({"tools": [Tool(file_search=FileSearchTool(max_num_results=0))]}, "tools[0].file_search.max_num_results"),
     ({"tools": [Tool(file_search=FileSearchTool(score_threshold=2))]}, "tools[0].file_search.score_threshold"),
     (
@@ -110,6 +116,10 @@ ASSISTANT_FIELDS: list[tuple[dict[str, Any], str]] = [
     (
         {"response_format": ResponseFormat(json_schema=JsonSchemaFormat(name="n"))},
         "response_format.json_schema.schema_json",
+    ),
+    (
+        {"response_format": ResponseFormat(json_schema=described("d" * 16_385))},
+        "response_format.json_schema.description",
     ),
     (
         {"response_format": ResponseFormat(json_schema=JsonSchemaFormat(name="a b", schema_json="{}"))},

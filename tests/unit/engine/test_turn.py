@@ -132,7 +132,7 @@ def test_call_without_arguments_gets_an_empty_object() -> None:
     assert made.finish().open_calls[0].function.arguments_json == "{}"
 
 
-@pytest.mark.parametrize("bad", ["", "taken", "x" * 129])
+@pytest.mark.parametrize("bad", ["", "taken", "x" * 129, "a\nb", "\0", "\x85"])
 def test_call_id_that_cannot_be_used_is_replaced_in_call_and_item_alike(bad: str) -> None:
     taken = {"taken"}
     made = recorder(taken=taken)

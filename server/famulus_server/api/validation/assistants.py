@@ -13,7 +13,7 @@ from famulus.v1.assistant_service_pb2 import (
 from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus_server.api.validation import masks, schemas
 from famulus_server.api.validation.fields import Fields
-from famulus_server.api.validation.tools import NAME, NAME_RULE, check_tool_resources, check_tools
+from famulus_server.api.validation.tools import MOST_EXPLANATION, NAME, NAME_RULE, check_tool_resources, check_tools
 
 MOST_INSTRUCTIONS = 256_000
 MOST_NAME = 256
@@ -104,6 +104,7 @@ def _check_assistant(fields: Fields, assistant: Assistant, *, needs_model: bool)
 def _check_json_schema(fields: Fields, form: JsonSchemaFormat) -> None:
     if not NAME.fullmatch(form.name):
         fields.wrong("name", NAME_RULE)
+    fields.text("description", form.description, most=MOST_EXPLANATION)
     if not form.schema_json:
         fields.wrong("schema_json", "is required")
     elif problem := schemas.problem(form.schema_json):

@@ -8,6 +8,9 @@ from famulus_server.api.validation import schemas
 from famulus_server.api.validation.fields import Fields
 
 MOST_TOOLS = 128
+MOST_EXPLANATION = 16_384  # of a description that models read
+# Each run holds them, and answers and events hold runs: those must fit what gRPC's clients accept, 4 MiB.
+_MOST_BYTES = 512 * 1024
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NAME_RULE = "must be 1 to 64 letters, digits, `_` and `-`"
 _MOST_FILES = 20
@@ -18,6 +21,8 @@ def check_tools(fields: Fields, tools: Sequence[Tool]) -> None:
     """The field `tools` of an assistant or a run."""
     if not fields.few("tools", tools, MOST_TOOLS):
         return
+    if sum(tool.ByteSize() for tool in tools) > _MOST_BYTES:
+        fields.wrong("tools", f"must have at most {_MOST_BYTES:,} bytes in all")
     names: set[str] = set()
     for index, tool in enumerate(tools):
         at = fields.at("tools", index)
@@ -60,6 +65,7 @@ def _check_ids(fields: Fields, name: str, ids: Sequence[str], most: int) -> None
 def _check_function(fields: Fields, function: FunctionTool) -> None:
     if not NAME.fullmatch(function.name):
         fields.wrong("name", NAME_RULE)
+    fields.text("description", function.description, most=MOST_EXPLANATION)
     if function.parameters_json and (problem := schemas.problem(function.parameters_json)):
         fields.wrong("parameters_json", problem)
 

@@ -136,7 +136,7 @@ class Assistant(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_tool_pb2.Tool]:
-        """Tools that the model may call. At most 128."""
+        """Tools that the model may call. At most 128, and 512 KiB in all."""
 
     @_builtins.property
     def tool_resources(self) -> _tool_pb2.ToolResources:
@@ -270,7 +270,7 @@ class JsonSchemaFormat(_message.Message):
     name: _builtins.str
     """Name of the schema: letters, digits, `_` and `-`; at most 64 characters. Required."""
     description: _builtins.str
-    """What the answer is for; helps the model."""
+    """What the answer is for; helps the model. At most 16,384 characters."""
     schema_json: _builtins.str
     """The JSON Schema, as JSON text. Required."""
     strict: _builtins.bool

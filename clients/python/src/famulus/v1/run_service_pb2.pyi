@@ -262,7 +262,7 @@ class ToolOverride(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_tool_pb2.Tool]:
-        """The tools; none means none. At most 128."""
+        """The tools; none means none. At most 128, and 512 KiB in all."""
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ class FunctionTool(_message.Message):
     name: _builtins.str
     """Name: letters, digits, `_` and `-`; at most 64 characters; unique within the tools. Required."""
     description: _builtins.str
-    """What the function does and when to call it."""
+    """What the function does and when to call it; at most 16,384 characters."""
     parameters_json: _builtins.str
     """JSON Schema of the arguments, as JSON text of an object. Empty: no arguments."""
     strict: _builtins.bool
