@@ -10,7 +10,7 @@ from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus_server.identity.settings import AuthSettings
-from famulus_server.wiring import RunningServer
+from famulus_server.wiring.server import RunningServer
 from serving import ServerThread, Stubs
 
 

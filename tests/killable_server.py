@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from famulus_server.embedded.upstream import ScriptedUpstream
-from famulus_server.wiring import open_server
+from famulus_server.wiring.server import open_server
 from run_stage import Stage, stage_on, stage_settings
 
 # The shortest that there is: a test has to wait for it.

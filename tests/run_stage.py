@@ -47,7 +47,7 @@ from famulus_server.config import (
 from famulus_server.embedded.upstream import ReceivedRequest, Scene, Script, ScriptedUpstream
 from famulus_server.engine.policy import Policy
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
-from famulus_server.wiring import open_server
+from famulus_server.wiring.server import open_server
 from serving import Refusal, refusal, said
 from validator import validate_final, validate_stream
 

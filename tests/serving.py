@@ -22,7 +22,7 @@ from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import CreateThreadRequest
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus_server.config import SCRIPTED_MODEL, EmbeddedSettings, ServerSettings, Settings
-from famulus_server.wiring import RunningServer, open_server
+from famulus_server.wiring.server import RunningServer, open_server
 
 
 def settings_in(folder: Path, *, script: Path | None = None) -> Settings:

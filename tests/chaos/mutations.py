@@ -122,7 +122,7 @@ MUTATIONS: Mapping[str, Mutation] = {
 
 def _replace(module: str, name: str, by: Any) -> None:
     """Replaces a function wherever the server has imported it."""
-    importlib.import_module("famulus_server.wiring")
+    importlib.import_module("famulus_server.wiring.server")
     original = getattr(sys.modules[module], name)
     for other in list(sys.modules.values()):
         if other.__name__.startswith("famulus_server") and getattr(other, name, None) is original:

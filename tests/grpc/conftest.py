@@ -13,7 +13,7 @@ import pytest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
-from famulus_server.wiring import RunningServer
+from famulus_server.wiring.server import RunningServer
 from serving import ServerThread, Stubs, settings_in
 
 _SCRIPT = Path(__file__).with_name("script.toml")

@@ -18,11 +18,11 @@ from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, StreamRunRequest, WaitRunRequest, WatchRunRequest
 from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_pb2 import Thread
-from famulus_server import wiring
 from famulus_server.api.addresses import ListenError
 from famulus_server.config import Settings
 from famulus_server.coordination.patience import Patience
-from famulus_server.wiring import open_server
+from famulus_server.wiring import server as wiring
+from famulus_server.wiring.server import open_server
 from serving import refusal, said, settings_in
 
 SCRIPT = Path(__file__).with_name("script.toml")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from famulus_server.embedded.upstream import ScriptedUpstream
-from famulus_server.wiring import open_server
+from famulus_server.wiring.server import open_server
 from replicas.crash_points import CrashPoint, arm
 from run_stage import Stage, stage_on, stage_settings
 
 _FORKS = multiprocessing.get_context("forkserver")
 # What the server imports when it first asks a model included.
-_FORKS.set_forkserver_preload(["famulus_server.wiring", "openai.resources.responses", "openai.resources.chat"])
+_FORKS.set_forkserver_preload(["famulus_server.wiring.server", "openai.resources.responses", "openai.resources.chat"])
 
 
 @asynccontextmanager

@@ -17,10 +17,10 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import ListRunsRequest
-from famulus_server import wiring
 from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, ToolCall
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.store.postgres import PostgresStore
+from famulus_server.wiring import stores
 from postgres import PostgresServer
 from replicas.conftest import OpenReplica
 from run_stage import TOOLS, Stage, open_stage, refused, stage_settings
@@ -181,7 +181,7 @@ async def test_restarted_database_costs_careful_callers_nothing(
 async def test_frozen_database_is_waited_for_by_runs_and_not_by_callers(
     open_replica: OpenReplica, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "PostgresStore", partial(PostgresStore, timeout=1.0))
+    monkeypatch.setattr(stores, "PostgresStore", partial(PostgresStore, timeout=1.0))
     async with open_replica() as here, open_replica() as there:
         pair = here, there
         here.play(CALLING, ANSWERING, Scene(text="fine"))

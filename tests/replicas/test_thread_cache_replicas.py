@@ -15,10 +15,10 @@ from famulus.v1.thread_service_pb2 import (
     ForkThreadRequest,
     UpdateMessageRequest,
 )
-from famulus_server import wiring
 from famulus_server.coordination import patience
 from famulus_server.coordination.thread_cache import RedisThreadCache
 from famulus_server.embedded.upstream import Match, Scene, ToolCall
+from famulus_server.wiring import server as wiring
 from replicas.conftest import OpenReplica
 from replicas.redis_faults import FAULTS, Valkey
 from run_stage import TOOLS, Stage

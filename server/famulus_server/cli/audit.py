@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +16,6 @@ from famulus_server.cli.console import note
 from famulus_server.cli.options import data_dir_option
 
 if TYPE_CHECKING:
-    from famulus_server.config import Settings
     from famulus_server.engine.audit_chain import Head
     from famulus_server.ports import AuditRow, Store
 
@@ -169,31 +167,15 @@ async def _pseudonym(store: Store, tenant: str, user: str) -> str:
 
 
 def _with_store(configuration: Configuration, data_dir: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+    from famulus_server.wiring.stores import open_store  # here, because it loads SQL drivers
+
     settings = configuration.load({"server": {"data_dir": data_dir}})
+    if not settings.store.url and not settings.database.exists():
+        raise click.FileError(str(settings.database), "there is no database")
 
     async def run() -> T:
-        async with _store(settings) as store:
+        # Nothing of the log is sealed.
+        async with open_store(settings, progress=note, with_keys=False) as store:
             return await work(store)
 
     return asyncio.run(run())
-
-
-@contextlib.asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[Store]:
-    # Here, because it loads an SQL driver.
-    from famulus_server.engine.clock import SystemClock
-    from famulus_server.store.postgres import PostgresStore
-    from famulus_server.store.sqlite import SqliteStore
-
-    store: PostgresStore | SqliteStore
-    if settings.store.url:
-        store = PostgresStore(url=settings.store.url, pool=1)
-    elif settings.database.exists():
-        store = SqliteStore(path=settings.database, clock=SystemClock())
-    else:
-        raise click.FileError(str(settings.database), "there is no database")
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()

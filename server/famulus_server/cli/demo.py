@@ -23,7 +23,7 @@ from famulus_server.cli.signals import Stopped
 if TYPE_CHECKING:
     from famulus_server.cli.findings import Findings
     from famulus_server.config import Settings
-    from famulus_server.wiring import RunningServer
+    from famulus_server.wiring.server import RunningServer
 
 _PATIENCE_SECONDS = 120.0
 _INTERRUPTED = 130

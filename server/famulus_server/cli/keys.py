@@ -81,7 +81,7 @@ def _settings(configuration: Configuration, data_dir: str | None) -> Settings:
 
 
 async def _list(settings: Settings) -> None:
-    from famulus_server.wiring import open_store  # here, because it imports everything
+    from famulus_server.wiring.stores import open_store  # here, because it imports everything
 
     async with open_store(settings, progress=note) as store:
         wrappings = await store.read(lambda tx: tx.keys.wrappings())
@@ -96,7 +96,7 @@ async def _list(settings: Settings) -> None:
 
 async def _rewrap(settings: Settings) -> None:
     from famulus_server.engine.key_rotation import rewrap
-    from famulus_server.wiring import open_store
+    from famulus_server.wiring.stores import open_store
 
     async with open_store(settings, progress=note) as store:
         done = await rewrap(store, progress=note)
@@ -105,7 +105,7 @@ async def _rewrap(settings: Settings) -> None:
 
 async def _renew(settings: Settings) -> None:
     from famulus_server.engine.key_rotation import GRACE_SECONDS, renew
-    from famulus_server.wiring import open_store
+    from famulus_server.wiring.stores import open_store
 
     # Whoever has a file open is alone with it.
     grace = GRACE_SECONDS if settings.store.url else 0.0

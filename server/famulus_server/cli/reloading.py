@@ -10,7 +10,7 @@ import structlog
 from famulus_server.cli.configuration import Changes, Configuration
 from famulus_server.config import ConfigError, Settings, check_models
 from famulus_server.engine.policy import Policy
-from famulus_server.wiring import RunningServer
+from famulus_server.wiring.server import RunningServer
 
 _log = structlog.get_logger(__name__)
 # Where the parts of a policy stand in the file.

@@ -11,7 +11,7 @@ from famulus_server.cli.signals import StopSignals
 
 if TYPE_CHECKING:
     from famulus_server.config import Settings
-    from famulus_server.wiring import RunningServer
+    from famulus_server.wiring.server import RunningServer
 
 
 @contextlib.asynccontextmanager
@@ -20,7 +20,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[RunningServer, Stop
 
     Raises what `open_server` does.
     """
-    from famulus_server.wiring import open_server  # here, because it imports everything
+    from famulus_server.wiring.server import open_server  # here, because it imports everything
 
     with StopSignals() as signals:
         async with contextlib.AsyncExitStack() as stack:

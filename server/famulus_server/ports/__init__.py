@@ -73,29 +73,31 @@ from famulus_server.ports.model import (
     TurnEnded,
     TurnOutcome,
 )
-from famulus_server.ports.store import (
+from famulus_server.ports.records import (
     Account,
-    Assistants,
     Backlog,
     Claimed,
     Cursor,
     Lease,
-    Messages,
     Queue,
-    RequestIds,
     RequestKey,
     RunFilter,
+    ThreadFilter,
+    Turn,
+    UsageGroup,
+    UsageQuery,
+)
+from famulus_server.ports.store import (
+    Assistants,
+    Messages,
+    RequestIds,
     Runs,
     Secrets,
     Steps,
     Store,
-    ThreadFilter,
     Threads,
     Transaction,
-    Turn,
     Turns,
-    UsageGroup,
-    UsageQuery,
     Usages,
 )
 from famulus_server.ports.thread_cache import (

@@ -13,10 +13,10 @@ from contract.limiter_stage import until
 from famulus.v1.run_pb2 import RunErrorCode, RunState
 from famulus.v1.run_service_pb2 import BusyPolicy, ListRunsRequest
 from famulus.v1.thread_service_pb2 import DeleteThreadRequest
-from famulus_server import wiring
 from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, Usage
 from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Policy, Quota, Route, Tier, Variant
+from famulus_server.wiring import server as wiring
 from run_stage import Stage, open_stage, refused, stage_settings
 from serving import Refusal
 

@@ -9,7 +9,7 @@ from famulus_server.cli.configuration import Changes, Configuration
 from famulus_server.cli.reloading import Reloading
 from famulus_server.engine.policy import Policies, Policy
 from famulus_server.identity.settings import AuthSettings
-from famulus_server.wiring import RunningServer
+from famulus_server.wiring.server import RunningServer
 
 MODEL = "[[models]]\nname = '{name}'\nbackend = 'chat'\nbase_url = 'http://127.0.0.1'\n"
 
