@@ -195,10 +195,11 @@ class Stage:
         seen: list[RunEvent] = []
         call = self.runs.WatchRun(WatchRunRequest(run_id=run_id, after_sequence=after))
         async for response in call:
-            seen += response.events
-            if any(map(wanted, response.events)):
-                call.cancel()
-                return seen
+            for event in response.events:
+                seen.append(event)
+                if wanted(event):
+                    call.cancel()
+                    return seen
         raise AssertionError("the run ended before")
 
     async def messages(self, thread_id: str, run_id: str = "") -> list[Message]:
