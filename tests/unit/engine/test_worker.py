@@ -421,10 +421,18 @@ async def test_run_that_cannot_be_read_keeps_no_other_from_expiring(
         await park(store, name, SystemClock().now() + timedelta(hours=1))
     with closing(sqlite3.connect(tmp_path / "famulus.db")) as tool, tool:
         tool.execute("UPDATE runs SET body = x'0001' WHERE id = 'damaged'")
+    expired, plain_write = asyncio.Event(), store.write
+
+    async def noting(unit: Any) -> Any:
+        result = await plain_write(unit)
+        if isinstance(result, Settled):
+            expired.set()
+        return result
+
+    monkeypatch.setattr(store, "write", noting)
     made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)))
-    async with asyncio.timeout(5.0):
-        while (await store.read(lambda tx: tx.threads.get(TENANT, "thread_readable"))).active_run_id:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(expired.wait(), 5.0)
+    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_readable"))).active_run_id == ""
     assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_damaged"))).active_run_id == "damaged"
     await made.close(grace=1.0)
 
