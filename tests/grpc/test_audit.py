@@ -39,7 +39,7 @@ from famulus_server.embedded.upstream import Scene, ScriptedUpstream
 from famulus_server.engine.audit import AuditTrail
 from famulus_server.engine.clock import SystemClock, TimeOrderedIds
 from famulus_server.engine.pseudonyms import Pseudonyms
-from famulus_server.errors import PermissionDenied, Unauthenticated
+from famulus_server.errors import FamulusError, PermissionDenied, Unauthenticated, Unavailable
 from famulus_server.store.sqlite import SqliteStore
 from run_stage import Stage, open_stage, stage_settings
 from serving import refusal
@@ -178,6 +178,7 @@ class Nobody:
 
     def __init__(self) -> None:
         self.caller: Caller | None = None
+        self.unknown: FamulusError = Unauthenticated(reasons.ERROR_REASON_UNAUTHENTICATED, "who are you?")
         self.late = False
 
     @asynccontextmanager
@@ -187,7 +188,7 @@ class Nobody:
             yield
             raise Unauthenticated(reasons.ERROR_REASON_CREDENTIALS_EXPIRED, "you were here too long")
         if self.caller is None:
-            raise Unauthenticated(reasons.ERROR_REASON_UNAUTHENTICATED, "who are you?")
+            raise self.unknown
         raise PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "you may not")
 
 
@@ -247,6 +248,20 @@ async def test_whoever_is_refused_for_who_he_is_is_noted_also_where_he_only_read
     stranger, known = (json.loads(row.body) for row in rows)
     assert (stranger["tenant"], stranger["actor"], stranger["code"]) == ("", "", "UNAUTHENTICATED")
     assert (known["tenant"], known["actor"], known["reason"]) == ("acme", "billing", "PERMISSION_DENIED")
+
+
+async def test_strangers_fill_no_log_however_their_calls_end(store: SqliteStore) -> None:
+    await store.open()
+    trail = trail_on(store, 1_000)
+    trail.open()
+    async with refusing(trail) as (stub, layer):
+        layer.unknown = Unavailable(reasons.ERROR_REASON_SERVER_OVERLOADED, "your issuer's keys are not here")
+        for _ in range(120):
+            assert await code_of(stub.CreateRun(CreateRunRequest())) == ("UNAVAILABLE", "SERVER_OVERLOADED")
+    await trail.close()
+    rows = await store.read(lambda tx: tx.audit.page(after=0, limit=200))
+    assert len(rows) == 101
+    assert sum(json.loads(row.body)["left_out"] for row in rows) == 20
 
 
 async def test_stream_is_noted_when_it_begins_and_again_where_its_caller_is_turned_away(store: SqliteStore) -> None:

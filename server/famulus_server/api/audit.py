@@ -19,8 +19,7 @@ from famulus_server.ports import AuditEntry, Clock, Ids
 
 _PACKAGE = "/famulus.v1."
 _READS = ("Get", "List", "Watch", "Wait", "Query")
-_UNKNOWN_CALLER = grpc.StatusCode.UNAUTHENTICATED.name
-_REFUSALS = (_UNKNOWN_CALLER, grpc.StatusCode.PERMISSION_DENIED.name)
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED.name, grpc.StatusCode.PERMISSION_DENIED.name)
 # A caller may send anything as an id.
 _MOST_CHARACTERS = 256
 # Requests hold resources, and StreamRunRequest a request that does.
@@ -96,7 +95,8 @@ class Audit:
             peer=call.context.peer(),
             request_id=call.request_id,
         )
-        if caller is None and code == _UNKNOWN_CALLER:
+        # However it ended: who gives up before he is asked who he is must not fill the log, either.
+        if caller is None:
             self._trail.note_stranger(entry)
         else:
             self._trail.note(entry, must=changes)

@@ -69,10 +69,11 @@ class ServerCertificates:
             check_roots(roots)
         return grpc.ssl_server_certificate_configuration([(key, chain)], roots)
 
-    def _states(self) -> list[tuple[int, int, int]]:
+    def _states(self) -> list[tuple[int, int, int, int]]:
         files = (self._chain, self._key, self._client_ca)
         found = [os.stat(file) for file in files if file is not None]  # noqa: PTH116 - of each file one call
-        return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
+        # The last one is also that of their permissions: what could not be read may become readable.
+        return [(one.st_mtime_ns, one.st_size, one.st_ino, one.st_ctime_ns) for one in found]
 
 
 def check_pair(chain: bytes, key: bytes) -> None:

@@ -37,6 +37,7 @@ def _issuer(issuer: IssuerSettings) -> Iterator[str]:
     yield (
         f"{_INDENT}claims: tenant in {issuer.tenant_claim}, name in {issuer.name_claim}, roles in {issuer.roles_claim}"
     )
+    yield f"{_INDENT}speaks for {', '.join(issuer.tenants) or 'any tenant'}"
 
 
 def find_warnings_of_callers(settings: Settings) -> Iterator[str]:
@@ -48,6 +49,10 @@ def find_warnings_of_callers(settings: Settings) -> Iterator[str]:
         yield "[auth] plaintext: means nothing with TLS"
     if tls.client_ca_file and not auth.configured:
         yield "[tls] client_ca_file: all clients with a certificate are one caller, because [auth] has no rule for them"
+    if len(auth.issuers) > 1:
+        for issuer in auth.issuers:
+            if not issuer.tenants:
+                yield f"[auth] issuers: {issuer.issuer} may speak for any tenant, also for those of other issuers"
     ones: tuple[KeySettings | CertificateSettings, ...] = (*auth.keys, *auth.certificates)
     for one in ones:
         if not one.roles:

@@ -33,13 +33,16 @@ class Configuration:
             settings = msgspec.structs.replace(settings, **{section: changed})
         return settings
 
-    def load_to_serve(self, changes: Changes) -> Settings:
-        """The same, for a server: all that can be is checked before anything starts. Raises ConfigError."""
+    def load_to_serve(self, changes: Changes, *, guarded: bool = False) -> Settings:
+        """The same, for a server: all that can be is checked before anything starts. One that is `guarded` listens
+        already, and goes on to ask who calls: whatever is said of that now. Raises ConfigError."""
         from famulus_server.api.addresses import ListenError, check_reachable
         from famulus_server.config import ConfigError, check
 
         settings = self.load(changes)
         check(settings, source=str(self.file or "settings"))
+        if guarded:
+            return settings
         try:
             check_reachable(
                 settings.server.listen,

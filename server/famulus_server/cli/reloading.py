@@ -40,7 +40,9 @@ class Reloading:
             _log.warning("settings not reloaded", reason="the server was started without a file")
             return
         try:
-            settings = self._configuration.load_to_serve(self._changes)
+            # Not that it may listen: where the last caller is taken out of the file, he must not stay for that.
+            guarded = self._server.admit is not None
+            settings = self._configuration.load_to_serve(self._changes, guarded=guarded)
         except ConfigError as error:
             _log.error("settings not reloaded", reason=str(error))
             return

@@ -3,14 +3,18 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import structlog
+
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine.aftermath import Aftermath, Removed, remove
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.policy import Policies, Retention
-from famulus_server.errors import NotFound
+from famulus_server.errors import NotFound, Unavailable
 from famulus_server.ports import Clock, Lifetimes, Store, Transaction
 
 _BATCH = 100
+
+_log = structlog.get_logger(__name__)
 
 
 def lifetimes(retention: Retention) -> Lifetimes:
@@ -95,7 +99,12 @@ class Sweeper:
         found = await self._store.read(lambda tx: tx.threads.outlived(tenant, rules, now, limit=_BATCH))
         gone = 0
         for thread_id in found:
-            gone += await self._sweep_one(tenant, thread_id, rules, now)
+            try:
+                gone += await self._sweep_one(tenant, thread_id, rules, now)
+            except Unavailable:
+                raise
+            except Exception:  # noqa: BLE001 - one that cannot be read must not keep all others for ever
+                _log.exception("thread not swept", tenant=tenant, thread_id=thread_id)
         self.threads += gone
         return gone > 0 and len(found) == _BATCH
 

@@ -291,7 +291,12 @@ class Worker:
     async def _sweep(self) -> None:
         due = await self._store.read(lambda tx: tx.runs.due(self._clock.now(), limit=_SWEEP_BATCH))
         for tenant, run_id in due:
-            await self._expire(tenant, run_id)
+            try:
+                await self._expire(tenant, run_id)
+            except Unavailable:
+                raise
+            except Exception:  # noqa: BLE001 - one that cannot be read must not keep all behind it for ever
+                _log.exception("run not expired", run_id=run_id)
 
     async def _expire(self, tenant: str, run_id: str) -> None:
         now = self._clock.now()

@@ -192,7 +192,8 @@ def _state_of(path: Path) -> tuple[int, ...] | None:
         found = os.stat(path)  # noqa: PTH116 - as few words
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    # The last one is also that of its permissions: a file that could not be read may become readable.
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
 
 
 async def _download(url: str) -> bytes:

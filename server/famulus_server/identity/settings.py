@@ -29,6 +29,7 @@ class IssuerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     jwks_url: str = ""
     jwks_file: str = ""
     algorithms: Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    tenants: tuple[Tenant, ...] = ()  # whom it may speak for; empty: anybody
     tenant_claim: Text = "tenant"
     name_claim: Text = "sub"
     roles_claim: Text = "roles"

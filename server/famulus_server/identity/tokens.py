@@ -125,6 +125,8 @@ class Tokens:
         tenant, name = claims.get(issuer.tenant_claim), claims.get(issuer.name_claim)
         if not isinstance(tenant, str) or not _TENANT.search(tenant):
             raise Rejected("the claim of the tenant is missing or wrong")
+        if issuer.tenants and tenant not in issuer.tenants:
+            raise Rejected("the issuer does not speak for this tenant")
         if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME_CHARACTERS or not name.isprintable():
             raise Rejected("the claim of the name is missing or wrong")
         roles = claims.get(issuer.roles_claim, [])

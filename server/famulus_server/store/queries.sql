@@ -887,6 +887,7 @@ SELECT tenant, scope_id, id, kek_id, wrapped FROM data_keys WHERE kek_id < $1 OR
 
 -- name: data_keys_rewrap
 -- Stores a key as it is wrapped anew, where it is still wrapped as it was.
+-- across tenants: the keys of one pass are of several, and each row names its own.
 UPDATE data_keys SET kek_id = $4, wrapped = $5 WHERE tenant = $1 AND id = $2 AND kek_id = $3;
 
 -- name: data_keys_retire

@@ -159,10 +159,15 @@ class _Writer:
 
     def _checkpoint(self) -> None:
         try:
-            self.session.command("PRAGMA wal_checkpoint(TRUNCATE)")
+            told = self.session.command("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             # The units before it are stored all the same.
             _log.warning("the log cannot be emptied", exc_info=error)
+        else:
+            if told is not None and told[0]:
+                _log.warning(
+                    "the log cannot be emptied: somebody else reads the file, and what was deleted is still there"
+                )
 
     def _attempt(self, unit: Unit) -> Outcome:
         self.session.command("SAVEPOINT unit")

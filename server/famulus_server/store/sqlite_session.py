@@ -61,9 +61,10 @@ class SqliteSession:
         for row in rows:
             self._execute(self._queries[name], _bound(row))
 
-    def command(self, statement: str) -> None:
-        """Runs BEGIN, COMMIT and their kin."""
-        self._execute(statement, {})
+    def command(self, statement: str) -> Row | None:
+        """Runs BEGIN, COMMIT and their kin; returns what they say of themselves, if they do."""
+        told: Row | None = self._execute(statement, {}).fetchone()
+        return told
 
     @property
     def in_transaction(self) -> bool:

@@ -15,8 +15,8 @@ _SHAPES: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(pattern), rf"\1{REDACTED}")
     for pattern in (
         r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)",
-        # Up to the last @: a password may have any character.
-        r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)\S*(?=@)",
+        # Up to the last @: a password may have any character. Bounded, as a text may have many beginnings and no end.
+        r"(?i)(://[^\s:/@]{0,256}:)\S{0,2048}(?=@)",
         r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{6,}",
         r"(?<![\w-])((?:sk-|fam_))[\w-]{6,}",
         r"\b(eyJ)[\w-]{6,}\.[\w-]+\.[\w-]*",

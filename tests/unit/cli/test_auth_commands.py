@@ -94,6 +94,7 @@ def test_callers_are_explained_with_what_they_may_do(tmp_path: Path) -> None:
         "Everybody may ask which methods there are.",
         "Tokens of https://issuer.example for famulus, signed with RS256; keys: https://issuer.example/keys",
         "    claims: tenant in tenant, name in sub, roles in roles",
+        "    speaks for any tenant",
         "ci, by a static key: tenant acme, roles writer, privacy",
         "agent, by a certificate for spiffe://example.org/ns/acme/*: tenant acme, role reader",
     ]
@@ -111,6 +112,15 @@ def test_what_is_perhaps_not_meant_is_warned_of(tmp_path: Path) -> None:
     assert topic(check(text, tmp_path), "Warnings")[1:] == [
         "[auth] plaintext: means nothing with TLS",
         "[auth] ci: has no role, and may do nothing",
+    ]
+
+
+def test_one_of_several_issuers_that_may_speak_for_all_tenants_is_warned_of(tmp_path: Path) -> None:
+    theirs = ISSUER.replace("issuer.example", "globex.example")
+    shown = check(f"{ISSUER}\n{theirs}\ntenants = ['globex']\n", tmp_path)
+    assert "    speaks for globex" in topic(shown, "Callers")
+    assert topic(shown, "Warnings") == [
+        "[auth] issuers: https://issuer.example may speak for any tenant, also for those of other issuers"
     ]
 
 

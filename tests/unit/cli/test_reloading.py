@@ -152,6 +152,17 @@ def test_without_any_callers_left_nobody_is_let_in(tmp_path: Path) -> None:
     assert stage.admitted == [AuthSettings()]
 
 
+def test_last_key_can_be_taken_back_from_a_server_that_others_reach(tmp_path: Path) -> None:
+    # It could not be started so.
+    reachable = "[server]\nlisten = '0.0.0.0:1'\n[auth]\nplaintext = true\n"
+    stage = Stage(tmp_path, reachable + ONE)
+    assert stage.reload(reachable) == [reloaded(stage, "auth.keys")]
+    assert stage.admitted == [AuthSettings(plaintext=True)]
+    stage.reload(reachable + ONE)
+    assert reloaded(stage, "auth.keys") in stage.reload("[server]\nlisten = '0.0.0.0:1'\n")
+    assert stage.admitted[-1] == AuthSettings()
+
+
 def test_server_that_asks_nobody_begins_to_with_the_next_start(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "")
     [told, rest] = stage.reload(ONE)

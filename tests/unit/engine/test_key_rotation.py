@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from contract.samples import (
+    OTHER,
     START,
     TENANT,
     MovableClock,
@@ -91,6 +92,15 @@ async def test_after_a_rewrap_the_old_key_of_the_operator_is_needed_no_more(repl
     after = await replicas.open(NEW, scope="thread")
     await after.read(lambda tx: tx.keys.check())
     assert await read_texts(after, "thread_3") == ["text 3"]
+
+
+async def test_keys_of_several_tenants_are_wrapped_together(replicas: Replicas) -> None:
+    before = await replicas.open(OLD)
+    for tenant in (TENANT, OTHER, "third"):
+        await before.write(lambda tx, tenant=tenant: tx.keys.obtain(tenant, ""))  # type: ignore[misc]
+    store = await replicas.open(NEW, OLD)
+    assert await rewrap(store, progress=silent) == 3
+    assert await store.read(lambda tx: tx.keys.wrappings()) == {kek_id(NEW): 3}
 
 
 async def test_database_that_was_not_encrypted_becomes_so(replicas: Replicas) -> None:

@@ -13,6 +13,7 @@ from famulus_server.engine.policy import Policies, Policy, Retention, Tier
 from famulus_server.engine.retention import Sweeper, expire_time, lifetimes, show
 from famulus_server.errors import NotFound
 from famulus_server.ports import Store
+from famulus_server.store.errors import BodyUnreadable
 from famulus_server.store.sqlite import SqliteStore
 from unit.engine.alone import aftermath
 
@@ -142,6 +143,33 @@ async def test_activity_between_look_and_deletion_saves_a_thread(store: SqliteSt
     await made.sweep()
     assert not await is_there(store, "a")
     assert await is_there(store, "b")
+
+
+async def test_thread_that_cannot_be_read_keeps_no_other_from_being_swept(
+    store: SqliteStore, clock: MovableClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await add(store, "a", "b", retention=own(created=1))
+    await add(store, "c", tenant=OTHER, retention=own(created=1))
+    clock.advance(DAY)
+
+    class Damaged:
+        """The first look at a thread finds what it cannot open."""
+
+        read = store.read
+        damaged = True
+
+        async def write(self, unit: object) -> object:
+            if self.damaged:
+                self.damaged = False
+                raise BodyUnreadable("threads ('a',) of tenant 'acme' cannot be opened: its key is gone")
+            return await store.write(unit)  # type: ignore[arg-type]
+
+    made = sweeper(Damaged(), clock)  # type: ignore[arg-type]
+    await made.sweep()
+    assert made.threads == 2
+    assert await is_there(store, "a")
+    assert not await is_there(store, "c", OTHER)
+    assert "thread not swept" in capsys.readouterr().out
 
 
 async def test_new_policy_holds_at_the_next_sweep(store: SqliteStore, clock: MovableClock) -> None:

@@ -1,8 +1,11 @@
 """The worker's loops on a real store, with executions that do as they are told."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -403,6 +406,34 @@ async def test_parked_run_expires_in_time(store: SqliteStore, monkeypatch: pytes
     ended = await store.read(lambda tx: tx.runs.get(TENANT, "short"))
     assert ended.state == RunState.RUN_STATE_EXPIRED
     assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))).active_run_id == ""
+    await made.close(grace=1.0)
+
+
+async def test_run_that_cannot_be_read_keeps_no_other_from_expiring(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_SWEEP_SECONDS", 0.02)
+    for name, seconds in (("damaged", -2), ("readable", -1)):
+        await add_thread(store, f"thread_{name}")
+        short = run(name, thread_id=f"thread_{name}", lives=None)
+        short.expire_time.FromDatetime(SystemClock().now() + timedelta(seconds=seconds))
+        await add_run(store, short)
+        await park(store, name, SystemClock().now() + timedelta(hours=1))
+    with closing(sqlite3.connect(tmp_path / "famulus.db")) as tool, tool:
+        tool.execute("UPDATE runs SET body = x'0001' WHERE id = 'damaged'")
+    expired, plain_write = asyncio.Event(), store.write
+
+    async def noting(unit: Any) -> Any:
+        result = await plain_write(unit)
+        if isinstance(result, Settled):
+            expired.set()
+        return result
+
+    monkeypatch.setattr(store, "write", noting)
+    made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)))
+    await asyncio.wait_for(expired.wait(), 5.0)
+    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_readable"))).active_run_id == ""
+    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_damaged"))).active_run_id == "damaged"
     await made.close(grace=1.0)
 
 

@@ -111,6 +111,14 @@ async def test_token_that_lives_too_long_is_refused(server: KeyServer, callers: 
         assert await why_not(callers, shown(token)) == "the token lives too long, or does not say since when"
 
 
+async def test_issuer_speaks_for_no_other_tenants_than_its_own(server: KeyServer, callers: KnownCallers) -> None:
+    callers.exchange(settings(server, tenants=("acme", "acme.test")))
+    assert (await caller_of(callers, SIGNER.token(tenant="acme.test"))).tenant == "acme.test"
+    for tenant in ("globex", "ACME", "acme.testing"):
+        token = SIGNER.token(tenant=tenant)
+        assert await why_not(callers, shown(token)) == "the issuer does not speak for this tenant"
+
+
 async def test_new_key_is_accepted_at_once_and_one_that_is_gone_no_more(
     server: KeyServer, callers: KnownCallers
 ) -> None:

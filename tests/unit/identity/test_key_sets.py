@@ -152,6 +152,26 @@ async def test_file_is_read_again_when_it_changes(tmp_path: Path, watch: Watch) 
     assert known(keys) == {"one", "two"}
 
 
+async def test_file_that_becomes_readable_is_read_although_its_content_is_as_old_as_before(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.json"
+    replace(path, jwks(ONE))
+    keys = KeyFile(path, stopwatch=watch)
+    with monkeypatch.context() as forbidden:
+        # Not by its permissions: root may read whatever they say.
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        forbidden.setattr(Path, "open", refuse)
+        keys.open()
+        assert known(keys) is None
+    path.chmod(0o644)
+    path.chmod(0o600)
+    watch.now += 1
+    assert known(keys) == {"one"}
+
+
 async def test_file_is_looked_at_once_a_second(tmp_path: Path, watch: Watch) -> None:
     path = tmp_path / "keys.json"
     replace(path, jwks(ONE))

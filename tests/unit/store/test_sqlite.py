@@ -230,3 +230,20 @@ async def test_wiped_file_has_nothing_of_what_was_deleted(store: SqliteStore, pa
     await store.wipe()
     assert files_with(b"Xq7") == []
     assert path.with_name(f"{path.name}-wal").stat().st_size == 0
+
+
+async def test_log_that_cannot_be_emptied_is_told(
+    store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await add_thread(store, "thread_1", "Xq7")
+    with closing(sqlite3.connect(path, isolation_level=None)) as tool:
+        tool.execute("BEGIN")
+        tool.execute("SELECT count(*) FROM messages").fetchone()
+        await store.write(lambda tx: tx.threads.bury(TENANT, "thread_1", START))
+        await store.wipe()
+        tool.execute("COMMIT")
+    [told] = [record.message for record in caplog.records if "cannot be emptied" in record.message]
+    assert "somebody else reads the file" in told
+    caplog.clear()
+    await store.wipe()
+    assert not caplog.records

@@ -84,3 +84,10 @@ def test_what_is_no_secret_stays(value: Any) -> None:
     assert Redaction().clean(value) == value
     assert Redaction().of("prompt_tokens", value) == value
     assert Redaction().of("keys", value) == value
+
+
+@pytest.mark.parametrize("part", ["a.", "a://", "https://x:y", "eyJaaaaaa.", "basic ", "token=", "-----BEGIN "])
+def test_long_texts_hold_nobody_up(part: str) -> None:
+    # Were each beginning of a shape followed to the end of the text, this would take a minute.
+    text = (part * 100_000)[:100_000] + f"://me:{HUSH}@db"
+    assert HUSH not in Redaction().clean(text)
