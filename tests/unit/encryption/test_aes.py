@@ -34,6 +34,20 @@ def test_each_flipped_bit_is_found_and_so_is_what_was_cut_off() -> None:
             key.open(sealed[:place], b"")
 
 
+# From the specification, https://c2sp.org/XAES-256-GCM.
+@pytest.mark.parametrize(
+    ("key", "context", "sealed"),
+    [
+        (1, b"", "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"),
+        (3, b"c2sp.org/XAES-256-GCM", "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d"),
+    ],
+)
+def test_sealing_is_what_its_specification_says(key: int, context: bytes, sealed: str) -> None:
+    nonce = b"ABCDEFGHIJKLMNOPQRSTUVWX"
+    ours = AesKey(bytes([key]) * 32).seal_with(nonce, b"XAES-256-GCM", context)
+    assert (ours[:24], ours[24:].hex()) == (nonce, sealed)
+
+
 def test_same_text_is_never_sealed_alike() -> None:
     key = AesKey(os.urandom(32))
     assert len({key.seal(b"secret", b"") for _ in range(100)}) == 100
