@@ -93,14 +93,13 @@ func (f *following) ended(run *famulusv1.Run) *Error {
 	return nil
 }
 
-// repeatable returns the request with a request id: without one, each attempt would start another run.
+// repeatable returns a copy of the request with a request id: without one, each attempt would start another run.
 func repeatable(create *famulusv1.CreateRunRequest) *famulusv1.CreateRunRequest {
-	if create.GetRequestId() != "" {
-		return create
-	}
 	named := &famulusv1.CreateRunRequest{}
 	proto.Merge(named, create)
-	named.RequestId = newUUID()
+	if named.RequestId == "" {
+		named.RequestId = newUUID()
+	}
 	return named
 }
 

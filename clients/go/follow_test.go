@@ -92,7 +92,7 @@ func await[T any](t *testing.T, what string, from <-chan T) T {
 	}
 }
 
-// goroutines settles on the number that was there before; more than that is a leak.
+// expectNoMoreGoroutines waits until there are as many as before; more than that is a leak.
 func expectNoMoreGoroutines(t *testing.T, before int) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); runtime.NumGoroutine() > before; runtime.Gosched() {

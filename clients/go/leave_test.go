@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	famulus "github.com/famulus/famulus/clients/go"
 	"github.com/famulus/famulus/clients/go/famulusv1"
@@ -141,6 +142,23 @@ func TestNothingIsLeftRunningWhen(t *testing.T) {
 			expectNoMoreGoroutines(t, before)
 		})
 	}
+}
+
+func TestClosingTheClientEndsItsStreamsAndLeavesNothing(t *testing.T) {
+	runs := newRuns(plain(), silentAfter(3))
+	target := runs.serve(t)
+	before := runtime.NumGoroutine()
+	client := dial(t, target)
+	stream := client.StreamRun(t.Context(), create())
+	read(t, stream, 3)
+	if err := client.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := stream.Next(); status.Code(err) != codes.Canceled {
+		t.Errorf("got %v", err)
+	}
+	await(t, "the end of the stream", runs.ended)
+	expectNoMoreGoroutines(t, before)
 }
 
 func leaveAfter(stream *famulus.RunStream, sequence int64) {
