@@ -194,6 +194,12 @@ func (r *scriptedRuns) refusal() error {
 	return next
 }
 
+func (r *scriptedRuns) refusedAll() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.refusals) == 0
+}
+
 func (r *scriptedRuns) CreateRun(
 	_ context.Context, request *famulusv1.CreateRunRequest,
 ) (*famulusv1.CreateRunResponse, error) {

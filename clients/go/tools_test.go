@@ -158,6 +158,17 @@ func TestACallOfThePastDoesNotRunAgain(t *testing.T) {
 	}
 }
 
+func TestACallOfThePastDoesNotRunTheOneOfToday(t *testing.T) {
+	var count atomic.Int32
+	s := new(story).state(inProgress).ask(toolCall("call_1", "count", "")).state(inProgress)
+	runs := newRuns(s.ask(toolCall("call_2", "count", "")).state(completed).log)
+	runs.publish() // somebody answered call_1
+	stream := dial(t, runs.serve(t)).StreamRun(t.Context(), create(), famulus.WithTools(counting(&count)))
+	if seen := follow(stream); seen.err != nil || count.Load() != 1 || len(runs.submitted) != 1 {
+		t.Errorf("ran %d times, submitted %v, %v", count.Load(), runs.submitted, seen.err)
+	}
+}
+
 func TestAReaderWhoJoinsAfterTheQuestionAnswersIt(t *testing.T) {
 	var count atomic.Int32
 	runs := newRuns(withTools(toolCall("call_1", "count", "")))
@@ -206,13 +217,23 @@ func TestThatSomebodyElseAnsweredFirstIsNoError(t *testing.T) {
 		famulusv1.ErrorReason_ERROR_REASON_RUN_EXPIRED,
 	} {
 		t.Run(reason.String(), func(t *testing.T) {
-			runs := newRuns(withTools(toolCall("call_1", "late", "")))
+			s := new(story).state(inProgress).ask(toolCall("call_1", "late", "")).state(inProgress)
+			runs := newRuns(s.ask(toolCall("call_2", "next", "")).state(completed).log)
 			runs.refusals = []error{refused(codes.FailedPrecondition, reason)}
 			late := func(context.Context, json.RawMessage) (any, error) {
 				runs.publish() // somebody else's answer
 				return "late", nil
 			}
-			followAll(t, runs, famulus.WithTools(famulus.Tools{"late": late}))
+			next := func(context.Context, json.RawMessage) (any, error) {
+				for !runs.refusedAll() {
+					runtime.Gosched()
+				}
+				return "next", nil
+			}
+			followAll(t, runs, famulus.WithTools(famulus.Tools{"late": late, "next": next}))
+			if len(runs.submitted) != 1 {
+				t.Errorf("submitted %v", runs.submitted)
+			}
 		})
 	}
 }
