@@ -37,7 +37,9 @@ fn generate(request: CodeGeneratorRequest) -> Result<Vec<File>, Box<dyn Error>> 
     // A Run is large, and an event of any kind has room for one.
     config.boxed(".famulus.v1.RunStateChanged.run").boxed(".famulus.v1.Snapshot.run");
     // Only who scripts a service of his own, in a test say, pays for the server's half.
-    let services = tonic_prost_build::configure().server_mod_attribute(".", "#[cfg(feature = \"server\")]");
+    let services = tonic_prost_build::configure()
+        .generate_default_stubs(true)
+        .server_mod_attribute(".", "#[cfg(feature = \"server\")]");
     let mut written: Vec<File> = config
         .service_generator(services.service_generator())
         .generate(files)?

@@ -804,7 +804,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::CreateAssistantResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Returns the assistant that an earlier call made from the same configuration, or creates it: many callers at
         /// once, on all replicas, get the same one. Assistants made by CreateAssistant, or changed since, do not count.
         async fn ensure_assistant(
@@ -813,7 +815,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::EnsureAssistantResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Returns an assistant, in its newest or any older version.
         async fn get_assistant(
             &self,
@@ -821,7 +825,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::GetAssistantResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Lists assistants, newest first.
         async fn list_assistants(
             &self,
@@ -829,7 +835,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ListAssistantsResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Lists the versions of an assistant, newest first.
         async fn list_assistant_versions(
             &self,
@@ -837,7 +845,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ListAssistantVersionsResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Changes an assistant: makes a new version. To roll back, update with the content of an old version.
         async fn update_assistant(
             &self,
@@ -845,7 +855,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::UpdateAssistantResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Deletes an assistant and its versions. Runs that it works on go on with their frozen copy.
         async fn delete_assistant(
             &self,
@@ -853,7 +865,9 @@ pub mod assistant_service_server {
         ) -> std::result::Result<
             tonic::Response<super::DeleteAssistantResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
     }
     /// Keeps assistants and their versions.
     #[derive(Debug)]
@@ -3404,42 +3418,49 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::CreateRunResponse>,
             tonic::Status,
-        >;
-        /// Server streaming response type for the StreamRun method.
-        type StreamRunStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::StreamRunResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Starts a run and watches it, in one call. With a `request_id` it is start-or-resume: after a lost
         /// connection repeat the call with the sequence of the last event you saw.
         async fn stream_run(
             &self,
             request: tonic::Request<super::StreamRunRequest>,
-        ) -> std::result::Result<tonic::Response<Self::StreamRunStream>, tonic::Status>;
-        /// Server streaming response type for the WatchRun method.
-        type WatchRunStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::WatchRunResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
+        ) -> std::result::Result<
+            tonic::Response<BoxStream<super::StreamRunResponse>>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Watches a run: answers with all events after a sequence, then with new ones as they come, and ends
         /// OK after the last. Where old events are gone, the first one is a Snapshot.
         /// A response without events is a heartbeat, sent after 15 seconds of silence.
         async fn watch_run(
             &self,
             request: tonic::Request<super::WatchRunRequest>,
-        ) -> std::result::Result<tonic::Response<Self::WatchRunStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<BoxStream<super::WatchRunResponse>>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Waits until a run ends or needs action, and returns it.
         async fn wait_run(
             &self,
             request: tonic::Request<super::WaitRunRequest>,
-        ) -> std::result::Result<tonic::Response<super::WaitRunResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::WaitRunResponse>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Returns a run.
         async fn get_run(
             &self,
             request: tonic::Request<super::GetRunRequest>,
-        ) -> std::result::Result<tonic::Response<super::GetRunResponse>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::GetRunResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Lists runs, newest first.
         async fn list_runs(
             &self,
@@ -3447,7 +3468,9 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ListRunsResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Changes the metadata of a run.
         async fn update_run(
             &self,
@@ -3455,7 +3478,9 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::UpdateRunResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Asks a run to stop. Repeated or late it answers OK with the state that holds.
         async fn cancel_run(
             &self,
@@ -3463,7 +3488,9 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::CancelRunResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Submits the outputs of all open function calls; the run goes on. Repeating it with the same outputs is harmless.
         async fn submit_tool_outputs(
             &self,
@@ -3471,7 +3498,9 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::SubmitToolOutputsResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Lists the steps of a run, oldest first.
         async fn list_run_steps(
             &self,
@@ -3479,7 +3508,9 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ListRunStepsResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Returns a step.
         async fn get_run_step(
             &self,
@@ -3487,12 +3518,19 @@ pub mod run_service_server {
         ) -> std::result::Result<
             tonic::Response<super::GetRunStepResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Notes how a user liked the answer. A later rating replaces an earlier one.
         async fn rate_run(
             &self,
             request: tonic::Request<super::RateRunRequest>,
-        ) -> std::result::Result<tonic::Response<super::RateRunResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::RateRunResponse>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
     }
     /// Starts runs, streams their events, and ends them.
     #[derive(Debug)]
@@ -3624,7 +3662,7 @@ pub mod run_service_server {
                     > tonic::server::ServerStreamingService<super::StreamRunRequest>
                     for StreamRunSvc<T> {
                         type Response = super::StreamRunResponse;
-                        type ResponseStream = T::StreamRunStream;
+                        type ResponseStream = BoxStream<super::StreamRunResponse>;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
                             tonic::Status,
@@ -3670,7 +3708,7 @@ pub mod run_service_server {
                     > tonic::server::ServerStreamingService<super::WatchRunRequest>
                     for WatchRunSvc<T> {
                         type Response = super::WatchRunResponse;
-                        type ResponseStream = T::WatchRunStream;
+                        type ResponseStream = BoxStream<super::WatchRunResponse>;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
                             tonic::Status,
@@ -4802,7 +4840,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::CreateThreadResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Returns a thread.
         async fn get_thread(
             &self,
@@ -4810,7 +4850,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::GetThreadResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Lists threads, the one with the latest activity first.
         async fn list_threads(
             &self,
@@ -4818,7 +4860,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ListThreadsResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Changes a thread.
         async fn update_thread(
             &self,
@@ -4826,7 +4870,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::UpdateThreadResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole.
         async fn delete_thread(
             &self,
@@ -4834,7 +4880,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::DeleteThreadResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Makes a new thread that shares the messages up to one of them and then goes its own way.
         /// Costs the same for any number of messages.
         async fn fork_thread(
@@ -4843,7 +4891,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ForkThreadResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Appends a message. Always accepted: an active run sees it at its next model turn.
         async fn create_message(
             &self,
@@ -4851,7 +4901,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::CreateMessageResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Returns a message.
         async fn get_message(
             &self,
@@ -4859,7 +4911,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::GetMessageResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Lists the messages of a thread, by sequence.
         async fn list_messages(
             &self,
@@ -4867,7 +4921,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::ListMessagesResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Changes the metadata of a message. Forks do not see the change, nor do other threads see a fork's.
         async fn update_message(
             &self,
@@ -4875,7 +4931,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::UpdateMessageResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
         /// Deletes a message from this thread. Forks made before keep it.
         async fn delete_message(
             &self,
@@ -4883,7 +4941,9 @@ pub mod thread_service_server {
         ) -> std::result::Result<
             tonic::Response<super::DeleteMessageResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
     }
     /// Keeps threads and their messages.
     #[derive(Debug)]
@@ -5803,7 +5863,9 @@ pub mod usage_service_server {
         ) -> std::result::Result<
             tonic::Response<super::QueryUsageResponse>,
             tonic::Status,
-        >;
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
     }
     /// What runs used, and what that cost.
     #[derive(Debug)]
