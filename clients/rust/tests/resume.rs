@@ -130,7 +130,12 @@ async fn a_gap_that_stays_is_an_error() {
 #[tokio::test]
 async fn an_attempt_may_jump_and_takes_back_what_was_not_stored() {
     let mut events = whole()[..4].to_vec();
-    events.extend([attempt(1001, 3), text(1002, "all"), completed(1003, "Hello all"), state(1004, RunState::Completed)]);
+    events.extend([
+        attempt(1001, 3),
+        text(1002, "all"),
+        completed(1003, "Hello all"),
+        state(1004, RunState::Completed),
+    ]);
     let server = Scripted::serve(vec![vec![Act::Tell(events)]]).await;
     let mut stream = server.stream();
     let mut texts = Vec::new();
