@@ -20,7 +20,7 @@ const LISTING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/properti
 struct Property {
     id: String,
     location: String,
-    price: f64,
+    price: u32,
     bedrooms: i64,
     title: String,
     description: String,
@@ -56,8 +56,8 @@ fn declared(listing: &[Property]) -> Vec<Tool> {
             "Finds properties for sale.",
             json!({"type": "object", "required": ["location"], "properties": {
                 "location": {"type": "string", "description": "a town", "examples": locations, "default": locations[0]},
-                "max_price": {"type": "number"},
-                "min_bedrooms": {"type": "integer"},
+                "max_price": {"type": "number", "default": 1_000_000},
+                "min_bedrooms": {"type": "integer", "default": 1},
             }}),
         ),
         function(
@@ -77,7 +77,7 @@ fn handlers(listing: Vec<Property>) -> Tools {
     let search = move |wanted: Search| {
         let fits = |property: &&Property| {
             property.location.to_lowercase().contains(&wanted.location.to_lowercase())
-                && wanted.max_price.is_none_or(|most| property.price <= most)
+                && wanted.max_price.is_none_or(|most| f64::from(property.price) <= most)
                 && wanted.min_bedrooms.is_none_or(|least| property.bedrooms >= least)
         };
         let brief = |property: &Property| json!({"id": property.id, "title": property.title, "price": property.price, "bedrooms": property.bedrooms});
