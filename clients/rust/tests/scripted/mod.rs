@@ -14,7 +14,8 @@ use famulus::{Client, ClientConfig, Error, RetryPolicy, RunStream};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::transport::Server;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -72,10 +73,21 @@ impl Scripted {
     /// Serves these streams, one after the other.
     pub async fn serve(streams: Vec<Vec<Act>>) -> Self {
         let script = Arc::new(Script { streams: Mutex::new(streams.into()), ..Script::default() });
+        Self::start(script, Server::builder()).await
+    }
+
+    /// Serves one stream over TLS.
+    pub async fn serve_with(tls: ServerTlsConfig) -> Self {
+        let streams = Mutex::new(vec![vec![Act::Tell(story::whole())]].into());
+        let server = Server::builder().tls_config(tls).unwrap();
+        Self::start(Arc::new(Script { streams, ..Script::default() }), server).await
+    }
+
+    async fn start(script: Arc<Script>, mut server: Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = RunServiceServer::new(Served(script.clone()));
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        tokio::spawn(server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
         Self { script, address }
     }
 
@@ -230,6 +242,12 @@ impl Served {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    fn note_token(&self, metadata: &MetadataMap) {
+        if let Some(token) = metadata.get("authorization") {
+            self.0.tokens.lock().unwrap().push(token.to_str().unwrap().to_owned());
+        }
+    }
+
     fn run(&self) -> Run {
         self.0.run.lock().unwrap().clone()
     }
@@ -241,6 +259,7 @@ impl RunService for Served {
         &self,
         request: Request<StreamRunRequest>,
     ) -> Result<Response<tonic::codegen::BoxStream<StreamRunResponse>>, Status> {
+        self.note_token(request.metadata());
         self.open(Joined::Stream(request.into_inner()), |events| StreamRunResponse { events })
     }
 
@@ -257,9 +276,7 @@ impl RunService for Served {
     }
 
     async fn get_run(&self, request: Request<GetRunRequest>) -> Result<Response<GetRunResponse>, Status> {
-        if let Some(token) = request.metadata().get("authorization") {
-            self.0.tokens.lock().unwrap().push(token.to_str().unwrap().to_owned());
-        }
+        self.note_token(request.metadata());
         Ok(Response::new(GetRunResponse { run: Some(self.run()) }))
     }
 
