@@ -50,6 +50,11 @@ pub mod v1 {
     include!("gen/famulus.v1.rs");
 }
 
+/// What README.md shows has to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use client::{Client, RunStreamBuilder};
 pub use config::{ClientConfig, ConfigError, Tls};
 pub use connection::{Bearer, Connection};

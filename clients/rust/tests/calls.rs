@@ -1,4 +1,5 @@
 //! Errors, waiting, and connections.
+#![cfg(feature = "server")]
 #![allow(missing_docs)]
 
 mod scripted;

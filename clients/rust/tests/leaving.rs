@@ -1,4 +1,5 @@
 //! Nothing is left behind when the caller stops reading.
+#![cfg(feature = "server")]
 #![allow(missing_docs)]
 
 mod scripted;

@@ -1,4 +1,5 @@
 //! Streams that break are gone on with: no event is lost, none comes twice.
+#![cfg(feature = "server")]
 #![allow(missing_docs)]
 
 mod scripted;
@@ -187,7 +188,7 @@ async fn kinds_of_a_newer_version_are_skipped_without_a_gap() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_is_left_for_another_and_heartbeats_keep_one() {
+async fn a_silent_stream_is_left_for_another() {
     let server = after_two(vec![Act::Heartbeat, Act::Hang]).await;
     let policy = RetryPolicy { silence: Duration::from_millis(50), ..quick() };
     let config = famulus::ClientConfig::new(server.address.to_string()).retry(policy);
@@ -196,6 +197,18 @@ async fn a_silent_stream_is_left_for_another_and_heartbeats_keep_one() {
     assert_eq!(read(&mut stream).await.0, [1, 2, 3, 4, 5, 6]);
     assert_eq!(server.joined().len(), 2);
     server.until_open(0).await;
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_stream_without_events() {
+    let mut acts: Vec<Act> = (0..8).flat_map(|_| [Act::Pause(Duration::from_millis(40)), Act::Heartbeat]).collect();
+    acts.push(Act::Tell(whole()));
+    let server = Scripted::serve(vec![acts]).await;
+    let policy = RetryPolicy { silence: Duration::from_millis(250), ..quick() };
+    let config = famulus::ClientConfig::new(server.address.to_string()).retry(policy);
+    let mut stream = famulus::Client::connect(config).unwrap().watch_run(RUN_ID).start();
+    assert_eq!(read(&mut stream).await.0, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(server.joined().len(), 1);
 }
 
 #[tokio::test]

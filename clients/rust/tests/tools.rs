@@ -1,4 +1,5 @@
 //! Function calls are answered while events go on coming, and what goes wrong is told to the model.
+#![cfg(feature = "server")]
 #![allow(missing_docs)]
 
 mod scripted;

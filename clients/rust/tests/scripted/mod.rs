@@ -27,6 +27,8 @@ pub enum Act {
     Tell(Vec<RunEvent>),
     Heartbeat,
     Fail(Status),
+    /// Is silent for so long.
+    Pause(Duration),
     /// Stays open and silent until the client leaves.
     Hang,
     /// Goes on when so many calls of SubmitToolOutputs came.
@@ -225,6 +227,10 @@ impl Served {
                     Act::Tell(events) => Ok(response(events)),
                     Act::Heartbeat => Ok(response(Vec::new())),
                     Act::Fail(status) => Err(status),
+                    Act::Pause(time) => {
+                        tokio::time::sleep(time).await;
+                        continue;
+                    }
                     Act::Hang => return sender.closed().await,
                     Act::AwaitOutputs(count) => {
                         let mut outputs = script.outputs.subscribe();
