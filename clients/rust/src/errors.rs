@@ -22,6 +22,7 @@ const CUT_OFF: &str = "CANCELLED";
 /// A call was refused or failed, or a stream broke and could not be resumed.
 ///
 /// Calls on the raw stubs fail with [`tonic::Status`]; `Error::from(status)` tells what is in one.
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
 #[derive(Clone)]

@@ -38,7 +38,7 @@ pub enum Act {
 /// What a client asked a stream for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Joined {
-    Stream(StreamRunRequest),
+    Stream(Box<StreamRunRequest>),
     Watch(WatchRunRequest),
 }
 
@@ -266,7 +266,7 @@ impl RunService for Served {
         request: Request<StreamRunRequest>,
     ) -> Result<Response<tonic::codegen::BoxStream<StreamRunResponse>>, Status> {
         self.note_token(request.metadata());
-        self.open(Joined::Stream(request.into_inner()), |events| StreamRunResponse { events })
+        self.open(Joined::Stream(Box::new(request.into_inner())), |events| StreamRunResponse { events })
     }
 
     async fn watch_run(
