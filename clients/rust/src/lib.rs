@@ -34,6 +34,7 @@ mod config;
 mod connection;
 mod drafts;
 mod errors;
+mod events;
 mod following;
 mod resolver;
 mod retry;

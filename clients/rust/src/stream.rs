@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::time::{Sleep, sleep, timeout};
-use tonic::{Response, Status, Streaming};
+use tonic::{Response, Status};
 
 use crate::answering::{Answering, look_up};
 use crate::connection::Runs;
 use crate::errors::Error;
+use crate::events::Events;
 use crate::following::{Following, Joining, open_calls, requested_calls};
 use crate::retry::RetryPolicy;
 use crate::tools::Tools;
 use crate::unary::send;
-use crate::v1::{CancelRunRequest, Run, RunEvent, StreamRunResponse, WatchRunResponse};
+use crate::v1::{CancelRunRequest, Run, RunEvent, ToolCall};
 use crate::view::RunView;
 
 /// How long a server has to end a stream after the last event.
@@ -56,12 +57,6 @@ enum Phase {
     /// Lets the server end the call: cancelled, it would count as failed there.
     Parting(Events, Pin<Box<Sleep>>),
     Over,
-}
-
-/// An open call.
-enum Events {
-    Streamed(Streaming<StreamRunResponse>),
-    Watched(Streaming<WatchRunResponse>),
 }
 
 impl RunStream {
@@ -223,7 +218,7 @@ impl RunStream {
         Ok(true)
     }
 
-    fn answer(&mut self, calls: &[&crate::v1::ToolCall]) {
+    fn answer(&mut self, calls: &[&ToolCall]) {
         if let Some(answering) = &mut self.answering {
             answering.answer(calls, self.following.looking_up());
         }
@@ -290,19 +285,5 @@ impl fmt::Debug for RunStream {
             .field("run_id", &self.view().run_id())
             .field("last_sequence", &self.last_sequence())
             .finish_non_exhaustive()
-    }
-}
-
-impl Events {
-    /// The events of the next response; none for a heartbeat.
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Vec<RunEvent>, Status>>> {
-        match self {
-            Self::Streamed(responses) => {
-                Pin::new(responses).poll_next(context).map(|next| next.map(|got| got.map(|got| got.events)))
-            }
-            Self::Watched(responses) => {
-                Pin::new(responses).poll_next(context).map(|next| next.map(|got| got.map(|got| got.events)))
-            }
-        }
     }
 }
