@@ -40,7 +40,7 @@ def serve(
     SIGTERM or Ctrl-C stops it: runs at work may end or are given back, streams are told where to resume. A second
     signal exits at once.
 
-    SIGHUP has it read its file again: limits, tiers, tenants, routes and prices then hold as they stand there, and
+    SIGHUP has it read its file again: limits, tiers, tenants, routes, prices and callers then hold as they stand there, and
     nothing that runs is disturbed. The log says what was done, and what else needs a restart.
 
     \b
