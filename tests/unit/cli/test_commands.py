@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from famulus_server.cli import main
 from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.options import address_to_call
 
 COMMANDS = [
     "serve",
@@ -49,6 +50,7 @@ def test_help_of_each_command_shows_how_to_call_it(command: str) -> None:
         ("[redis]\nurl = 'localhost:6379'\n", "redis.url: Expected `str` matching regex '^$|^(redis|rediss|unix)://'"),
         ("[worker]\nslots = 0\n", "worker.slots: Expected `int` >= 1"),
         ("[sever]\n", "sever: unknown section"),
+        ("[tls]\ncert_file = '/nowhere'\nkey_file = '/nowhere'\n", "tls: TLS: /nowhere: No such file"),
         ("[server\n", "is not TOML"),
         ("models = 1\n", "models: must be an array of tables"),
     ],
@@ -90,6 +92,27 @@ def test_option_wins_over_environment_and_file(tmp_path: Path, monkeypatch: pyte
     assert (settings.server.listen, settings.server.data_dir) == ("127.0.0.1:2", "of-the-option")
     assert settings.log.level == "error"
     assert configuration.load({"server": {"listen": "127.0.0.1:3"}}).server.listen == "127.0.0.1:3"
+
+
+@pytest.mark.parametrize(
+    ("listen", "called"),
+    [
+        ("0.0.0.0:7461", "localhost:7461"),
+        ("[::]:7461", "localhost:7461"),
+        ("127.0.0.1:7461", "127.0.0.1:7461"),
+        ("[::1]:7461", "[::1]:7461"),
+        ("unix:/run/famulus.sock", "unix:/run/famulus.sock"),
+    ],
+)
+def test_server_that_listens_everywhere_is_called_by_a_name_of_this_machine(listen: str, called: str) -> None:
+    assert address_to_call(listen) == called
+
+
+def test_file_without_certificates_is_told_before_anybody_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("none")
+    refused = call("healthcheck", "--address", "127.0.0.1:1", "--ca-file", str(file))
+    assert (refused.exit_code, refused.stderr) == (1, f"error: {file}: holds no certificate (PEM)\n")
 
 
 @pytest.mark.parametrize(
