@@ -99,8 +99,8 @@ def _connected(
     credentials = channel_credentials(address, ca_file=ca_file, token=token)
 
     async def connect() -> FamulusClient:
-        # A server that restarts is waited for, one that is not there is not waited for long.
-        return FamulusClient(address, credentials=credentials, token=token, retry=RetryPolicy(give_up_after=15))
+        # A server that restarts is waited for, and it takes up to 25 seconds to stop.
+        return FamulusClient(address, credentials=credentials, token=token, retry=RetryPolicy(give_up_after=30))
 
     client = _run(runner, connect())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,4 +104,6 @@ def in_words(error: FamulusError) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in error.metadata.items() if value not in error.message)
     said = f"{error.message} ({facts})" if facts else error.message
     remedy = _REMEDIES.get(error.reason_name)
+    if not remedy and error.retry_after:
+        remedy = f"Try again in {math.ceil(error.retry_after)} s."
     return f"{said}. {remedy}" if remedy else f"{said} [{error.reason_name or error.code.name}]"

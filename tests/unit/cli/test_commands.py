@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from grpc import StatusCode
 
+from famulus import FamulusError
 from famulus_server.cli import main
 from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.failures import in_words
 from famulus_server.cli.options import address_to_call
 
 COMMANDS = [
@@ -131,6 +134,14 @@ def test_defect_is_told_without_its_traceback_unless_asked_for(monkeypatch: pyte
     assert told.exit_code == 1
     assert told.stderr.startswith("error: RuntimeError: the moon is full. This is a defect")
     assert isinstance(call("--debug", "migrate").exception, RuntimeError)
+
+
+def test_refusal_is_told_with_what_its_text_leaves_out_and_when_to_come_back() -> None:
+    facts = {"role": "operator", "limit": "tenant.requests_per_minute"}
+    error = FamulusError(
+        "this needs the role operator", code=StatusCode.RESOURCE_EXHAUSTED, metadata=facts, retry_after=2.1
+    )
+    assert in_words(error) == ("this needs the role operator (limit tenant.requests_per_minute). Try again in 3 s.")
 
 
 def test_new_key_is_printed_alone() -> None:
