@@ -133,7 +133,7 @@ def test_what_is_allowed_but_perhaps_not_meant_is_warned_of(tmp_path: Path) -> N
 
 def test_what_only_a_start_would_find_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "jwks.json").write_text('{"keys": []}')
-    issuer = "[[auth.issuers]]\nissuer = '{0}'\naudience = 'famulus'\njwks_file = '{1}/{0}.json'\n"
+    issuer = "[[auth.issuers]]\nissuer = '{0}'\naudience = 'famulus'\njwks_file = '{1}/{0}.json'\ntenants = ['acme']\n"
     text = "".join(issuer.format(name, tmp_path) for name in ("none", "jwks"))
     missing, empty, program = warnings(f"[encryption]\nkey_command = ['/no/such']\n{text}", tmp_path)
     assert missing.startswith(f"[[auth.issuers]] jwks_file: {tmp_path}/none.json: No such file or directory; until")
