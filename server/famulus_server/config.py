@@ -236,6 +236,8 @@ def check(settings: Settings, *, source: str = "settings") -> None:
     """What holds of settings that a server can start with, besides what `load` checks. Raises ConfigError."""
     if settings.server.role != "all" and not settings.store.url:
         raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
+    if settings.server.health_listen == settings.server.listen and not settings.server.listen.endswith(":0"):
+        raise ConfigError(source, "server.health_listen", "is the address of server.listen: choose another port")
     _check_access(settings, source)
     _check_encryption(settings.encryption, source)
     for model in settings.models:

@@ -15,6 +15,9 @@ import psutil
 import pytest
 
 from command import PROGRAM, SECONDS, Running, environment, run, server_environment
+from famulus import FamulusSyncClient
+from famulus.v1.assistant_pb2 import Assistant
+from famulus.v1.assistant_service_pb2 import CreateAssistantRequest
 
 SCRIPT = """
 [[scene]]
@@ -80,10 +83,20 @@ def test_run_that_fails_is_told_with_its_reason(address: str) -> None:
     assert "(failed: " in failed.stderr
 
 
+def test_assistant_that_was_chosen_is_not_exchanged_where_its_model_is_gone(address: str) -> None:
+    with FamulusSyncClient(address) as client:
+        lost = Assistant(name="lost", model="gone")
+        made = client.assistants.CreateAssistant(CreateAssistantRequest(assistant=lost)).assistant
+    refused = run("chat", "--address", address, "--assistant", made.id, "-m", "Hello")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "error: no such model is configured (model gone)" in refused.stderr
+
+
 def test_server_that_is_not_there_is_told_clearly() -> None:
     refused = run("chat", "--address", "127.0.0.1:1", "-m", "Hello")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: no server answers there. Start one with `famulus-server serve`")
+    assert "--ca-file" in refused.stderr
 
 
 def test_ctrl_c_cancels_the_answer_and_at_the_prompt_leaves(address: str) -> None:

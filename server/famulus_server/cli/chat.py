@@ -15,7 +15,7 @@ import click
 
 from famulus_server.cli.configuration import Configuration
 from famulus_server.cli.console import note
-from famulus_server.cli.options import address_option, ca_file_option, token_file_option
+from famulus_server.cli.options import address_option, address_to_call, ca_file_option, token_file_option
 
 if TYPE_CHECKING:
     from famulus import FamulusClient
@@ -62,7 +62,7 @@ def chat(
     from famulus_server.cli.conversation import Conversation
 
     models = (model,) if model else _models_to_try(tuple(each.name for each in settings.models))
-    target = address or settings.server.listen
+    target = address or address_to_call(settings.server.listen)
     with asyncio.Runner() as runner, _connected(runner, target, token_file, ca_file) as client:
         conversation = Conversation(client=client, models=models, assistant_id=assistant or "")
         try:
@@ -74,7 +74,8 @@ def chat(
             if conversation.thread_id:
                 given = {"--address": address, "--token-file": token_file, "--ca-file": ca_file}
                 same = [str(part) for option in given.items() if option[1] for part in option]
-                command = [sys.argv[0], "chat", *same, "--thread", conversation.thread_id]
+                configured = ["--config", str(configuration.file)] if configuration.file else []
+                command = [sys.argv[0], *configured, "chat", *same, "--thread", conversation.thread_id]
                 note(f"To go on: {shlex.join(command)}")
     if not succeeded:
         raise click.exceptions.Exit(1)
@@ -98,8 +99,8 @@ def _connected(
     credentials = channel_credentials(address, ca_file=ca_file, token=token)
 
     async def connect() -> FamulusClient:
-        # A server that restarts is waited for, one that is not there is not waited for long.
-        return FamulusClient(address, credentials=credentials, token=token, retry=RetryPolicy(give_up_after=15))
+        # A server that restarts is waited for, and it takes up to 25 seconds to stop.
+        return FamulusClient(address, credentials=credentials, token=token, retry=RetryPolicy(give_up_after=30))
 
     client = _run(runner, connect())
     try:

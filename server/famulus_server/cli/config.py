@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from famulus_server.cli.configuration import Configuration
-
-if TYPE_CHECKING:
-    from famulus_server.config import Settings
 
 
 @click.group(short_help="The settings: check and explain them.")
@@ -45,29 +41,17 @@ def check(configuration: Configuration, file: Path | None) -> None:
     from famulus_server.config import variables
 
     path = file or configuration.file
-    settings = Configuration(file=path).load_to_serve({})
+    checked = Configuration(file=path)
+    settings = checked.load_to_serve({})
     if settings.with_scripted_model and settings.embedded.script:
         from famulus_server.embedded.upstream import load_script  # here, because aiohttp takes long
 
         load_script(Path(settings.embedded.script))
-    if settings.tls.cert_file:
-        _check_tls(settings, str(path))
+    checked.check_certificates(settings)
     click.echo(f"{path or 'No file'}: a server can start with this. It means:")
     for title, lines in explain(settings, variables(path, os.environ)):
         _show(title, lines)
     _show("Warnings", list(find_warnings(settings, os.environ)) or ["none"])
-
-
-def _check_tls(settings: Settings, source: str) -> None:
-    # Here, because grpc takes a while to import.
-    from famulus_server.api.addresses import ListenError
-    from famulus_server.api.tls import ServerCertificates
-    from famulus_server.config import ConfigError
-
-    try:
-        ServerCertificates(settings.tls)
-    except ListenError as error:
-        raise ConfigError(source, "tls", str(error)) from error
 
 
 def _show(title: str, lines: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from famulus_server.config import Settings
 from famulus_server.identity.settings import CertificateSettings, IssuerSettings, KeySettings
@@ -49,14 +50,25 @@ def find_warnings_of_callers(settings: Settings) -> Iterator[str]:
         yield "[auth] plaintext: means nothing with TLS"
     if tls.client_ca_file and not auth.configured:
         yield "[tls] client_ca_file: all clients with a certificate are one caller, because [auth] has no rule for them"
-    if len(auth.issuers) > 1:
-        for issuer in auth.issuers:
-            if not issuer.tenants:
-                yield f"[auth] issuers: {issuer.issuer} may speak for any tenant, also for those of other issuers"
+    for issuer in auth.issuers:
+        if len(auth.issuers) > 1 and not issuer.tenants:
+            yield f"[auth] issuers: {issuer.issuer} may speak for any tenant, also for those of other issuers"
+        if issuer.jwks_file:
+            yield from _about_key_set(issuer.jwks_file)
     ones: tuple[KeySettings | CertificateSettings, ...] = (*auth.keys, *auth.certificates)
     for one in ones:
         if not one.roles:
             yield f"[auth] {one.name}: has no role, and may do nothing"
+
+
+def _about_key_set(file: str) -> Iterator[str]:
+    from famulus_server.identity.key_sets import KeySetUnusable, read_keys  # here, because it takes long to import
+
+    try:
+        read_keys(Path(file).expanduser().read_bytes())
+    except (OSError, KeySetUnusable) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        yield f"[[auth.issuers]] jwks_file: {file}: {why}; until there are keys, calls with tokens are UNAVAILABLE"
 
 
 def _roles(roles: Collection[str]) -> str:

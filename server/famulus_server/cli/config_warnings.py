@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,9 @@ def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
     for file in (settings.encryption.key_file, *settings.encryption.old_key_files):
         if file and is_exposed(Path(file).expanduser()):
             yield f"[encryption]: others than its owner may read {file}"
+    command = settings.encryption.key_command
+    if command and not shutil.which(command[0]):
+        yield f"[encryption] key_command: there is no program {command[0]} here"
     yield from _about_tiers(settings)
     yield from _about_prices(settings)
     for route in settings.policy.routes.values():

@@ -53,6 +53,20 @@ class Configuration:
             raise ConfigError(*self._origin_of_listen(changes), str(error)) from error
         return settings
 
+    def check_certificates(self, settings: Settings) -> None:
+        """Whether the files of `[tls]`, if there are any, fit together. Raises ConfigError."""
+        if not settings.tls.cert_file:
+            return
+        # Here, because grpc takes a while to import.
+        from famulus_server.api.addresses import ListenError
+        from famulus_server.api.tls import ServerCertificates
+        from famulus_server.config import ConfigError
+
+        try:
+            ServerCertificates(settings.tls)
+        except ListenError as error:
+            raise ConfigError(str(self.file or "settings"), "tls", str(error)) from error
+
     def _origin_of_listen(self, changes: Changes) -> tuple[str, str]:
         if changes.get("server", {}).get("listen") is not None:
             return "command line", "--listen"

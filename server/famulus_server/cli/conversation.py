@@ -39,6 +39,8 @@ class Conversation:
         self._client = client
         self._models = list(models)
         self._assistant_id = assistant_id
+        # Whoever was chosen is not exchanged for another, even where its model is gone.
+        self._was_chosen = bool(assistant_id)
         self._most_tokens: int | None = None
         self.thread_id = ""
         """Id of the thread; empty until the first run has created it."""
@@ -52,6 +54,7 @@ class Conversation:
         self.thread_id = thread.id
         if with_own_assistant:
             self._assistant_id = thread.default_assistant_id
+            self._was_chosen = bool(self._assistant_id)
         if recall:
             await self._recall()
         if thread.active_run_id:
@@ -67,7 +70,7 @@ class Conversation:
             try:
                 return await self._follow(self._client.stream_run(await self._run(text), cancel_on_exit=True))
             except FamulusError as error:
-                if error.reason == ERROR_REASON_UNKNOWN_MODEL and len(self._models) > 1:
+                if error.reason == ERROR_REASON_UNKNOWN_MODEL and len(self._models) > 1 and not self._was_chosen:
                     self._models.pop(0)
                     self._assistant_id = ""
                     continue

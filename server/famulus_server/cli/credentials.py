@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 
 from famulus.channels import is_loopback
+from famulus_server.cli.failures import Failure
 
 
 def read_token(file: Path | None) -> str | None:
@@ -17,9 +18,12 @@ def read_token(file: Path | None) -> str | None:
 
 def channel_credentials(address: str, *, ca_file: Path | None, token: str | None) -> grpc.ChannelCredentials | None:
     """Credentials of a channel; None: it is not encrypted. A token leaves this machine over TLS only. Raises
-    OSError."""
+    OSError, and Failure for a file without certificates."""
     if ca_file:
-        return grpc.ssl_channel_credentials(ca_file.read_bytes())
+        certificates = ca_file.read_bytes()
+        if b"-----BEGIN CERTIFICATE-----" not in certificates:
+            raise Failure(f"{ca_file}: holds no certificate (PEM)")
+        return grpc.ssl_channel_credentials(certificates)
     if token is None:
         return None
     if address.startswith("unix:"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,8 @@ _REMEDIES = {
     "SERVER_DRAINING": "The server is about to stop: try again in a moment.",
     "SERVER_OVERLOADED": "Try again in a moment.",
     "STORE_UNAVAILABLE": "Try again in a moment; the server's log says what is wrong with the database.",
-    "UNAUTHENTICATED": "Show a token or key: --token-file names a file that has it, or FAMULUS_TOKEN is one.",
+    "UNAUTHENTICATED": "Show a token or key: --token-file names a file that has it, or FAMULUS_TOKEN is one. "
+    "What is wrong with one that was shown is in the server's log.",
     "PERMISSION_DENIED": "Ask the operator for that role.",
     "CREDENTIALS_EXPIRED": "Get a fresh token.",
     "INTERNAL": "The server's log has the cause under that reference.",
@@ -93,10 +95,15 @@ def in_words(error: FamulusError) -> str:
     """What an error of the API says, and what to do about it."""
     # grpc words these for developers, with addresses and source lines.
     if not error.reason_name and error.code.name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
-        return "no server answers there. Start one with `famulus-server serve`, or name its address with --address"
+        return (
+            "no server answers there. Start one with `famulus-server serve`, or name its address with --address; "
+            "if it speaks TLS, --ca-file names who has signed its certificate"
+        )
     if error.code.name == "UNIMPLEMENTED":
         return "the server there answers no such calls. Name another: one with the role worker only executes runs"
-    facts = ", ".join(f"{name} {value}" for name, value in error.metadata.items())
+    facts = ", ".join(f"{name} {value}" for name, value in error.metadata.items() if value not in error.message)
     said = f"{error.message} ({facts})" if facts else error.message
     remedy = _REMEDIES.get(error.reason_name)
+    if not remedy and error.retry_after:
+        remedy = f"Try again in {math.ceil(error.retry_after)} s."
     return f"{said}. {remedy}" if remedy else f"{said} [{error.reason_name or error.code.name}]"

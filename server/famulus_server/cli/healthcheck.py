@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from famulus_server.cli.configuration import Configuration
-from famulus_server.cli.options import address_option, ca_file_option
+from famulus_server.cli.options import address_option, address_to_call, ca_file_option
 
 _NOT_SERVING = 1
 _UNREACHABLE = 2
@@ -69,4 +69,4 @@ def healthcheck(
 
 def _where(configuration: Configuration, *, encrypted: bool) -> str:
     server = configuration.load().server
-    return server.listen if encrypted or not server.health_listen else server.health_listen
+    return address_to_call(server.listen if encrypted or not server.health_listen else server.health_listen)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
+
+_EVERYWHERE = re.compile(r"0\.0\.0\.0|\[[0:]+\]")
 
 listen_option = click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
 data_dir_option = click.option("--data-dir", metavar="DIR", help="Where the database and all other files are kept.")
@@ -30,3 +33,10 @@ token_file_option = click.option(
     metavar="FILE",
     help="Show the server the token or key in this file.  [default: the variable FAMULUS_TOKEN]",
 )
+
+
+def address_to_call(listen: str) -> str:
+    """Where a server of this machine is called that listens there: the addresses that stand for all of its own are
+    nobody's name, and in no certificate."""
+    host, colon, port = listen.rpartition(":")
+    return f"localhost{colon}{port}" if _EVERYWHERE.fullmatch(host) else listen

@@ -40,8 +40,8 @@ def serve(
     SIGTERM or Ctrl-C stops it: runs at work may end or are given back, streams are told where to resume. A second
     signal exits at once.
 
-    SIGHUP has it read its file again: limits, tiers, tenants, routes and prices then hold as they stand there, and
-    nothing that runs is disturbed. The log says what was done, and what else needs a restart.
+    SIGHUP has it read its file again: limits, tiers, tenants, routes, prices and callers then hold as they stand there,
+    and no run is disturbed. The log says what was done, and what else needs a restart.
 
     \b
     Examples:
@@ -52,6 +52,7 @@ def serve(
     """
     changes = {"server": {"role": role, "listen": listen, "data_dir": data_dir}, "log": {"level": log_level}}
     settings = configuration.load_to_serve(changes)
+    configuration.check_certificates(settings)
     start_logs(settings)
     with contextlib.suppress(Stopped):
         asyncio.run(_serve(configuration, changes, settings))

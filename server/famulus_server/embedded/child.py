@@ -61,14 +61,24 @@ class ChildProcess:
             # Pipes of our own: with asyncio's, a guard's end is not told while its command still holds one.
             stdin, lifeline = _pipe(child_side, owner_side)
             told, stdout = _pipe(owner_side, child_side) if reports else (None, output)
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_GUARD), str(_GRACE_SECONDS), *command),
-                stdin=stdin,
-                stdout=stdout,
-                stderr=output,
-                env=environ,
-                start_new_session=True,  # a Ctrl-C in the terminal is the owner's business
+            starting = asyncio.create_task(
+                asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-S", str(_GUARD), str(_GRACE_SECONDS), *command),
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=output,
+                    env=environ,
+                    start_new_session=True,  # a Ctrl-C in the terminal is the owner's business
+                )
             )
+            try:
+                process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                # asyncio would kill the guard alone, and what that has started would stay.
+                guard = await starting
+                owner_side.close()
+                await guard.wait()
+                raise
             owner_side.pop_all()  # theirs from here on; the child's are closed on this side
         return cls(process=process, lifeline=lifeline, reports=told, log=log)
 

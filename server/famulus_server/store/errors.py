@@ -4,7 +4,7 @@ StoreUnusable
 ├── StoreInUse          another process has it open
 ├── SchemaTooNew        a newer version of the server made it
 ├── NotAStore           the file or database is something else
-├── StoreUnreachable    the database server cannot be reached, or refuses us
+├── StoreUnreachable    the database server, or the disk, cannot be reached, or refuses us
 └── KeysUnusable        what is encrypted cannot be read: no key, or another one
 
 BodyUnreadable is raised later, by whatever reads a row that was tampered with.
@@ -28,7 +28,7 @@ class NotAStore(StoreUnusable):
 
 
 class StoreUnreachable(StoreUnusable):
-    """No connection: nobody listens there, no such database or role, a wrong password."""
+    """Nobody listens there; no such database or role, a wrong password, a role without rights; a disk that is full."""
 
 
 class KeysUnusable(StoreUnusable):

@@ -80,6 +80,7 @@ async def _revision(connection: "asyncpg.Connection[asyncpg.Record]", where: str
 async def _migrate(url: str) -> None:
     # Imported here to keep start-up short: rarely needed, and half a second to load.
     from sqlalchemy import text
+    from sqlalchemy.exc import ProgrammingError
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
@@ -94,9 +95,17 @@ async def _migrate(url: str) -> None:
         if schema.is_outdated(schema.revision_of(connection), shown(url)):
             schema.upgrade(connection)
 
-    async with engine.begin() as connection:
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        # A migration that changes rows means those of all.
-        await connection.execute(text(show(EVERYBODY)))
-        await connection.run_sync(upgrade)
-    await engine.dispose()
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            # A migration that changes rows means those of all.
+            await connection.execute(text(show(EVERYBODY)))
+            await connection.run_sync(upgrade)
+    except ProgrammingError as error:
+        refusal = error.orig and error.orig.__cause__
+        if not isinstance(refusal, asyncpg.InsufficientPrivilegeError):
+            raise
+        reason = f"the server says: {refusal}. The role must own the database, or may create tables in its schema"
+        raise StoreUnreachable(f"{shown(url)}: {reason}") from error
+    finally:
+        await engine.dispose()

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from grpc import StatusCode
 
+from famulus import FamulusError
 from famulus_server.cli import main
 from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.failures import in_words
+from famulus_server.cli.options import address_to_call
 
 COMMANDS = [
     "serve",
@@ -49,6 +53,7 @@ def test_help_of_each_command_shows_how_to_call_it(command: str) -> None:
         ("[redis]\nurl = 'localhost:6379'\n", "redis.url: Expected `str` matching regex '^$|^(redis|rediss|unix)://'"),
         ("[worker]\nslots = 0\n", "worker.slots: Expected `int` >= 1"),
         ("[sever]\n", "sever: unknown section"),
+        ("[tls]\ncert_file = '/nowhere'\nkey_file = '/nowhere'\n", "tls: TLS: /nowhere: No such file"),
         ("[server\n", "is not TOML"),
         ("models = 1\n", "models: must be an array of tables"),
     ],
@@ -93,6 +98,27 @@ def test_option_wins_over_environment_and_file(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
+    ("listen", "called"),
+    [
+        ("0.0.0.0:7461", "localhost:7461"),
+        ("[::]:7461", "localhost:7461"),
+        ("127.0.0.1:7461", "127.0.0.1:7461"),
+        ("[::1]:7461", "[::1]:7461"),
+        ("unix:/run/famulus.sock", "unix:/run/famulus.sock"),
+    ],
+)
+def test_server_that_listens_everywhere_is_called_by_a_name_of_this_machine(listen: str, called: str) -> None:
+    assert address_to_call(listen) == called
+
+
+def test_file_without_certificates_is_told_before_anybody_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("none")
+    refused = call("healthcheck", "--address", "127.0.0.1:1", "--ca-file", str(file))
+    assert (refused.exit_code, refused.stderr) == (1, f"error: {file}: holds no certificate (PEM)\n")
+
+
+@pytest.mark.parametrize(
     "arguments", [["chat", "--assistant", "asst_1", "--model", "small"], ["demo", "--listen", "127.0.0.1:0"]]
 )
 def test_options_that_contradict_each_other_are_refused(arguments: list[str]) -> None:
@@ -108,6 +134,14 @@ def test_defect_is_told_without_its_traceback_unless_asked_for(monkeypatch: pyte
     assert told.exit_code == 1
     assert told.stderr.startswith("error: RuntimeError: the moon is full. This is a defect")
     assert isinstance(call("--debug", "migrate").exception, RuntimeError)
+
+
+def test_refusal_is_told_with_what_its_text_leaves_out_and_when_to_come_back() -> None:
+    facts = {"role": "operator", "limit": "tenant.requests_per_minute"}
+    error = FamulusError(
+        "this needs the role operator", code=StatusCode.RESOURCE_EXHAUSTED, metadata=facts, retry_after=2.1
+    )
+    assert in_words(error) == ("this needs the role operator (limit tenant.requests_per_minute). Try again in 3 s.")
 
 
 def test_new_key_is_printed_alone() -> None:

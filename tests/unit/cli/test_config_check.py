@@ -131,6 +131,16 @@ def test_what_is_allowed_but_perhaps_not_meant_is_warned_of(tmp_path: Path) -> N
     ]
 
 
+def test_what_only_a_start_would_find_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "jwks.json").write_text('{"keys": []}')
+    issuer = "[[auth.issuers]]\nissuer = '{0}'\naudience = 'famulus'\njwks_file = '{1}/{0}.json'\ntenants = ['acme']\n"
+    text = "".join(issuer.format(name, tmp_path) for name in ("none", "jwks"))
+    missing, empty, program = warnings(f"[encryption]\nkey_command = ['/no/such']\n{text}", tmp_path)
+    assert missing.startswith(f"[[auth.issuers]] jwks_file: {tmp_path}/none.json: No such file or directory; until")
+    assert empty.startswith(f"[[auth.issuers]] jwks_file: {tmp_path}/jwks.json: it has no key that can be used")
+    assert program == "[encryption] key_command: there is no program /no/such here"
+
+
 def warnings(text: str, folder: Path) -> list[str]:
     return topics(config_check(text, folder))["Warnings"]
 
@@ -183,6 +193,8 @@ def test_urls_are_shown_without_passwords(url: str, shown: str) -> None:
     ("text", "named"),
     [
         ("[server]\nlisten = '0.0.0.0:7461'\n", "server.listen: refusing to listen"),
+        ("[server]\nhealth_listen = '127.0.0.1:7461'\n", "server.health_listen: is the address of server.listen"),
+        ("[tls]\ncert_file = '/nowhere'\nkey_file = '/nowhere'\n", "tls: TLS: /nowhere: No such file"),
         ("[[routes]]\nname = 'r'\nvariants = [{ model = 'none' }]\n", "routes[0].variants[0].model: there is no model"),
         (
             "[tiers.gold.limits.user]\nrequests = 1\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ GUARD = Path(child_module.__file__).with_name("guard.py")
 SECONDS = 10.0
 
 TELLS_ITS_PID_AND_WAITS = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+WAITS = "import signal; signal.pause()"
 IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + TELLS_ITS_PID_AND_WAITS
 HAS_A_CHILD = (
     "import subprocess, sys, time\n"
@@ -130,6 +132,34 @@ async def test_command_does_not_survive_the_killing_of_its_guard(tmp_path: Path)
 
     assert await child.exited() == 128 + signal.SIGKILL
     assert await asyncio.to_thread(is_gone, command)
+
+
+@pytest.mark.parametrize("steps", range(2, 12))
+async def test_start_that_is_cancelled_at_any_step_leaves_no_command(tmp_path: Path, steps: int) -> None:
+    told = tmp_path / "told"
+    command = python(
+        f"import os; os.write(os.open({str(told)!r}, os.O_CREAT | os.O_WRONLY), b'%d' % os.getpid())\n{WAITS}"
+    )
+    starting = asyncio.create_task(ChildProcess.start(command, log=tmp_path / "log"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    # The loop stands still, so that the guard has started the command before asyncio knows of the guard.
+    pid = _told(told)
+    starting.cancel()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await starting).close()
+
+    assert pid is None or not psutil.pid_exists(pid) or await asyncio.to_thread(is_gone, psutil.Process(pid))
+
+
+def _told(file: Path) -> int | None:
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        if file.exists() and (text := file.read_text()):
+            return int(text)
+        time.sleep(0.01)
+    return None
 
 
 async def test_frozen_guard_does_not_keep_the_owner_from_closing(

@@ -11,7 +11,7 @@ from contract.samples import MovableClock
 from famulus_server.store import postgres_schema, schema
 from famulus_server.store.errors import NotAStore, SchemaTooNew, StoreUnreachable
 from famulus_server.store.postgres import PostgresStore
-from postgres import PostgresServer, execute, query
+from postgres import OWNER, PostgresServer, execute, query
 
 TABLES = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'public'"
 MIGRATE = """
@@ -107,6 +107,15 @@ async def test_wrong_password_is_told_and_never_shown(postgres_server: PostgresS
 async def test_missing_database_is_told(postgres_server: PostgresServer) -> None:
     with pytest.raises(StoreUnreachable, match='database "nowhere" does not exist'):
         await open_and_close(postgres_server.url("nowhere"))
+
+
+async def test_role_that_may_not_make_tables_is_told_what_it_lacks(
+    postgres_server: PostgresServer, new_database: str
+) -> None:
+    execute(postgres_server.url(user="postgres"), "CREATE ROLE guest LOGIN")
+    with pytest.raises(StoreUnreachable, match=r"permission denied for schema public\. The role must own"):
+        await open_and_close(new_database.replace(OWNER, "guest", 1))
+    assert await query(new_database, TABLES) is None
 
 
 async def test_port_where_nobody_listens_is_told() -> None:

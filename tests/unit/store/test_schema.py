@@ -1,5 +1,6 @@
 """The schema of an SQLite file: made, kept, or refused with a clear word."""
 
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from contract.samples import START, TENANT, MovableClock, thread
 from famulus_server.ports import Lifetimes
 from famulus_server.store import schema
 from famulus_server.store.columns import micros
-from famulus_server.store.errors import NotAStore, SchemaTooNew, StoreUnusable
+from famulus_server.store.errors import NotAStore, SchemaTooNew, StoreUnreachable, StoreUnusable
 from famulus_server.store.sqlite import SqliteStore
 
 
@@ -59,6 +60,19 @@ def test_file_that_is_up_to_date_is_opened_without_the_migration_tool(path: Path
         "sys.exit(bool({'alembic', 'sqlalchemy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [0, 8_192], ids=["no room at all", "too little for the tables"])
+def test_disk_that_is_full_at_the_start_is_told(path: Path, size: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(StoreUnreachable, match=f"^{path} cannot be"):
+            schema.upgrade_file(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    schema.upgrade_file(path)
+    assert "runs" in tables(path)
 
 
 def test_migration_that_breaks_off_leaves_nothing(path: Path) -> None:
