@@ -28,6 +28,8 @@ const LOST = new Set([
   "ERR_STREAM_PREMATURE_CLOSE",
   "ETIMEDOUT",
 ]);
+// So Node.js ends the calls of a connection that is gone, and Connect cannot tell that from a call cut by itself.
+const GONE = "http/2 stream closed with error code CANCEL";
 const CUT_CODES = new Set([Code.Internal, Code.Unknown, Code.Canceled]);
 const CUT_WORDS = /RST_STREAM|GOAWAY|reset|closed|missing status/i;
 // All that a server says of a call which it cut off because it stops. What is cancelled here is told with other words.
@@ -37,6 +39,9 @@ const CUT_OFF = new Set(["", "CANCELLED"]);
 export function lostConnection(error: ConnectError): boolean {
   if (fromServer(error)) {
     return false;
+  }
+  if (error.rawMessage.startsWith(GONE)) {
+    return true;
   }
   for (let cause: unknown = error.cause; cause instanceof Error; cause = cause.cause) {
     if ("code" in cause && typeof cause.code === "string" && LOST.has(cause.code)) {
