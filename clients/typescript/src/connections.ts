@@ -3,6 +3,7 @@
 
 /** Connections to one or several replicas of famulus, as one transport of Connect. */
 
+import type { SecureClientSessionOptions } from "node:http2";
 import { Code, ConnectError, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { FamulusError } from "./errors.js";
@@ -18,11 +19,11 @@ export type Token = string | (() => string | Promise<string>);
 /** Keys and certificates, as PEM. */
 export interface TlsOptions {
   /** Certificates of the authorities to trust. Left out: those that Node.js trusts. */
-  readonly ca?: string | Buffer;
+  readonly ca?: string | Uint8Array;
   /** The client's own certificate, with its chain, for mTLS. */
-  readonly cert?: string | Buffer;
+  readonly cert?: string | Uint8Array;
   /** The key of the client's own certificate. */
-  readonly key?: string | Buffer;
+  readonly key?: string | Uint8Array;
   /** The name that the server's certificate has to have. Left out: the host of the URL. */
   readonly serverName?: string;
 }
@@ -148,11 +149,11 @@ function checked(baseUrl: string, { tls, token, allowInsecureToken }: Connection
   return baseUrl;
 }
 
-function sessionOptions({ ca, cert, key, serverName }: TlsOptions = {}) {
+function sessionOptions({ ca, cert, key, serverName }: TlsOptions = {}): SecureClientSessionOptions {
   return {
-    ...(ca === undefined ? {} : { ca }),
-    ...(cert === undefined ? {} : { cert }),
-    ...(key === undefined ? {} : { key }),
+    ...(ca === undefined ? {} : { ca: Buffer.from(ca) }),
+    ...(cert === undefined ? {} : { cert: Buffer.from(cert) }),
+    ...(key === undefined ? {} : { key: Buffer.from(key) }),
     ...(serverName === undefined ? {} : { servername: serverName }),
   };
 }
