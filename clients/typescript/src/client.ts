@@ -3,6 +3,7 @@
 
 /** The client. */
 
+import { setMaxListeners } from "node:events";
 import { type Client, Code, createClient, type Transport } from "@connectrpc/connect";
 import { type ConnectionOptions, Connections } from "./connections.js";
 import { FamulusError } from "./errors.js";
@@ -72,6 +73,7 @@ export class FamulusClient implements AsyncDisposable {
    */
   constructor(baseUrl: string | readonly string[], options: FamulusClientOptions = {}) {
     this.#policy = retryPolicy(options.retry);
+    setMaxListeners(0, this.#closing.signal); // one of each stream
     this.#connections = new Connections(typeof baseUrl === "string" ? [baseUrl] : baseUrl, options);
     this.assistants = createClient(AssistantService, this.#connections);
     this.threads = createClient(ThreadService, this.#connections);

@@ -117,10 +117,15 @@ test("a signal that was aborted before keeps everything from happening", async (
 });
 
 test("a signal ends the wait between two streams", { timeout: 5_000 }, async (t) => {
-  const runs = new ScriptedRuns(plain(), [after(1, throwing(refusal({ retryAfterMs: 1_000 })))]);
-  const client = await clientOf(t, runs, { retry: { giveUpAfterMs: 60_000 } });
-  const stream = client.streamRun({ create, signal: AbortSignal.timeout(50) });
-  await assert.rejects(gather(stream), { name: "TimeoutError" });
+  const runs = new ScriptedRuns(plain(), [after(1, throwing(refusal({ retryAfterMs: 60_000 })))]);
+  const client = await clientOf(t, runs, { retry: { giveUpAfterMs: 600_000 } });
+  const stop = new AbortController();
+  const stream = client.streamRun({ create, signal: stop.signal });
+  await stream.next();
+  const waiting = stream.next();
+  await runs.streams[0]?.closed;
+  setTimeout(() => stop.abort(), 20); // by then it waits
+  await assert.rejects(waiting, { name: "AbortError" });
   assert.equal(runs.streams.length, 1);
 });
 

@@ -24,7 +24,7 @@ import {
 import { RUN_ID } from "./story.js";
 
 /** Waits that are short, without chance in them. */
-export const HASTY = { initialDelayMs: 1, maxDelayMs: 2, jitter: 0, giveUpAfterMs: 2_000, silenceMs: 2_000 };
+export const HASTY = { initialDelayMs: 1, maxDelayMs: 2, jitter: 0, giveUpAfterMs: 20_000, silenceMs: 10_000 };
 
 const REQUEST = createContextKey<Http2ServerRequest | undefined>(undefined);
 const STOPS = new Set([RunState.REQUIRES_ACTION, RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED]);

@@ -105,21 +105,21 @@ test("UNKNOWN and CANCELLED of the service are no broken streams", async (t) => 
 
 test("heartbeats keep a silent stream alive", async (t) => {
   const beats: Serving = async function* (stream) {
-    for (let beat = 0; beat < 6; beat += 1) {
-      await new Promise((resolve) => setTimeout(resolve, 40));
+    for (let beat = 0; beat < 5; beat += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 150));
       yield [];
     }
     yield* whole(stream);
   };
   const runs = new ScriptedRuns(LOG, [beats]);
-  const client = await clientOf(t, runs, { retry: { silenceMs: 150 } });
+  const client = await clientOf(t, runs, { retry: { silenceMs: 600 } });
   assert.deepEqual(await gather(client.streamRun({ create: create_ })), ALL);
   assert.equal(runs.streams.length, 1);
 });
 
 test("a stream without heartbeats is broken, and its call is cancelled", async (t) => {
   const runs = new ScriptedRuns(LOG, [after(3, (stream) => stream.closed)]);
-  const client = await clientOf(t, runs, { retry: { silenceMs: 50 } });
+  const client = await clientOf(t, runs, { retry: { silenceMs: 200 } });
   assert.deepEqual(await gather(client.streamRun({ create: create_ })), ALL);
   await runs.streams[0]?.closed;
   assert.equal(runs.streams[1]?.after, 3n);
@@ -222,7 +222,7 @@ test("an event of an unknown kind changes nothing but the place", async (t) => {
 
 test("after an outage that lasts the error is thrown", async (t) => {
   const runs = new ScriptedRuns(LOG, Array(1_000).fill(after(0, throwing(refusal({ message: "still down" })))));
-  const client = await clientOf(t, runs, { retry: { giveUpAfterMs: 40 } });
+  const client = await clientOf(t, runs, { retry: { giveUpAfterMs: 300 } });
   await assert.rejects(gather(client.watchRun({ runId: RUN_ID })), (error: unknown) => {
     assert.ok(error instanceof FamulusError);
     assert.equal(error.rawMessage, "still down");
