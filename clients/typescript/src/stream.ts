@@ -47,7 +47,7 @@ type Responses = AsyncIterator<{ readonly events: RunEvent[] }>;
  * Iterate it with `for await`; leaving the loop cancels the open call and the tools that still run. The iteration ends
  * after the last event of the run, and throws FamulusError where the run cannot be followed any more.
  */
-export class RunStream implements AsyncIterableIterator<RunEvent, undefined>, AsyncDisposable {
+export class RunStream implements AsyncIterator<RunEvent, undefined>, AsyncIterable<RunEvent>, AsyncDisposable {
   readonly #with: Streaming;
   readonly #following: Following;
   readonly #sending: Sending;
