@@ -25,6 +25,6 @@ public record RunResult(Run run, List<Message> messages) {
    * @return the text; empty where there is none
    */
   public String text() {
-    return Texts.of(messages);
+    return MessageText.of(messages);
   }
 }

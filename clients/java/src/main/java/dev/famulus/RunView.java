@@ -115,7 +115,7 @@ public final class RunView {
    * @return the text; empty where there is none
    */
   public String text() {
-    return Texts.of(messages());
+    return MessageText.of(messages());
   }
 
   /**

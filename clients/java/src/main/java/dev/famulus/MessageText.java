@@ -9,19 +9,29 @@ import java.util.List;
 import java.util.stream.Collectors;
 
 /** The text of messages. */
-final class Texts {
-  private Texts() {}
+public final class MessageText {
+  private MessageText() {}
 
-  /** The text of all messages, a blank line between two, empty ones left out. */
-  static String of(List<Message> messages) {
+  /**
+   * The text of some messages, a blank line between two, empty ones left out.
+   *
+   * @param messages the messages
+   * @return their text
+   */
+  public static String of(List<Message> messages) {
     return messages.stream()
-        .map(Texts::of)
+        .map(MessageText::of)
         .filter(text -> !text.isEmpty())
         .collect(Collectors.joining("\n\n"));
   }
 
-  /** The text parts of a message, joined. */
-  static String of(Message message) {
+  /**
+   * The text parts of a message, joined.
+   *
+   * @param message the message
+   * @return its text
+   */
+  public static String of(Message message) {
     return message.getContentList().stream()
         .filter(MessagePart::hasText)
         .map(part -> part.getText().getText())
