@@ -19,7 +19,9 @@ import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 
-/** Unary calls of the stubs, by the names of their methods: {@code famulus.v1.RunService/GetRun}. */
+/**
+ * Unary calls of the stubs, by the names of their methods: {@code famulus.v1.RunService/GetRun}.
+ */
 final class RawCalls {
   private final Channel channel;
 
@@ -35,7 +37,8 @@ final class RawCalls {
   }
 
   /** Calls until there is no further page; gives the ids of each page. */
-  void pages(String name, byte[] first, Consumer<List<String>> page) throws InvalidProtocolBufferException {
+  void pages(String name, byte[] first, Consumer<List<String>> page)
+      throws InvalidProtocolBufferException {
     MethodDescriptor<Message, Message> method = method(name);
     Message request = prototype(method.getRequestMarshaller()).getParserForType().parseFrom(first);
     String token;
@@ -47,7 +50,8 @@ final class RawCalls {
     } while (!token.isEmpty());
   }
 
-  private Message call(MethodDescriptor<Message, Message> method, Message request, Duration timeout) {
+  private Message call(
+      MethodDescriptor<Message, Message> method, Message request, Duration timeout) {
     CallOptions options =
         timeout == null
             ? CallOptions.DEFAULT
@@ -80,7 +84,8 @@ final class RawCalls {
     String service = MethodDescriptor.extractFullServiceName(name);
     try {
       Class<?> stubs = Class.forName("dev." + service + "Grpc");
-      ServiceDescriptor described = (ServiceDescriptor) stubs.getMethod("getServiceDescriptor").invoke(null);
+      ServiceDescriptor described =
+          (ServiceDescriptor) stubs.getMethod("getServiceDescriptor").invoke(null);
       for (MethodDescriptor<?, ?> method : described.getMethods()) {
         if (method.getFullMethodName().equals(name)) {
           return (MethodDescriptor<Message, Message>) method;

@@ -15,9 +15,12 @@ import java.io.InputStreamReader;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 
-/** The runner of the conformance suite: {@code runner HOST:PORT < scenario.json > transcript.jsonl}. */
+/**
+ * The runner of the conformance suite: {@code runner HOST:PORT < scenario.json > transcript.jsonl}.
+ */
 final class Runner {
-  private static final Gson GSON = new GsonBuilder().serializeNulls().disableHtmlEscaping().create();
+  private static final Gson GSON =
+      new GsonBuilder().serializeNulls().disableHtmlEscaping().create();
 
   private Runner() {}
 
@@ -27,7 +30,8 @@ final class Runner {
       System.exit(2);
     }
     JsonObject scenario =
-        JsonParser.parseReader(new InputStreamReader(System.in, StandardCharsets.UTF_8)).getAsJsonObject();
+        JsonParser.parseReader(new InputStreamReader(System.in, StandardCharsets.UTF_8))
+            .getAsJsonObject();
     ClientBuilder builder = FamulusClient.builder(arguments[0]);
     if (scenario.has("token") && !scenario.get("token").isJsonNull()) {
       builder.token(scenario.get("token").getAsString()).allowTokenInPlaintext();

@@ -37,7 +37,8 @@ final class Steps {
         case "call" -> call(step);
         case "pages" -> pages(step);
         case "stream" -> follow(step, client.streamRun(create(step), options(step)));
-        case "watch" -> follow(step, client.watchRun(step.get("run_id").getAsString(), options(step)));
+        case "watch" ->
+            follow(step, client.watchRun(step.get("run_id").getAsString(), options(step)));
         case "run_to_end" ->
             line("result", Transcript.result(client.runToEnd(create(step), options(step))));
         case "wait" ->
@@ -50,13 +51,16 @@ final class Steps {
   }
 
   private void call(JsonObject step) {
-    byte[] response = calls.call(step.get("method").getAsString(), bytes(step, "request"), timeout(step));
+    byte[] response =
+        calls.call(step.get("method").getAsString(), bytes(step, "request"), timeout(step));
     line("response", new JsonPrimitive(Base64.getEncoder().encodeToString(response)));
   }
 
   private void pages(JsonObject step) throws InvalidProtocolBufferException {
     calls.pages(
-        step.get("method").getAsString(), bytes(step, "request"), ids -> line("page", Transcript.texts(ids)));
+        step.get("method").getAsString(),
+        bytes(step, "request"),
+        ids -> line("page", Transcript.texts(ids)));
   }
 
   private void follow(JsonObject step, RunStream opened) {
@@ -84,7 +88,8 @@ final class Steps {
       line("event", Transcript.event(event));
       count++;
       if (count == cancelAfter) {
-        CancelRunRequest request = CancelRunRequest.newBuilder().setRunId(stream.view().runId()).build();
+        CancelRunRequest request =
+            CancelRunRequest.newBuilder().setRunId(stream.view().runId()).build();
         client.runs().cancelRun(request);
       }
       if (count == leaveAfter) {

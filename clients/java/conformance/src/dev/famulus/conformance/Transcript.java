@@ -28,7 +28,8 @@ final class Transcript {
     JsonObject line = new JsonObject();
     boolean known = event.getEventCase() != RunEvent.EventCase.EVENT_NOT_SET;
     line.addProperty("sequence", event.getSequence());
-    line.addProperty("kind", known ? event.getEventCase().name().toLowerCase(Locale.ROOT) : "unknown");
+    line.addProperty(
+        "kind", known ? event.getEventCase().name().toLowerCase(Locale.ROOT) : "unknown");
     switch (event.getEventCase()) {
       case RUN_STATE_CHANGED -> {
         line.addProperty("state", state(event.getRunStateChanged().getRun()));
@@ -47,7 +48,8 @@ final class Transcript {
         line.addProperty("refusal", event.getRefusalDelta().getRefusal());
       }
       case REASONING_DELTA -> line.addProperty("text", event.getReasoningDelta().getText());
-      case ANNOTATION_ADDED -> line.addProperty("part_index", event.getAnnotationAdded().getPartIndex());
+      case ANNOTATION_ADDED ->
+          line.addProperty("part_index", event.getAnnotationAdded().getPartIndex());
       case TOOL_CALL_DELTA -> {
         line.addProperty("name", event.getToolCallDelta().getName());
         line.addProperty("arguments", event.getToolCallDelta().getArgumentsJsonDelta());
@@ -65,7 +67,8 @@ final class Transcript {
         line.addProperty("is_error", first.getOutputIsError());
       }
       case RETRY_SCHEDULED ->
-          line.addProperty("reason", without("RUN_ERROR_CODE_", event.getRetryScheduled().getReason().name()));
+          line.addProperty(
+              "reason", without("RUN_ERROR_CODE_", event.getRetryScheduled().getReason().name()));
       case ATTEMPT_STARTED -> {
         line.addProperty("attempt", event.getAttemptStarted().getAttempt());
         line.addProperty("discards_after", event.getAttemptStarted().getDiscardsAfterSequence());
@@ -73,7 +76,8 @@ final class Transcript {
       case SNAPSHOT -> {
         line.addProperty("state", state(event.getSnapshot().getRun()));
         line.add(
-            "texts", texts(event.getSnapshot().getMessagesList().stream().map(MessageText::of).toList()));
+            "texts",
+            texts(event.getSnapshot().getMessagesList().stream().map(MessageText::of).toList()));
       }
       case EVENT_NOT_SET -> {}
     }

@@ -27,7 +27,10 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.Map;
 
-/** Answers a question about homes for sale: prints the answer as it grows, and the tools that are called for it. */
+/**
+ * Answers a question about homes for sale: prints the answer as it grows, and the tools that are
+ * called for it.
+ */
 final class PropertyAssistant {
   private static final String SEARCH_SCHEMA =
       """
@@ -46,7 +49,9 @@ final class PropertyAssistant {
     String target = given.length > 0 ? given[0] : "127.0.0.1:7461";
     String model = given.length > 1 ? given[1] : "scripted";
     String question =
-        given.length > 2 ? given[2] : "Call search_properties for homes with two bedrooms in Lisbon.";
+        given.length > 2
+            ? given[2]
+            : "Call search_properties for homes with two bedrooms in Lisbon.";
     Properties properties = Properties.in(Path.of(System.getProperty("properties")));
     try (FamulusClient client = FamulusClient.builder(target).build()) {
       ask(client, model, question, properties);
@@ -56,9 +61,11 @@ final class PropertyAssistant {
     }
   }
 
-  private static void ask(FamulusClient client, String model, String question, Properties properties) {
+  private static void ask(
+      FamulusClient client, String model, String question, Properties properties) {
     Map<String, ToolHandler> tools =
-        Map.of("search_properties", properties::search, "get_property_details", properties::details);
+        Map.of(
+            "search_properties", properties::search, "get_property_details", properties::details);
     StreamOptions options = StreamOptions.defaults().withTools(tools).withCancelOnExit();
     try (RunStream stream = client.streamRun(create(assistant(client, model), question), options)) {
       for (RunEvent event : stream) {
@@ -99,14 +106,18 @@ final class PropertyAssistant {
             .addTools(tool("search_properties", "Finds homes for sale.", SEARCH_SCHEMA))
             .addTools(tool("get_property_details", "All that is known of a home.", DETAILS_SCHEMA))
             .build();
-    EnsureAssistantRequest request = EnsureAssistantRequest.newBuilder().setAssistant(wanted).build();
+    EnsureAssistantRequest request =
+        EnsureAssistantRequest.newBuilder().setAssistant(wanted).build();
     return client.assistants().ensureAssistant(request).getAssistant().getId();
   }
 
   private static Tool.Builder tool(String name, String description, String schema) {
     return Tool.newBuilder()
         .setFunction(
-            FunctionTool.newBuilder().setName(name).setDescription(description).setParametersJson(schema));
+            FunctionTool.newBuilder()
+                .setName(name)
+                .setDescription(description)
+                .setParametersJson(schema));
   }
 
   private static CreateRunRequest create(String assistantId, String question) {

@@ -12,7 +12,11 @@ import java.util.function.Function;
 
 /** What a user of the client got to see of a run. */
 record Followed(
-    List<RunEvent> events, List<String> texts, RunView view, long lastSequence, FamulusException error) {
+    List<RunEvent> events,
+    List<String> texts,
+    RunView view,
+    long lastSequence,
+    FamulusException error) {
   static final CreateRunRequest CREATE =
       CreateRunRequest.newBuilder().setThreadId("thread_1").setAssistantId("asst_1").build();
   static final RetryPolicy QUICK =

@@ -87,7 +87,8 @@ final class ResumeTest {
   void aResumeIsTheSameRequestUntilTheRunHasAName() throws Exception {
     try (ScriptedRuns runs = new ScriptedRuns(plain(), cutAfter(0), cutAfter(3))) {
       follow(runs);
-      StreamRunRequest first = assertInstanceOf(StreamRunRequest.class, runs.streams.get(0).request);
+      StreamRunRequest first =
+          assertInstanceOf(StreamRunRequest.class, runs.streams.get(0).request);
       assertEquals(first, runs.streams.get(1).request);
       assertEquals("thread_1", first.getCreate().getThreadId());
       assertTrue(first.getCreate().getRequestId().length() >= 32);
@@ -102,7 +103,8 @@ final class ResumeTest {
         cutAfter(4, refusal(Status.Code.ABORTED, "slow", reason("SLOW_CONSUMER"))),
         cutAfter(4, refusal(Status.Code.UNAUTHENTICATED, "old", reason("CREDENTIALS_EXPIRED"))),
         cutAfter(4, error(Status.INTERNAL, "Received RST_STREAM with error code 2")),
-        cutAfter(4, error(Status.INTERNAL, "HTTP/2 error code: INTERNAL_ERROR\nReceived Rst Stream")),
+        cutAfter(
+            4, error(Status.INTERNAL, "HTTP/2 error code: INTERNAL_ERROR\nReceived Rst Stream")),
         cutAfter(4, error(Status.UNKNOWN, "Stream removed")),
         cutAfter(4, error(Status.CANCELLED, "CANCELLED")),
         cutAfter(
@@ -270,7 +272,11 @@ final class ResumeTest {
   @Test
   void aSnapshotOfAFinishedRunIsItsEnd() throws Exception {
     Run run =
-        Run.newBuilder().setId(RUN_ID).setState(RunState.RUN_STATE_COMPLETED).setLastSequence(40).build();
+        Run.newBuilder()
+            .setId(RUN_ID)
+            .setState(RunState.RUN_STATE_COMPLETED)
+            .setLastSequence(40)
+            .build();
     RunEvent taken =
         Story.snapshot(40, run, Story.message(1, "Done", MessageState.MESSAGE_STATE_COMPLETED));
     try (ScriptedRuns runs = new ScriptedRuns(plain(), tells(taken))) {

@@ -49,9 +49,9 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 
 /**
- * A RunService on a real port. It tells a log kept in memory and serves each stream by the next entry of a plan; wholly,
- * when the plan is used up. The log is published up to the first event at which the run waits for outputs of tools;
- * submitting them publishes the rest.
+ * A RunService on a real port. It tells a log kept in memory and serves each stream by the next
+ * entry of a plan; wholly, when the plan is used up. The log is published up to the first event at
+ * which the run waits for outputs of tools; submitting them publishes the rest.
  */
 final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements AutoCloseable {
   private static final Metadata.Key<String> AUTHORIZATION =
@@ -96,7 +96,8 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
   }
 
   /** An error with its details, in the service's manner. */
-  static StatusRuntimeException refusal(Status.Code code, String message, com.google.protobuf.Message... details) {
+  static StatusRuntimeException refusal(
+      Status.Code code, String message, com.google.protobuf.Message... details) {
     com.google.rpc.Status.Builder status =
         com.google.rpc.Status.newBuilder().setCode(code.value()).setMessage(message);
     for (com.google.protobuf.Message detail : details) {
@@ -106,7 +107,11 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
   }
 
   static ErrorInfo reason(String name) {
-    return ErrorInfo.newBuilder().setDomain("famulus").setReason(name).putMetadata("model", "m").build();
+    return ErrorInfo.newBuilder()
+        .setDomain("famulus")
+        .setReason(name)
+        .putMetadata("model", "m")
+        .build();
   }
 
   static RetryInfo retryAfter(Duration delay) {
@@ -171,7 +176,8 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
             request,
             request.getAfterSequence(),
             (ServerCallStreamObserver<StreamRunResponse>) responses,
-            events -> responses.onNext(StreamRunResponse.newBuilder().addAllEvents(events).build())));
+            events ->
+                responses.onNext(StreamRunResponse.newBuilder().addAllEvents(events).build())));
   }
 
   @Override
@@ -182,7 +188,8 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
             request,
             request.getAfterSequence(),
             (ServerCallStreamObserver<WatchRunResponse>) responses,
-            events -> responses.onNext(WatchRunResponse.newBuilder().addAllEvents(events).build())));
+            events ->
+                responses.onNext(WatchRunResponse.newBuilder().addAllEvents(events).build())));
   }
 
   private void serve(ScriptedStream stream) {
@@ -212,7 +219,8 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
     if (refused(response)) {
       return;
     }
-    ServerCallStreamObserver<WaitRunResponse> call = (ServerCallStreamObserver<WaitRunResponse>) response;
+    ServerCallStreamObserver<WaitRunResponse> call =
+        (ServerCallStreamObserver<WaitRunResponse>) response;
     call.setOnCancelHandler(this::publish);
     threads.execute(
         () -> {

@@ -48,7 +48,8 @@ final class Story {
 
   /** A run that was taken over in the middle of its second message, twice. */
   static List<RunEvent> takenOver() {
-    Story story = new Story().state(RunState.RUN_STATE_IN_PROGRESS).begin(1).text(1, "One").end(1, "One");
+    Story story =
+        new Story().state(RunState.RUN_STATE_IN_PROGRESS).begin(1).text(1, "One").end(1, "One");
     long committed = story.last();
     return story
         .begin(2)
@@ -107,12 +108,15 @@ final class Story {
     RunStep step = step(number, RunStepState.RUN_STEP_STATE_IN_PROGRESS);
     Message message = message(number, "", MessageState.MESSAGE_STATE_IN_PROGRESS);
     return tell(RunEvent.newBuilder().setStepStarted(StepStarted.newBuilder().setStep(step)))
-        .tell(RunEvent.newBuilder().setMessageStarted(MessageStarted.newBuilder().setMessage(message)));
+        .tell(
+            RunEvent.newBuilder()
+                .setMessageStarted(MessageStarted.newBuilder().setMessage(message)));
   }
 
   Story text(int number, String... fragments) {
     for (String fragment : fragments) {
-      TextDelta.Builder delta = TextDelta.newBuilder().setMessageId("msg_" + number).setText(fragment);
+      TextDelta.Builder delta =
+          TextDelta.newBuilder().setMessageId("msg_" + number).setText(fragment);
       tell(RunEvent.newBuilder().setTextDelta(delta));
     }
     return this;
@@ -122,8 +126,8 @@ final class Story {
   Story end(int number, String text) {
     RunStep step = step(number, RunStepState.RUN_STEP_STATE_COMPLETED);
     Message message = message(number, text, MessageState.MESSAGE_STATE_COMPLETED);
-    return tell(
-            RunEvent.newBuilder().setMessageCompleted(MessageCompleted.newBuilder().setMessage(message)))
+    return tell(RunEvent.newBuilder()
+            .setMessageCompleted(MessageCompleted.newBuilder().setMessage(message)))
         .tell(RunEvent.newBuilder().setStepCompleted(StepCompleted.newBuilder().setStep(step)));
   }
 
