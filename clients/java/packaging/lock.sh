@@ -2,7 +2,7 @@
 # Compares the dependencies that Maven resolved, with their SHA-256, with dependencies.lock; or writes it.
 set -eu
 cd "$(dirname "$0")/.."
-mvn --batch-mode --no-transfer-progress -q -o dependency:list \
+mvn --batch-mode --no-transfer-progress -q -o -Dstyle.color=never dependency:list \
   -DoutputFile=target/dependencies -DoutputAbsoluteArtifactFilename=true -Dsort=true
 sed -n 's/^ *\([a-z][^ ]*:[^ ]*:jar:[^ ]*\):\(\/[^ ]*\.jar\).*/\1 \2/p' target/dependencies |
   while read -r name jar; do
