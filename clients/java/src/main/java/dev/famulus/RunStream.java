@@ -193,12 +193,13 @@ public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
 
   /** Reads one response, on a new call where none is open. */
   private void read() throws InterruptedException {
-    if (call == null) {
+    EventCall open = call; // whoever closes the stream may take it away
+    if (open == null) {
       following.joining();
       call = join();
       return; // to look first whether we are still wanted
     }
-    EventCall.Arrival arrival = call.next(policy.silence());
+    EventCall.Arrival arrival = open.next(policy.silence());
     if (arrival == null) {
       throw new FamulusException(
           Status.Code.UNAVAILABLE, "nothing came for " + silence() + " seconds", null);
@@ -255,8 +256,9 @@ public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
     if (tools != null) {
       tools.stop();
     }
-    if (call != null) {
-      call.drain(LAST_WORD);
+    EventCall open = call;
+    if (open != null) {
+      open.drain(LAST_WORD);
     }
     hangUp();
   }

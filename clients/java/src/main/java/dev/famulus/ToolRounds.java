@@ -16,6 +16,7 @@ import java.util.concurrent.Callable;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Future;
+import java.util.concurrent.RejectedExecutionException;
 import java.util.function.Consumer;
 
 /**
@@ -53,7 +54,11 @@ final class ToolRounds {
     Set<String> claimed = toolbox.claim(asked);
     if (!claimed.isEmpty()) {
       rounds.removeIf(Future::isDone);
-      rounds.add(threads.submit(() -> answer(claimed, lookUp)));
+      try {
+        rounds.add(threads.submit(() -> answer(claimed, lookUp)));
+      } catch (RejectedExecutionException closed) {
+        // The client is closed, and with it the stream: there is nobody to answer to.
+      }
     }
   }
 

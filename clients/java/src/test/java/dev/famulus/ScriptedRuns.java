@@ -31,6 +31,7 @@ import io.grpc.Metadata;
 import io.grpc.Server;
 import io.grpc.ServerCall;
 import io.grpc.ServerCallHandler;
+import io.grpc.ServerCredentials;
 import io.grpc.ServerInterceptor;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
@@ -73,11 +74,16 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
   private int visible;
 
   ScriptedRuns(List<RunEvent> log, ScriptedStream.Serving... plan) throws IOException {
+    this(InsecureServerCredentials.create(), log, plan);
+  }
+
+  ScriptedRuns(ServerCredentials credentials, List<RunEvent> log, ScriptedStream.Serving... plan)
+      throws IOException {
     this.log = new ArrayList<>(log);
     this.plan.addAll(List.of(plan));
     this.visible = pauseAfter(0);
     this.server =
-        Grpc.newServerBuilderForPort(0, InsecureServerCredentials.create())
+        Grpc.newServerBuilderForPort(0, credentials)
             .addService(this)
             .intercept(new TokenReader())
             .executor(threads)
