@@ -114,7 +114,7 @@ type Assistant struct {
 	Model string `protobuf:"bytes,12,opt,name=model,proto3" json:"model,omitempty"`
 	// System instructions. At most 256,000 characters.
 	Instructions string `protobuf:"bytes,13,opt,name=instructions,proto3" json:"instructions,omitempty"`
-	// Tools that the model may call. At most 128.
+	// Tools that the model may call. At most 128, and 512 KiB in all.
 	Tools []*Tool `protobuf:"bytes,14,rep,name=tools,proto3" json:"tools,omitempty"`
 	// Files and vector stores that the built-in tools work on.
 	ToolResources *ToolResources `protobuf:"bytes,15,opt,name=tool_resources,json=toolResources,proto3" json:"tool_resources,omitempty"`
@@ -457,7 +457,7 @@ type JsonSchemaFormat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the schema: letters, digits, `_` and `-`; at most 64 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What the answer is for; helps the model.
+	// What the answer is for; helps the model. At most 16,384 characters.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	// The JSON Schema, as JSON text. Required.
 	SchemaJson string `protobuf:"bytes,3,opt,name=schema_json,json=schemaJson,proto3" json:"schema_json,omitempty"`
@@ -578,7 +578,8 @@ const file_famulus_v1_assistant_proto_rawDesc = "" +
 	"\x18REASONING_EFFORT_MINIMAL\x10\x02\x12\x18\n" +
 	"\x14REASONING_EFFORT_LOW\x10\x03\x12\x1b\n" +
 	"\x17REASONING_EFFORT_MEDIUM\x10\x04\x12\x19\n" +
-	"\x15REASONING_EFFORT_HIGH\x10\x05b\x06proto3"
+	"\x15REASONING_EFFORT_HIGH\x10\x05BC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_assistant_proto_rawDescOnce sync.Once

@@ -808,7 +808,8 @@ const file_famulus_v1_assistant_service_proto_rawDesc = "" +
 	"\x0eListAssistants\x12!.famulus.v1.ListAssistantsRequest\x1a\".famulus.v1.ListAssistantsResponse\x12l\n" +
 	"\x15ListAssistantVersions\x12(.famulus.v1.ListAssistantVersionsRequest\x1a).famulus.v1.ListAssistantVersionsResponse\x12Z\n" +
 	"\x0fUpdateAssistant\x12\".famulus.v1.UpdateAssistantRequest\x1a#.famulus.v1.UpdateAssistantResponse\x12Z\n" +
-	"\x0fDeleteAssistant\x12\".famulus.v1.DeleteAssistantRequest\x1a#.famulus.v1.DeleteAssistantResponseb\x06proto3"
+	"\x0fDeleteAssistant\x12\".famulus.v1.DeleteAssistantRequest\x1a#.famulus.v1.DeleteAssistantResponseBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_assistant_service_proto_rawDescOnce sync.Once

@@ -225,7 +225,8 @@ const file_famulus_v1_error_reason_proto_rawDesc = "" +
 	"\x17ERROR_REASON_QUEUE_FULL\x10\x1a\x12 \n" +
 	"\x1cERROR_REASON_UNAUTHENTICATED\x10\x1b\x12\"\n" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x1c\x12$\n" +
-	" ERROR_REASON_CREDENTIALS_EXPIRED\x10\x1db\x06proto3"
+	" ERROR_REASON_CREDENTIALS_EXPIRED\x10\x1dBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_error_reason_proto_rawDescOnce sync.Once

@@ -1223,7 +1223,8 @@ const file_famulus_v1_message_proto_rawDesc = "" +
 	"\x0eAttachmentTool\x12\x1f\n" +
 	"\x1bATTACHMENT_TOOL_UNSPECIFIED\x10\x00\x12$\n" +
 	" ATTACHMENT_TOOL_CODE_INTERPRETER\x10\x01\x12\x1f\n" +
-	"\x1bATTACHMENT_TOOL_FILE_SEARCH\x10\x02b\x06proto3"
+	"\x1bATTACHMENT_TOOL_FILE_SEARCH\x10\x02BC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_message_proto_rawDescOnce sync.Once

@@ -1277,7 +1277,8 @@ const file_famulus_v1_run_proto_rawDesc = "" +
 	"\rRatingVerdict\x12\x1e\n" +
 	"\x1aRATING_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13RATING_VERDICT_GOOD\x10\x01\x12\x16\n" +
-	"\x12RATING_VERDICT_BAD\x10\x02b\x06proto3"
+	"\x12RATING_VERDICT_BAD\x10\x02BC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_run_proto_rawDescOnce sync.Once

@@ -1243,7 +1243,8 @@ const file_famulus_v1_run_event_proto_rawDesc = "" +
 	"\bSnapshot\x12!\n" +
 	"\x03run\x18\x01 \x01(\v2\x0f.famulus.v1.RunR\x03run\x12)\n" +
 	"\x05steps\x18\x02 \x03(\v2\x13.famulus.v1.RunStepR\x05steps\x12/\n" +
-	"\bmessages\x18\x03 \x03(\v2\x13.famulus.v1.MessageR\bmessagesb\x06proto3"
+	"\bmessages\x18\x03 \x03(\v2\x13.famulus.v1.MessageR\bmessagesBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_run_event_proto_rawDescOnce sync.Once

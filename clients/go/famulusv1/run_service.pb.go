@@ -387,7 +387,7 @@ func (*CreateRunRequest_NewThread) isCreateRunRequest_Target() {}
 // Tools that replace an assistant's.
 type ToolOverride struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tools; none means none. At most 128.
+	// The tools; none means none. At most 128, and 512 KiB in all.
 	Tools         []*Tool `protobuf:"bytes,1,rep,name=tools,proto3" json:"tools,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1800,7 +1800,8 @@ const file_famulus_v1_run_service_proto_rawDesc = "" +
 	"\fListRunSteps\x12\x1f.famulus.v1.ListRunStepsRequest\x1a .famulus.v1.ListRunStepsResponse\x12K\n" +
 	"\n" +
 	"GetRunStep\x12\x1d.famulus.v1.GetRunStepRequest\x1a\x1e.famulus.v1.GetRunStepResponse\x12B\n" +
-	"\aRateRun\x12\x1a.famulus.v1.RateRunRequest\x1a\x1b.famulus.v1.RateRunResponseb\x06proto3"
+	"\aRateRun\x12\x1a.famulus.v1.RateRunRequest\x1a\x1b.famulus.v1.RateRunResponseBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_run_service_proto_rawDescOnce sync.Once

@@ -394,7 +394,8 @@ const file_famulus_v1_run_step_proto_rawDesc = "" +
 	"\x18RUN_STEP_STATE_COMPLETED\x10\x02\x12\x1c\n" +
 	"\x18RUN_STEP_STATE_CANCELLED\x10\x03\x12\x1a\n" +
 	"\x16RUN_STEP_STATE_EXPIRED\x10\x04\x12\x1d\n" +
-	"\x19RUN_STEP_STATE_INCOMPLETE\x10\x05b\x06proto3"
+	"\x19RUN_STEP_STATE_INCOMPLETE\x10\x05BC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_run_step_proto_rawDescOnce sync.Once

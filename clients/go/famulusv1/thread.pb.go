@@ -12,6 +12,7 @@ package famulusv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -54,7 +55,12 @@ type Thread struct {
 	// Files and vector stores of this conversation; they override the assistant's.
 	ToolResources *ToolResources `protobuf:"bytes,13,opt,name=tool_resources,json=toolResources,proto3" json:"tool_resources,omitempty"`
 	// Up to 16 pairs that the service keeps for you; keys up to 64 characters, values up to 512.
-	Metadata      map[string]string `protobuf:"bytes,14,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,14,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// When the thread is to be deleted by itself. What is not set is as the server's configuration has it for your tenant.
+	Retention *Retention `protobuf:"bytes,15,opt,name=retention,proto3" json:"retention,omitempty"`
+	// When the thread will be deleted, as things are now: activity, an active run and a change of the server's
+	// configuration may move it. Unset: never, or with its last run only. Output only.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -180,6 +186,86 @@ func (x *Thread) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *Thread) GetRetention() *Retention {
+	if x != nil {
+		return x.Retention
+	}
+	return nil
+}
+
+func (x *Thread) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+// When a thread is deleted by itself, as DeleteThread would: at the first of these moments, or within minutes after it.
+// A thread with an active run, or with runs in line, waits until these have ended.
+type Retention struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// So long after it was created; from a second to ten years. The server's configuration may have a maximum, which then
+	// holds in its place. Unset: as configured.
+	AfterCreate *durationpb.Duration `protobuf:"bytes,1,opt,name=after_create,json=afterCreate,proto3" json:"after_create,omitempty"`
+	// So long after its last activity; from a second to ten years. Unset: as configured.
+	AfterLastActivity *durationpb.Duration `protobuf:"bytes,2,opt,name=after_last_activity,json=afterLastActivity,proto3" json:"after_last_activity,omitempty"`
+	// Whether it goes as soon as it had runs, and all of them have ended. Unset: as configured.
+	OnCompletion  *bool `protobuf:"varint,3,opt,name=on_completion,json=onCompletion,proto3,oneof" json:"on_completion,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retention) Reset() {
+	*x = Retention{}
+	mi := &file_famulus_v1_thread_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retention) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retention) ProtoMessage() {}
+
+func (x *Retention) ProtoReflect() protoreflect.Message {
+	mi := &file_famulus_v1_thread_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retention.ProtoReflect.Descriptor instead.
+func (*Retention) Descriptor() ([]byte, []int) {
+	return file_famulus_v1_thread_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Retention) GetAfterCreate() *durationpb.Duration {
+	if x != nil {
+		return x.AfterCreate
+	}
+	return nil
+}
+
+func (x *Retention) GetAfterLastActivity() *durationpb.Duration {
+	if x != nil {
+		return x.AfterLastActivity
+	}
+	return nil
+}
+
+func (x *Retention) GetOnCompletion() bool {
+	if x != nil && x.OnCompletion != nil {
+		return *x.OnCompletion
+	}
+	return false
+}
+
 // Where a fork came from. The named thread may have been deleted since.
 type ThreadOrigin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -193,7 +279,7 @@ type ThreadOrigin struct {
 
 func (x *ThreadOrigin) Reset() {
 	*x = ThreadOrigin{}
-	mi := &file_famulus_v1_thread_proto_msgTypes[1]
+	mi := &file_famulus_v1_thread_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -205,7 +291,7 @@ func (x *ThreadOrigin) String() string {
 func (*ThreadOrigin) ProtoMessage() {}
 
 func (x *ThreadOrigin) ProtoReflect() protoreflect.Message {
-	mi := &file_famulus_v1_thread_proto_msgTypes[1]
+	mi := &file_famulus_v1_thread_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -218,7 +304,7 @@ func (x *ThreadOrigin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadOrigin.ProtoReflect.Descriptor instead.
 func (*ThreadOrigin) Descriptor() ([]byte, []int) {
-	return file_famulus_v1_thread_proto_rawDescGZIP(), []int{1}
+	return file_famulus_v1_thread_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ThreadOrigin) GetThreadId() string {
@@ -240,7 +326,7 @@ var File_famulus_v1_thread_proto protoreflect.FileDescriptor
 const file_famulus_v1_thread_proto_rawDesc = "" +
 	"\n" +
 	"\x17famulus/v1/thread.proto\x12\n" +
-	"famulus.v1\x1a\x15famulus/v1/tool.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x05\n" +
+	"famulus.v1\x1a\x15famulus/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x06\n" +
 	"\x06Thread\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\x12;\n" +
@@ -258,13 +344,22 @@ const file_famulus_v1_thread_proto_rawDesc = "" +
 	"\x05title\x18\v \x01(\tR\x05title\x120\n" +
 	"\x14default_assistant_id\x18\f \x01(\tR\x12defaultAssistantId\x12@\n" +
 	"\x0etool_resources\x18\r \x01(\v2\x19.famulus.v1.ToolResourcesR\rtoolResources\x12<\n" +
-	"\bmetadata\x18\x0e \x03(\v2 .famulus.v1.Thread.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x0e \x03(\v2 .famulus.v1.Thread.MetadataEntryR\bmetadata\x123\n" +
+	"\tretention\x18\x0f \x01(\v2\x15.famulus.v1.RetentionR\tretention\x12;\n" +
+	"\vexpire_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"V\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x01\n" +
+	"\tRetention\x12<\n" +
+	"\fafter_create\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vafterCreate\x12I\n" +
+	"\x13after_last_activity\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11afterLastActivity\x12(\n" +
+	"\ron_completion\x18\x03 \x01(\bH\x00R\fonCompletion\x88\x01\x01B\x10\n" +
+	"\x0e_on_completion\"V\n" +
 	"\fThreadOrigin\x12\x1b\n" +
 	"\tthread_id\x18\x01 \x01(\tR\bthreadId\x12)\n" +
-	"\x10message_sequence\x18\x02 \x01(\x03R\x0fmessageSequenceb\x06proto3"
+	"\x10message_sequence\x18\x02 \x01(\x03R\x0fmessageSequenceBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_thread_proto_rawDescOnce sync.Once
@@ -278,26 +373,32 @@ func file_famulus_v1_thread_proto_rawDescGZIP() []byte {
 	return file_famulus_v1_thread_proto_rawDescData
 }
 
-var file_famulus_v1_thread_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_famulus_v1_thread_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_famulus_v1_thread_proto_goTypes = []any{
 	(*Thread)(nil),                // 0: famulus.v1.Thread
-	(*ThreadOrigin)(nil),          // 1: famulus.v1.ThreadOrigin
-	nil,                           // 2: famulus.v1.Thread.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
-	(*ToolResources)(nil),         // 4: famulus.v1.ToolResources
+	(*Retention)(nil),             // 1: famulus.v1.Retention
+	(*ThreadOrigin)(nil),          // 2: famulus.v1.ThreadOrigin
+	nil,                           // 3: famulus.v1.Thread.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*ToolResources)(nil),         // 5: famulus.v1.ToolResources
+	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
 }
 var file_famulus_v1_thread_proto_depIdxs = []int32{
-	3, // 0: famulus.v1.Thread.create_time:type_name -> google.protobuf.Timestamp
-	3, // 1: famulus.v1.Thread.update_time:type_name -> google.protobuf.Timestamp
-	3, // 2: famulus.v1.Thread.last_activity_time:type_name -> google.protobuf.Timestamp
-	1, // 3: famulus.v1.Thread.forked_from:type_name -> famulus.v1.ThreadOrigin
-	4, // 4: famulus.v1.Thread.tool_resources:type_name -> famulus.v1.ToolResources
-	2, // 5: famulus.v1.Thread.metadata:type_name -> famulus.v1.Thread.MetadataEntry
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4,  // 0: famulus.v1.Thread.create_time:type_name -> google.protobuf.Timestamp
+	4,  // 1: famulus.v1.Thread.update_time:type_name -> google.protobuf.Timestamp
+	4,  // 2: famulus.v1.Thread.last_activity_time:type_name -> google.protobuf.Timestamp
+	2,  // 3: famulus.v1.Thread.forked_from:type_name -> famulus.v1.ThreadOrigin
+	5,  // 4: famulus.v1.Thread.tool_resources:type_name -> famulus.v1.ToolResources
+	3,  // 5: famulus.v1.Thread.metadata:type_name -> famulus.v1.Thread.MetadataEntry
+	1,  // 6: famulus.v1.Thread.retention:type_name -> famulus.v1.Retention
+	4,  // 7: famulus.v1.Thread.expire_time:type_name -> google.protobuf.Timestamp
+	6,  // 8: famulus.v1.Retention.after_create:type_name -> google.protobuf.Duration
+	6,  // 9: famulus.v1.Retention.after_last_activity:type_name -> google.protobuf.Duration
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_famulus_v1_thread_proto_init() }
@@ -306,13 +407,14 @@ func file_famulus_v1_thread_proto_init() {
 		return
 	}
 	file_famulus_v1_tool_proto_init()
+	file_famulus_v1_thread_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_famulus_v1_thread_proto_rawDesc), len(file_famulus_v1_thread_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -432,7 +432,7 @@ type UpdateThreadRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The new content, with the id. Its etag, if set, must be the current one. Required.
 	Thread *Thread `protobuf:"bytes,1,opt,name=thread,proto3" json:"thread,omitempty"`
-	// Fields to change (AIP-134): title, default_assistant_id, tool_resources, metadata.
+	// Fields to change (AIP-134): title, default_assistant_id, tool_resources, metadata, retention.
 	// Empty: every one of these that is set in `thread`; `*`: all of them.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -628,8 +628,8 @@ type ForkThreadRequest struct {
 	ThreadId string `protobuf:"bytes,1,opt,name=thread_id,json=threadId,proto3" json:"thread_id,omitempty"`
 	// Last message to share. Empty: all messages.
 	MessageId string `protobuf:"bytes,2,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
-	// Title, user, default assistant, tool resources and metadata of the fork. What is not set is taken
-	// from the forked thread. Output-only fields are ignored.
+	// Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
+	// from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
 	Thread *Thread `protobuf:"bytes,3,opt,name=thread,proto3" json:"thread,omitempty"`
 	// Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1403,7 +1403,8 @@ const file_famulus_v1_thread_service_proto_rawDesc = "" +
 	"GetMessage\x12\x1d.famulus.v1.GetMessageRequest\x1a\x1e.famulus.v1.GetMessageResponse\x12Q\n" +
 	"\fListMessages\x12\x1f.famulus.v1.ListMessagesRequest\x1a .famulus.v1.ListMessagesResponse\x12T\n" +
 	"\rUpdateMessage\x12 .famulus.v1.UpdateMessageRequest\x1a!.famulus.v1.UpdateMessageResponse\x12T\n" +
-	"\rDeleteMessage\x12 .famulus.v1.DeleteMessageRequest\x1a!.famulus.v1.DeleteMessageResponseb\x06proto3"
+	"\rDeleteMessage\x12 .famulus.v1.DeleteMessageRequest\x1a!.famulus.v1.DeleteMessageResponseBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_thread_service_proto_rawDescOnce sync.Once

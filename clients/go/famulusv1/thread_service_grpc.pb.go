@@ -49,7 +49,8 @@ type ThreadServiceClient interface {
 	ListThreads(ctx context.Context, in *ListThreadsRequest, opts ...grpc.CallOption) (*ListThreadsResponse, error)
 	// Changes a thread.
 	UpdateThread(ctx context.Context, in *UpdateThreadRequest, opts ...grpc.CallOption) (*UpdateThreadResponse, error)
-	// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole.
+	// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+	// unless the data of the user is deleted (UserDataService).
 	DeleteThread(ctx context.Context, in *DeleteThreadRequest, opts ...grpc.CallOption) (*DeleteThreadResponse, error)
 	// Makes a new thread that shares the messages up to one of them and then goes its own way.
 	// Costs the same for any number of messages.
@@ -198,7 +199,8 @@ type ThreadServiceServer interface {
 	ListThreads(context.Context, *ListThreadsRequest) (*ListThreadsResponse, error)
 	// Changes a thread.
 	UpdateThread(context.Context, *UpdateThreadRequest) (*UpdateThreadResponse, error)
-	// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole.
+	// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+	// unless the data of the user is deleted (UserDataService).
 	DeleteThread(context.Context, *DeleteThreadRequest) (*DeleteThreadResponse, error)
 	// Makes a new thread that shares the messages up to one of them and then goes its own way.
 	// Costs the same for any number of messages.

@@ -247,7 +247,7 @@ type FunctionTool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name: letters, digits, `_` and `-`; at most 64 characters; unique within the tools. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What the function does and when to call it.
+	// What the function does and when to call it; at most 16,384 characters.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	// JSON Schema of the arguments, as JSON text of an object. Empty: no arguments.
 	ParametersJson string `protobuf:"bytes,3,opt,name=parameters_json,json=parametersJson,proto3" json:"parameters_json,omitempty"`
@@ -906,7 +906,8 @@ const file_famulus_v1_tool_proto_rawDesc = "" +
 	"!FUNCTION_CALL_PROBLEM_UNSPECIFIED\x10\x00\x12,\n" +
 	"(FUNCTION_CALL_PROBLEM_ARGUMENTS_NOT_JSON\x10\x01\x12*\n" +
 	"&FUNCTION_CALL_PROBLEM_UNKNOWN_FUNCTION\x10\x02\x12(\n" +
-	"$FUNCTION_CALL_PROBLEM_TOO_MANY_CALLS\x10\x03b\x06proto3"
+	"$FUNCTION_CALL_PROBLEM_TOO_MANY_CALLS\x10\x03BC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_tool_proto_rawDescOnce sync.Once

@@ -538,7 +538,8 @@ const file_famulus_v1_usage_service_proto_rawDesc = "" +
 	"\x10USAGE_BUCKET_DAY\x10\x022[\n" +
 	"\fUsageService\x12K\n" +
 	"\n" +
-	"QueryUsage\x12\x1d.famulus.v1.QueryUsageRequest\x1a\x1e.famulus.v1.QueryUsageResponseb\x06proto3"
+	"QueryUsage\x12\x1d.famulus.v1.QueryUsageRequest\x1a\x1e.famulus.v1.QueryUsageResponseBC\n" +
+	"\x0edev.famulus.v1P\x01Z/github.com/famulus/famulus/clients/go/famulusv1b\x06proto3"
 
 var (
 	file_famulus_v1_usage_service_proto_rawDescOnce sync.Once

@@ -30,7 +30,7 @@ pub struct FunctionTool {
     /// Name: letters, digits, `_` and `-`; at most 64 characters; unique within the tools. Required.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// What the function does and when to call it.
+    /// What the function does and when to call it; at most 16,384 characters.
     #[prost(string, tag = "2")]
     pub description: ::prost::alloc::string::String,
     /// JSON Schema of the arguments, as JSON text of an object. Empty: no arguments.
@@ -259,7 +259,7 @@ pub struct Assistant {
     /// System instructions. At most 256,000 characters.
     #[prost(string, tag = "13")]
     pub instructions: ::prost::alloc::string::String,
-    /// Tools that the model may call. At most 128.
+    /// Tools that the model may call. At most 128, and 512 KiB in all.
     #[prost(message, repeated, tag = "14")]
     pub tools: ::prost::alloc::vec::Vec<Tool>,
     /// Files and vector stores that the built-in tools work on.
@@ -319,7 +319,7 @@ pub struct JsonSchemaFormat {
     /// Name of the schema: letters, digits, `_` and `-`; at most 64 characters. Required.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// What the answer is for; helps the model.
+    /// What the answer is for; helps the model. At most 16,384 characters.
     #[prost(string, tag = "2")]
     pub description: ::prost::alloc::string::String,
     /// The JSON Schema, as JSON text. Required.
@@ -2630,6 +2630,28 @@ pub struct Thread {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// When the thread is to be deleted by itself. What is not set is as the server's configuration has it for your tenant.
+    #[prost(message, optional, tag = "15")]
+    pub retention: ::core::option::Option<Retention>,
+    /// When the thread will be deleted, as things are now: activity, an active run and a change of the server's
+    /// configuration may move it. Unset: never, or with its last run only. Output only.
+    #[prost(message, optional, tag = "16")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// When a thread is deleted by itself, as DeleteThread would: at the first of these moments, or within minutes after it.
+/// A thread with an active run, or with runs in line, waits until these have ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Retention {
+    /// So long after it was created; from a second to ten years. The server's configuration may have a maximum, which then
+    /// holds in its place. Unset: as configured.
+    #[prost(message, optional, tag = "1")]
+    pub after_create: ::core::option::Option<::prost_types::Duration>,
+    /// So long after its last activity; from a second to ten years. Unset: as configured.
+    #[prost(message, optional, tag = "2")]
+    pub after_last_activity: ::core::option::Option<::prost_types::Duration>,
+    /// Whether it goes as soon as it had runs, and all of them have ended. Unset: as configured.
+    #[prost(bool, optional, tag = "3")]
+    pub on_completion: ::core::option::Option<bool>,
 }
 /// Where a fork came from. The named thread may have been deleted since.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2736,7 +2758,7 @@ pub mod create_run_request {
 /// Tools that replace an assistant's.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToolOverride {
-    /// The tools; none means none. At most 128.
+    /// The tools; none means none. At most 128, and 512 KiB in all.
     #[prost(message, repeated, tag = "1")]
     pub tools: ::prost::alloc::vec::Vec<Tool>,
 }
@@ -4265,7 +4287,7 @@ pub struct UpdateThreadRequest {
     /// The new content, with the id. Its etag, if set, must be the current one. Required.
     #[prost(message, optional, tag = "1")]
     pub thread: ::core::option::Option<Thread>,
-    /// Fields to change (AIP-134): title, default_assistant_id, tool_resources, metadata.
+    /// Fields to change (AIP-134): title, default_assistant_id, tool_resources, metadata, retention.
     /// Empty: every one of these that is set in `thread`; `*`: all of them.
     #[prost(message, optional, tag = "2")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
@@ -4299,8 +4321,8 @@ pub struct ForkThreadRequest {
     /// Last message to share. Empty: all messages.
     #[prost(string, tag = "2")]
     pub message_id: ::prost::alloc::string::String,
-    /// Title, user, default assistant, tool resources and metadata of the fork. What is not set is taken
-    /// from the forked thread. Output-only fields are ignored.
+    /// Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
+    /// from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
     #[prost(message, optional, tag = "3")]
     pub thread: ::core::option::Option<Thread>,
     /// Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty.
@@ -4641,7 +4663,8 @@ pub mod thread_service_client {
                 .insert(GrpcMethod::new("famulus.v1.ThreadService", "UpdateThread"));
             self.inner.unary(req, path, codec).await
         }
-        /// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole.
+        /// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+        /// unless the data of the user is deleted (UserDataService).
         pub async fn delete_thread(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteThreadRequest>,
@@ -4873,7 +4896,8 @@ pub mod thread_service_server {
         > {
             Err(tonic::Status::unimplemented("Not yet implemented"))
         }
-        /// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole.
+        /// Deletes a thread with its messages and runs. An active run is cancelled. Forks stay whole,
+        /// unless the data of the user is deleted (UserDataService).
         async fn delete_thread(
             &self,
             request: tonic::Request<super::DeleteThreadRequest>,
@@ -6026,6 +6050,644 @@ pub mod usage_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "famulus.v1.UsageService";
     impl<T> tonic::server::NamedService for UsageServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Request of DeleteUserData.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteUserDataRequest {
+    /// Whose data: `Thread.user_id`. At most 256 characters. Required.
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+    /// Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// Response of DeleteUserData.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteUserDataResponse {
+    /// The deletion as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub receipt: ::core::option::Option<DeletionReceipt>,
+}
+/// Request of GetDeletionReceipt.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetDeletionReceiptRequest {
+    /// Id of the receipt. Required.
+    #[prost(string, tag = "1")]
+    pub receipt_id: ::prost::alloc::string::String,
+}
+/// Response of GetDeletionReceipt.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetDeletionReceiptResponse {
+    /// The deletion as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub receipt: ::core::option::Option<DeletionReceipt>,
+}
+/// Request of ExportUserData.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportUserDataRequest {
+    /// Whose data: `Thread.user_id`. At most 256 characters. Required.
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+}
+/// Response of ExportUserData: some of the lines.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportUserDataResponse {
+    /// Lines without their ends, each `{"type": ..., "resource": ...}`: a thread, then its messages, its runs and behind
+    /// each run its run_steps, thread by thread; at last the usage, by day, and one summary with how many there were. The
+    /// resource is the JSON form of the message of this name in this package (UsageRow for usage, ExportSummary for the
+    /// summary), with the names of its fields as they stand here. Without a summary the export is not complete.
+    #[prost(string, repeated, tag = "1")]
+    pub json_lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// How much an export holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportSummary {
+    /// Threads.
+    #[prost(int64, tag = "1")]
+    pub threads: i64,
+    /// Messages.
+    #[prost(int64, tag = "2")]
+    pub messages: i64,
+    /// Runs.
+    #[prost(int64, tag = "3")]
+    pub runs: i64,
+    /// Steps of runs.
+    #[prost(int64, tag = "4")]
+    pub run_steps: i64,
+    /// Rows of usage.
+    #[prost(int64, tag = "5")]
+    pub usage_rows: i64,
+}
+/// The deletion of a user's data. Nothing in it tells who the user was.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeletionReceipt {
+    /// Unique id, `del_...`.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// How far it is.
+    #[prost(enumeration = "DeletionState", tag = "2")]
+    pub state: i32,
+    /// When it was asked for.
+    #[prost(message, optional, tag = "3")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was done. Unset: not yet.
+    #[prost(message, optional, tag = "4")]
+    pub complete_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// What was deleted so far.
+    #[prost(message, optional, tag = "5")]
+    pub counts: ::core::option::Option<DeletionCounts>,
+    /// HMAC-SHA-256 of the user's id in hexadecimal, by a key that only the server has.
+    #[prost(string, tag = "6")]
+    pub user_hmac: ::prost::alloc::string::String,
+    /// What is signed, once it is done: a JSON object with `receipt_id`, `tenant`, `user_hmac`, `create_time`,
+    /// `complete_time`, and the counts.
+    #[prost(string, tag = "7")]
+    pub statement_json: ::prost::alloc::string::String,
+    /// Ed25519 signature (RFC 8032) of the bytes of `statement_json`. Empty: not done yet.
+    #[prost(bytes = "vec", tag = "8")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+    /// The key that verifies it, 32 bytes: the same for all receipts of a server and its replicas.
+    #[prost(bytes = "vec", tag = "9")]
+    pub public_key: ::prost::alloc::vec::Vec<u8>,
+    /// Names the key: the first 16 hexadecimal digits of its SHA-256.
+    #[prost(string, tag = "10")]
+    pub key_id: ::prost::alloc::string::String,
+}
+/// What a deletion deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeletionCounts {
+    /// Threads, those included that were deleted before and whose messages lived on in forks.
+    #[prost(int64, tag = "1")]
+    pub threads: i64,
+    /// Messages.
+    #[prost(int64, tag = "2")]
+    pub messages: i64,
+    /// Runs.
+    #[prost(int64, tag = "3")]
+    pub runs: i64,
+    /// Records of usage that no longer name the user.
+    #[prost(int64, tag = "4")]
+    pub usage_records: i64,
+}
+/// How far a deletion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeletionState {
+    /// Not valid.
+    Unspecified = 0,
+    /// Under way, or waiting for a server that goes on with it.
+    Deleting = 1,
+    /// Done.
+    Completed = 2,
+}
+impl DeletionState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DELETION_STATE_UNSPECIFIED",
+            Self::Deleting => "DELETION_STATE_DELETING",
+            Self::Completed => "DELETION_STATE_COMPLETED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DELETION_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DELETION_STATE_DELETING" => Some(Self::Deleting),
+            "DELETION_STATE_COMPLETED" => Some(Self::Completed),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod user_data_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What is stored of one user: deletes it with a receipt, exports it.
+    #[derive(Debug, Clone)]
+    pub struct UserDataServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl UserDataServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> UserDataServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> UserDataServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            UserDataServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Deletes everything of a user: threads with their messages and runs, also where forks of other users show these
+        /// messages, and the user's name in records of usage. Runs at work are stopped. Stop to write for the user first: of
+        /// threads, those are deleted that were created before this call.
+        ///
+        /// Answers when it is done, or after 10 seconds: the server goes on by itself, also when it is restarted. As long as
+        /// it does, another call for the user answers with the same deletion. Answers OK also for a user of whom there is
+        /// nothing.
+        pub async fn delete_user_data(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteUserDataRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteUserDataResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/famulus.v1.UserDataService/DeleteUserData",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("famulus.v1.UserDataService", "DeleteUserData"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a deletion as it is now. Receipts are kept for ever.
+        pub async fn get_deletion_receipt(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetDeletionReceiptRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetDeletionReceiptResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/famulus.v1.UserDataService/GetDeletionReceipt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("famulus.v1.UserDataService", "GetDeletionReceipt"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns everything of a user, as lines of JSON. What changes meanwhile may be there or not.
+        pub async fn export_user_data(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportUserDataRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportUserDataResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/famulus.v1.UserDataService/ExportUserData",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("famulus.v1.UserDataService", "ExportUserData"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod user_data_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with UserDataServiceServer.
+    #[async_trait]
+    pub trait UserDataService: std::marker::Send + std::marker::Sync + 'static {
+        /// Deletes everything of a user: threads with their messages and runs, also where forks of other users show these
+        /// messages, and the user's name in records of usage. Runs at work are stopped. Stop to write for the user first: of
+        /// threads, those are deleted that were created before this call.
+        ///
+        /// Answers when it is done, or after 10 seconds: the server goes on by itself, also when it is restarted. As long as
+        /// it does, another call for the user answers with the same deletion. Answers OK also for a user of whom there is
+        /// nothing.
+        async fn delete_user_data(
+            &self,
+            request: tonic::Request<super::DeleteUserDataRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteUserDataResponse>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// Returns a deletion as it is now. Receipts are kept for ever.
+        async fn get_deletion_receipt(
+            &self,
+            request: tonic::Request<super::GetDeletionReceiptRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetDeletionReceiptResponse>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// Returns everything of a user, as lines of JSON. What changes meanwhile may be there or not.
+        async fn export_user_data(
+            &self,
+            request: tonic::Request<super::ExportUserDataRequest>,
+        ) -> std::result::Result<
+            tonic::Response<BoxStream<super::ExportUserDataResponse>>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+    }
+    /// What is stored of one user: deletes it with a receipt, exports it.
+    #[derive(Debug)]
+    pub struct UserDataServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> UserDataServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for UserDataServiceServer<T>
+    where
+        T: UserDataService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/famulus.v1.UserDataService/DeleteUserData" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteUserDataSvc<T: UserDataService>(pub Arc<T>);
+                    impl<
+                        T: UserDataService,
+                    > tonic::server::UnaryService<super::DeleteUserDataRequest>
+                    for DeleteUserDataSvc<T> {
+                        type Response = super::DeleteUserDataResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteUserDataRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UserDataService>::delete_user_data(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteUserDataSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/famulus.v1.UserDataService/GetDeletionReceipt" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetDeletionReceiptSvc<T: UserDataService>(pub Arc<T>);
+                    impl<
+                        T: UserDataService,
+                    > tonic::server::UnaryService<super::GetDeletionReceiptRequest>
+                    for GetDeletionReceiptSvc<T> {
+                        type Response = super::GetDeletionReceiptResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetDeletionReceiptRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UserDataService>::get_deletion_receipt(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetDeletionReceiptSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/famulus.v1.UserDataService/ExportUserData" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportUserDataSvc<T: UserDataService>(pub Arc<T>);
+                    impl<
+                        T: UserDataService,
+                    > tonic::server::ServerStreamingService<super::ExportUserDataRequest>
+                    for ExportUserDataSvc<T> {
+                        type Response = super::ExportUserDataResponse;
+                        type ResponseStream = BoxStream<super::ExportUserDataResponse>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExportUserDataRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UserDataService>::export_user_data(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportUserDataSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for UserDataServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "famulus.v1.UserDataService";
+    impl<T> tonic::server::NamedService for UserDataServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

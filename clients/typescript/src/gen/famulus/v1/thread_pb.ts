@@ -9,15 +9,15 @@ import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { ToolResources } from "./tool_pb.js";
 import { file_famulus_v1_tool } from "./tool_pb.js";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file famulus/v1/thread.proto.
  */
 export const file_famulus_v1_thread: GenFile = /*@__PURE__*/
-  fileDesc("ChdmYW11bHVzL3YxL3RocmVhZC5wcm90bxIKZmFtdWx1cy52MSL3AwoGVGhyZWFkEgoKAmlkGAEgASgJEgwKBGV0YWcYAiABKAkSLwoLY3JlYXRlX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2FjdGl2aXR5X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEh0KFWxhc3RfbWVzc2FnZV9zZXF1ZW5jZRgGIAEoAxIVCg1hY3RpdmVfcnVuX2lkGAcgASgJEi0KC2ZvcmtlZF9mcm9tGAggASgLMhguZmFtdWx1cy52MS5UaHJlYWRPcmlnaW4SDwoHdXNlcl9pZBgKIAEoCRINCgV0aXRsZRgLIAEoCRIcChRkZWZhdWx0X2Fzc2lzdGFudF9pZBgMIAEoCRIxCg50b29sX3Jlc291cmNlcxgNIAEoCzIZLmZhbXVsdXMudjEuVG9vbFJlc291cmNlcxIyCghtZXRhZGF0YRgOIAMoCzIgLmZhbXVsdXMudjEuVGhyZWFkLk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIjsKDFRocmVhZE9yaWdpbhIRCgl0aHJlYWRfaWQYASABKAkSGAoQbWVzc2FnZV9zZXF1ZW5jZRgCIAEoA2IGcHJvdG8z", [file_famulus_v1_tool, file_google_protobuf_timestamp]);
+  fileDesc("ChdmYW11bHVzL3YxL3RocmVhZC5wcm90bxIKZmFtdWx1cy52MSLSBAoGVGhyZWFkEgoKAmlkGAEgASgJEgwKBGV0YWcYAiABKAkSLwoLY3JlYXRlX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2FjdGl2aXR5X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEh0KFWxhc3RfbWVzc2FnZV9zZXF1ZW5jZRgGIAEoAxIVCg1hY3RpdmVfcnVuX2lkGAcgASgJEi0KC2ZvcmtlZF9mcm9tGAggASgLMhguZmFtdWx1cy52MS5UaHJlYWRPcmlnaW4SDwoHdXNlcl9pZBgKIAEoCRINCgV0aXRsZRgLIAEoCRIcChRkZWZhdWx0X2Fzc2lzdGFudF9pZBgMIAEoCRIxCg50b29sX3Jlc291cmNlcxgNIAEoCzIZLmZhbXVsdXMudjEuVG9vbFJlc291cmNlcxIyCghtZXRhZGF0YRgOIAMoCzIgLmZhbXVsdXMudjEuVGhyZWFkLk1ldGFkYXRhRW50cnkSKAoJcmV0ZW50aW9uGA8gASgLMhUuZmFtdWx1cy52MS5SZXRlbnRpb24SLwoLZXhwaXJlX3RpbWUYECABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKiAQoJUmV0ZW50aW9uEi8KDGFmdGVyX2NyZWF0ZRgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI2ChNhZnRlcl9sYXN0X2FjdGl2aXR5GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhoKDW9uX2NvbXBsZXRpb24YAyABKAhIAIgBAUIQCg5fb25fY29tcGxldGlvbiI7CgxUaHJlYWRPcmlnaW4SEQoJdGhyZWFkX2lkGAEgASgJEhgKEG1lc3NhZ2Vfc2VxdWVuY2UYAiABKANCQwoOZGV2LmZhbXVsdXMudjFQAVovZ2l0aHViLmNvbS9mYW11bHVzL2ZhbXVsdXMvY2xpZW50cy9nby9mYW11bHVzdjFiBnByb3RvMw", [file_famulus_v1_tool, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * A thread: one conversation.
@@ -116,6 +116,21 @@ export type Thread = Message<"famulus.v1.Thread"> & {
    * @generated from field: map<string, string> metadata = 14;
    */
   metadata: { [key: string]: string };
+
+  /**
+   * When the thread is to be deleted by itself. What is not set is as the server's configuration has it for your tenant.
+   *
+   * @generated from field: famulus.v1.Retention retention = 15;
+   */
+  retention?: Retention | undefined;
+
+  /**
+   * When the thread will be deleted, as things are now: activity, an active run and a change of the server's
+   * configuration may move it. Unset: never, or with its last run only. Output only.
+   *
+   * @generated from field: google.protobuf.Timestamp expire_time = 16;
+   */
+  expireTime?: Timestamp | undefined;
 };
 
 /**
@@ -124,6 +139,43 @@ export type Thread = Message<"famulus.v1.Thread"> & {
  */
 export const ThreadSchema: GenMessage<Thread> = /*@__PURE__*/
   messageDesc(file_famulus_v1_thread, 0);
+
+/**
+ * When a thread is deleted by itself, as DeleteThread would: at the first of these moments, or within minutes after it.
+ * A thread with an active run, or with runs in line, waits until these have ended.
+ *
+ * @generated from message famulus.v1.Retention
+ */
+export type Retention = Message<"famulus.v1.Retention"> & {
+  /**
+   * So long after it was created; from a second to ten years. The server's configuration may have a maximum, which then
+   * holds in its place. Unset: as configured.
+   *
+   * @generated from field: google.protobuf.Duration after_create = 1;
+   */
+  afterCreate?: Duration | undefined;
+
+  /**
+   * So long after its last activity; from a second to ten years. Unset: as configured.
+   *
+   * @generated from field: google.protobuf.Duration after_last_activity = 2;
+   */
+  afterLastActivity?: Duration | undefined;
+
+  /**
+   * Whether it goes as soon as it had runs, and all of them have ended. Unset: as configured.
+   *
+   * @generated from field: optional bool on_completion = 3;
+   */
+  onCompletion?: boolean | undefined;
+};
+
+/**
+ * Describes the message famulus.v1.Retention.
+ * Use `create(RetentionSchema)` to create a new message.
+ */
+export const RetentionSchema: GenMessage<Retention> = /*@__PURE__*/
+  messageDesc(file_famulus_v1_thread, 1);
 
 /**
  * Where a fork came from. The named thread may have been deleted since.
@@ -151,5 +203,5 @@ export type ThreadOrigin = Message<"famulus.v1.ThreadOrigin"> & {
  * Use `create(ThreadOriginSchema)` to create a new message.
  */
 export const ThreadOriginSchema: GenMessage<ThreadOrigin> = /*@__PURE__*/
-  messageDesc(file_famulus_v1_thread, 1);
+  messageDesc(file_famulus_v1_thread, 2);
 
