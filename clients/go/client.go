@@ -21,6 +21,8 @@ type Client struct {
 	Runs famulusv1.RunServiceClient
 	// Usage is the stub of UsageService.
 	Usage famulusv1.UsageServiceClient
+	// UserData is the stub of UserDataService.
+	UserData famulusv1.UserDataServiceClient
 
 	connection *grpc.ClientConn
 	retry      RetryPolicy
@@ -50,6 +52,7 @@ func Dial(target string, options ...Option) (*Client, error) {
 		Threads:    famulusv1.NewThreadServiceClient(connection),
 		Runs:       famulusv1.NewRunServiceClient(connection),
 		Usage:      famulusv1.NewUsageServiceClient(connection),
+		UserData:   famulusv1.NewUserDataServiceClient(connection),
 		connection: connection,
 		retry:      retry,
 	}, nil

@@ -12,6 +12,7 @@ use crate::v1::assistant_service_client::AssistantServiceClient;
 use crate::v1::run_service_client::RunServiceClient;
 use crate::v1::thread_service_client::ThreadServiceClient;
 use crate::v1::usage_service_client::UsageServiceClient;
+use crate::v1::user_data_service_client::UserDataServiceClient;
 use crate::v1::{CreateRunRequest, WaitRunRequest};
 use crate::view::RunResult;
 
@@ -53,6 +54,11 @@ impl Client {
     /// The stub of UsageService.
     pub fn usage(&self) -> UsageServiceClient<Connection> {
         UsageServiceClient::new(self.connection.clone()).max_decoding_message_size(LARGEST_MESSAGE)
+    }
+
+    /// The stub of UserDataService.
+    pub fn user_data(&self) -> UserDataServiceClient<Connection> {
+        UserDataServiceClient::new(self.connection.clone()).max_decoding_message_size(LARGEST_MESSAGE)
     }
 
     /// Starts a run and follows it to its end.

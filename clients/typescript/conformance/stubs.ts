@@ -15,7 +15,13 @@ import { createClient } from "@connectrpc/connect";
 import type { FamulusClient } from "@famulus/client";
 import * as v1 from "@famulus/client/v1";
 
-const SERVICES: readonly DescService[] = [v1.AssistantService, v1.RunService, v1.ThreadService, v1.UsageService];
+const SERVICES: readonly DescService[] = [
+  v1.AssistantService,
+  v1.RunService,
+  v1.ThreadService,
+  v1.UsageService,
+  v1.UserDataService,
+];
 
 type UnaryMethod = DescMethodUnary<DescMessage, DescMessage>;
 type Answer = MessageShape<DescMessage>;

@@ -12,6 +12,7 @@ import { AssistantService } from "./gen/famulus/v1/assistant_service_pb.js";
 import { RunService } from "./gen/famulus/v1/run_service_pb.js";
 import { ThreadService } from "./gen/famulus/v1/thread_service_pb.js";
 import { UsageService } from "./gen/famulus/v1/usage_service_pb.js";
+import { UserDataService } from "./gen/famulus/v1/user_data_service_pb.js";
 import { RunResult } from "./result.js";
 import { type RetryPolicy, retryPolicy } from "./retry.js";
 import { RunStream } from "./stream.js";
@@ -63,6 +64,8 @@ export class FamulusClient implements AsyncDisposable {
   readonly runs: Client<typeof RunService>;
   /** What runs used. */
   readonly usage: Client<typeof UsageService>;
+  /** What is stored of users: its export and its deletion. */
+  readonly userData: Client<typeof UserDataService>;
   readonly #connections: Connections;
   readonly #policy: RetryPolicy;
   readonly #closing = new AbortController();
@@ -79,6 +82,7 @@ export class FamulusClient implements AsyncDisposable {
     this.threads = createClient(ThreadService, this.#connections);
     this.runs = createClient(RunService, this.#connections);
     this.usage = createClient(UsageService, this.#connections);
+    this.userData = createClient(UserDataService, this.#connections);
   }
 
   /** The transport of all calls, for stubs of other services: `createClient(Service, client.transport)`. */

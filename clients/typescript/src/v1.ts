@@ -20,3 +20,4 @@ export * from "./gen/famulus/v1/thread_pb.js";
 export * from "./gen/famulus/v1/thread_service_pb.js";
 export * from "./gen/famulus/v1/tool_pb.js";
 export * from "./gen/famulus/v1/usage_service_pb.js";
+export * from "./gen/famulus/v1/user_data_service_pb.js";

@@ -72,6 +72,10 @@ methods! {
     "UsageService" usage {
         "QueryUsage" query_usage QueryUsageRequest,
     }
+    "UserDataService" user_data {
+        "DeleteUserData" delete_user_data DeleteUserDataRequest,
+        "GetDeletionReceipt" get_deletion_receipt GetDeletionReceiptRequest,
+    }
 }
 
 macro_rules! pages {

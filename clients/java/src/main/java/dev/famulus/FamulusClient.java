@@ -8,6 +8,7 @@ import dev.famulus.v1.CreateRunRequest;
 import dev.famulus.v1.RunServiceGrpc;
 import dev.famulus.v1.ThreadServiceGrpc;
 import dev.famulus.v1.UsageServiceGrpc;
+import dev.famulus.v1.UserDataServiceGrpc;
 import dev.famulus.v1.WaitRunRequest;
 import dev.famulus.v1.WaitRunResponse;
 import io.grpc.Channel;
@@ -82,6 +83,15 @@ public final class FamulusClient implements AutoCloseable {
    */
   public UsageServiceGrpc.UsageServiceBlockingStub usage() {
     return UsageServiceGrpc.newBlockingStub(channel());
+  }
+
+  /**
+   * What is stored of users: its export and its deletion.
+   *
+   * @return a new blocking stub
+   */
+  public UserDataServiceGrpc.UserDataServiceBlockingStub userData() {
+    return UserDataServiceGrpc.newBlockingStub(channel());
   }
 
   /**
