@@ -3,7 +3,6 @@
 
 package dev.famulus;
 
-import dev.famulus.v1.CancelRunRequest;
 import dev.famulus.v1.GetRunRequest;
 import dev.famulus.v1.Run;
 import dev.famulus.v1.RunEvent;
@@ -11,18 +10,13 @@ import dev.famulus.v1.RunServiceGrpc;
 import dev.famulus.v1.StreamRunRequest;
 import dev.famulus.v1.WatchRunRequest;
 import io.grpc.Status;
-import java.math.BigDecimal;
 import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Iterator;
 import java.util.NoSuchElementException;
 import java.util.concurrent.CountDownLatch;
-import java.util.concurrent.ExecutionException;
-import java.util.concurrent.Future;
-import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.TimeoutException;
 
 /**
  * The events of one run in order, each once, over as many streams as it takes.
@@ -35,7 +29,6 @@ import java.util.concurrent.TimeoutException;
  */
 public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
   private static final Duration LAST_WORD = Duration.ofSeconds(1); // for the server to end a stream
-  private static final Duration CANCEL_WITHIN = Duration.ofSeconds(5);
 
   private final Connection connection;
   private final RepeatedCalls calls;
@@ -111,7 +104,7 @@ public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
       tools.stop();
     }
     if (cancelOnExit && following.mayGoOn()) {
-      cancelRun();
+      new RunCancellation(calls, connection.workers()).cancel(this::knownRun);
     }
   }
 
@@ -202,7 +195,9 @@ public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
     EventCall.Arrival arrival = open.next(policy.silence());
     if (arrival == null) {
       throw new FamulusException(
-          Status.Code.UNAVAILABLE, "nothing came for " + silence() + " seconds", null);
+          Status.Code.UNAVAILABLE,
+          "nothing came for " + Seconds.text(policy.silence()) + " seconds",
+          null);
     }
     if (arrival instanceof EventCall.Batch batch) {
       following.heard();
@@ -251,6 +246,12 @@ public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
     return with.send(RunServiceGrpc.getGetRunMethod(), request).getRun();
   }
 
+  /** The id of the run; asks for it where no event brought it. */
+  private String knownRun(RepeatedCalls with) throws InterruptedException {
+    String runId = following.view().runId();
+    return runId.isEmpty() ? lookUp(with, runId).getId() : runId;
+  }
+
   /** The run has ended: nothing is to be answered any more, and the server ends the call. */
   private void leave() throws InterruptedException {
     if (tools != null) {
@@ -281,53 +282,5 @@ public final class RunStream implements Iterable<RunEvent>, AutoCloseable {
   private void toolsFailed(Throwable error) {
     toolFailure = FamulusException.from(error);
     wake();
-  }
-
-  /**
-   * In another thread: this one may have been interrupted, and the run is to be cancelled all the
-   * same.
-   */
-  private void cancelRun() {
-    RepeatedCalls soon = calls.within(CANCEL_WITHIN);
-    try {
-      Future<?> cancelled =
-          connection
-              .workers()
-              .submit(
-                  () -> {
-                    String known = following.view().runId();
-                    String runId = known.isEmpty() ? lookUp(soon, known).getId() : known;
-                    CancelRunRequest request =
-                        CancelRunRequest.newBuilder().setRunId(runId).build();
-                    return soon.send(RunServiceGrpc.getCancelRunMethod(), request);
-                  });
-      awaitUninterruptibly(cancelled);
-    } catch (ExecutionException | TimeoutException | RejectedExecutionException unreachable) {
-      // The run ends at its own expire_time at the latest.
-    }
-  }
-
-  private static void awaitUninterruptibly(Future<?> work)
-      throws ExecutionException, TimeoutException {
-    long deadline = System.nanoTime() + CANCEL_WITHIN.toNanos();
-    boolean interrupted = false;
-    try {
-      while (true) {
-        try {
-          work.get(deadline - System.nanoTime(), TimeUnit.NANOSECONDS);
-          return;
-        } catch (InterruptedException again) {
-          interrupted = true;
-        }
-      }
-    } finally {
-      if (interrupted) {
-        Thread.currentThread().interrupt();
-      }
-    }
-  }
-
-  private String silence() {
-    return BigDecimal.valueOf(policy.silence().toNanos(), 9).stripTrailingZeros().toPlainString();
   }
 }

@@ -5,7 +5,6 @@ package dev.famulus;
 
 import dev.famulus.v1.ToolCall;
 import dev.famulus.v1.ToolOutput;
-import java.math.BigDecimal;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -83,7 +82,7 @@ final class Toolbox {
       return output.setOutput(told(unusable)).setIsError(true).build();
     } catch (TimeoutException slow) {
       result.cancel(true);
-      String text = "the tool took longer than " + seconds() + " seconds";
+      String text = "the tool took longer than " + Seconds.text(timeout) + " seconds";
       return output.setOutput(text).setIsError(true).build();
     }
   }
@@ -112,9 +111,5 @@ final class Toolbox {
   private static String clean(String text) {
     return new String(text.getBytes(StandardCharsets.UTF_8), StandardCharsets.UTF_8)
         .replace('\0', '\uFFFD');
-  }
-
-  private String seconds() {
-    return BigDecimal.valueOf(timeout.toNanos(), 9).stripTrailingZeros().toPlainString();
   }
 }

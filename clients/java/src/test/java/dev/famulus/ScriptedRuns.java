@@ -97,7 +97,11 @@ final class ScriptedRuns extends RunServiceGrpc.RunServiceImplBase implements Au
 
   @Override
   public void close() {
-    server.shutdownNow();
+    try {
+      server.shutdownNow().awaitTermination(); // its last words need the threads
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
+    }
     threads.shutdownNow();
   }
 
