@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -10,10 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
+import structlog
 
 from conformance.languages import Report, examine, find_languages
 from conformance.scenario import ScenarioFile, all_scenarios
-from conformance.trial import perform
+from conformance.trial import Broken, perform
 from conformance.world import World
 from postgres import PostgresMissing, PostgresServer
 
@@ -23,6 +25,8 @@ _AT_A_TIME = 2  # languages
 def main() -> int:
     """The exit code: 0 if every transcript is what it should be."""
     asked = _arguments()
+    # The servers are in this process, and what they log is not what is looked for here.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     files = [file for file in all_scenarios() if not asked.scenario or file.name in asked.scenario]
     missing = set(asked.scenario) - {file.name for file in files}
     if missing:
@@ -74,9 +78,13 @@ async def _record(files: list[ScenarioFile], folder: Path, postgres: PostgresSer
     runner = (await find_languages(["python"], say=click.echo))["python"]
     async with World.opened(folder, postgres) as world:
         for file in files:
-            outcome = await perform(world, runner, file)
+            try:
+                outcome = await perform(world, runner, file)
+            except Broken as error:
+                click.echo(f"{file.name}: NOT RECORDED: {error}")
+                continue
             file.record(tuple(outcome.lines))
-            click.echo(f"{file.name}: {len(outcome.lines)} lines {'; '.join(outcome.wrong)}")
+            click.echo("\n".join([f"{file.name}: {len(outcome.lines)} lines", *outcome.wrong]))
 
 
 def _postgres(stack: ExitStack) -> PostgresServer | None:

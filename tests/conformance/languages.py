@@ -1,5 +1,6 @@
 """The clients that are here, and what the suite says of each."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,13 +63,15 @@ async def examine(
                 report.skipped += 1
                 say(f"{language} {file.name}: SKIPPED")
                 continue
+            started = time.monotonic()
             difference = await _difference(world, runner, file)
+            verdict = f"{language} {file.name}, {time.monotonic() - started:.1f} s"
             if difference:
                 report.failed += 1
                 report.differences[file.name] = difference
             else:
                 report.passed += 1
-            say(f"{language} {file.name}: FAILED\n{difference}" if difference else f"{language} {file.name}: passed")
+            say(f"{verdict}: FAILED\n{difference}" if difference else f"{verdict}: passed")
     return report
 
 

@@ -12,6 +12,7 @@ from famulus.v1.run_service_pb2 import StreamRunResponse
 _FRAME_HEADER = 9
 _MESSAGE_HEADER = 5
 _DATA = 0
+_PATIENCE = 5.0  # seconds for a client to close its side
 
 
 class EventProxy:
@@ -52,16 +53,18 @@ class EventProxy:
             writer.transport.abort()
             return
         inner_reader, inner_writer = inner
-        ways = [
-            asyncio.create_task(_copy(reader, inner_writer)),
-            asyncio.create_task(self._copy_events(inner_reader, writer)),
-        ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        upwards = asyncio.create_task(_copy(reader, inner_writer))
+        downwards = asyncio.create_task(self._copy_events(inner_reader, writer))
+        await asyncio.wait([upwards, downwards], return_when=asyncio.FIRST_COMPLETED)
+        if downwards.done() and downwards.result():
+            upwards.cancel()
+            await asyncio.wait([upwards])
+            await _part(reader, writer)
         for each in (writer, inner_writer):
             each.close()
             with suppress(ConnectionError):
                 await each.wait_closed()
-        await asyncio.gather(*ways)
+        await asyncio.gather(upwards, downwards, return_exceptions=True)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         for target in self._targets:
@@ -70,8 +73,8 @@ class EventProxy:
                 return await asyncio.open_connection(host, int(port))
         return None
 
-    async def _copy_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Copies frame by frame, until the end or the cut."""
+    async def _copy_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Copies frame by frame, until the end or the cut; whether it was the latter."""
         messages: dict[int, bytearray] = {}
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
@@ -91,7 +94,8 @@ class EventProxy:
                     self._passed(event)
                 if events and self._cutting:
                     self.cuts += 1
-                    return
+                    return True
+        return False
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,6 +103,15 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while data := await reader.read(65_536):
             writer.write(data)
             await writer.drain()
+
+
+async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Ends a connection such that what was written still arrives: closed with something unread, it would be reset."""
+    with suppress(ConnectionError, TimeoutError):
+        writer.write_eof()
+        async with asyncio.timeout(_PATIENCE):
+            while await reader.read(65_536):
+                pass
 
 
 def _take_events(gathered: bytearray) -> list[RunEvent]:

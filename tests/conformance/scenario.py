@@ -89,7 +89,8 @@ def all_scenarios() -> Iterator[ScenarioFile]:
 
 
 def expanded(value: Any, names: Mapping[str, str]) -> Any:
-    """A piece of a scenario with `$name` replaced, and `{"repeat": text, "times": n}` written out."""
+    """A piece of a scenario with `$name` replaced, and two short forms written out: `{"repeat": text, "times": n}` for a
+    long text, and `{"user": text}` for a user's message."""
     if isinstance(value, str):
         return _NAME.sub(lambda match: names[match[1]], value)
     if isinstance(value, list | tuple):
@@ -97,6 +98,9 @@ def expanded(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"repeat", "times"}:
             return value["repeat"] * value["times"]
+        if value.keys() == {"user"}:
+            text = expanded(value["user"], names)
+            return {"role": "MESSAGE_ROLE_USER", "content": [{"text": {"text": text}}]}
         return {key: expanded(each, names) for key, each in value.items()}
     return value
 
@@ -139,7 +143,7 @@ def _serialized(message: Message) -> str:
 
 def _pretty(value: Any) -> str:
     """One entry of a list a line: steps and transcripts are read line by line."""
-    if isinstance(value, list) and value:
+    if isinstance(value, list | tuple) and value:
         lines = ",\n".join(f"    {json.dumps(each, ensure_ascii=False)}" for each in value)
         return f"[\n{lines}\n  ]"
     return json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,8 @@ from google.protobuf import json_format
 
 from conformance.scenario import Line, Scenario, response_of
 
-_ID = re.compile(r"\b(asst|thread|msg|run|step|call)_[0-9A-Za-z_]+")
+# The service's own, and those that the scripted model gives its calls.
+_ID = re.compile(r"\b(asst|thread|msg|run|step|call)_(?:[0-9a-z]{26}|\d+_\d+)\b")
 _DROPPED = re.compile(r".*_time|etag|next_page_token|renew_time|reference")
 _LONGEST = 200  # characters that are shown whole
 _JUMPS = ("attempt_started", "snapshot")
@@ -86,7 +87,8 @@ class _Naming:
 
     def clean(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: self.clean(each) for key, each in value.items() if not _DROPPED.fullmatch(key)}
+            kept = {key: each for key, each in value.items() if not _DROPPED.fullmatch(key)}
+            return {key: self.clean(_compact(each) if key == "output" else each) for key, each in kept.items()}
         if isinstance(value, list):
             return [self.clean(each) for each in value]
         if isinstance(value, str):
@@ -98,6 +100,15 @@ class _Naming:
             self._counts[kind] = self._counts.get(kind, 0) + 1
             self._names[found] = f"<{kind} {self._counts[kind]}>"
         return self._names[found]
+
+
+def _compact(output: str) -> str:
+    """An output without white space where it is a JSON object: languages differ in that."""
+    try:
+        parsed = json.loads(output)
+    except ValueError:
+        return output
+    return json.dumps(parsed, ensure_ascii=False, separators=(",", ":")) if isinstance(parsed, dict) else output
 
 
 def _shortened(text: str) -> str:

@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
+import uuid
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 from google.protobuf import json_format
@@ -26,7 +28,7 @@ from famulus.v1.thread_service_pb2 import ListMessagesRequest, ListOrder
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from validator import validate_final, validate_stream
 
-RUNNER_SECONDS = 60.0
+RUNNER_SECONDS = 40.0
 
 # What every scenario finds: an assistant without tools, and one with the tools that runners have, and one that they lack.
 _TOOLS = ("echo", "add", "tell", "refuse", "slow", "large", "missing")
@@ -65,7 +67,8 @@ class _Trial:
         self._site = site
         self._file = file
         self._scenario: Scenario = file.scenario
-        self._names = dict(site.names)
+        # `$scenario` is another text each time: for request ids, and owners of what is listed.
+        self._names = {**site.names, "scenario": uuid.uuid4().hex}
         self._awaited = [dict(act) for act in file.scenario.meanwhile]
         self._acting: list[asyncio.Task[None]] = []
 
@@ -133,10 +136,14 @@ class _Trial:
                     self._names[name] = _at(found, path)
             case "watch":
                 await self._log(expanded(act["run_id"], self._names))
+            case "until":
+                await self._until(expanded(act["run_id"], self._names), act["kind"], act["count"])
             case "release":
                 self._world.upstream.requests[-1].released.set()
             case "flush":
                 await self._site.flush()
+            case "restart":
+                await self._world.restart(self._scenario.server)
             case "kill":
                 self._site.kill_executor(self._world.upstream)
             case other:
@@ -147,6 +154,16 @@ class _Trial:
         async with self._channel() as channel:
             call = RunServiceStub(channel).WatchRun(WatchRunRequest(run_id=run_id))
             return [event async for response in call for event in response.events]
+
+    async def _until(self, run_id: str, kind: str, count: int) -> None:
+        """Returns once a run told so many events of a kind."""
+        async with self._channel() as channel:
+            call = RunServiceStub(channel).WatchRun(WatchRunRequest(run_id=run_id))
+            async for response in call:
+                count -= sum(event.WhichOneof("event") == kind for event in response.events)
+                if count <= 0:
+                    break
+            call.cancel()
 
     def _channel(self) -> grpc.aio.Channel:
         # The first replicas may be dead.
@@ -179,21 +196,31 @@ class _Trial:
 
 async def _run(runner: Path, address: str, scenario: Line) -> bytes:
     """What a runner writes. Raises Broken."""
-    process = await asyncio.create_subprocess_exec(
-        runner, address, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-    )
-    try:
-        async with asyncio.timeout(RUNNER_SECONDS):
-            output, complaints = await process.communicate(json.dumps(scenario).encode())
-    except TimeoutError:
-        raise Broken(f"it did not end within {RUNNER_SECONDS:g} seconds") from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    if process.returncode:
-        raise Broken(f"exit code {process.returncode}: {complaints.decode(errors='replace')[-2_000:]}")
-    return output
+    # Files, so that what was written before a time-out is not lost.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
+        process = await asyncio.create_subprocess_exec(
+            runner, address, stdin=PIPE, stdout=output, stderr=complaints, start_new_session=True
+        )
+        problem = ""
+        try:
+            async with asyncio.timeout(RUNNER_SECONDS):
+                await process.communicate(json.dumps(scenario).encode())
+        except TimeoutError:
+            problem = f"it did not end within {RUNNER_SECONDS:g} seconds"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        if process.returncode:
+            said = "\n".join(_tail(file) for file in (output, complaints))
+            raise Broken(f"{problem or f'exit code {process.returncode}'}; it said at last:\n{said}")
+        output.seek(0)
+        return output.read()
+
+
+def _tail(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read()[-2_000:].decode(errors="replace")
 
 
 async def is_usable(runner: Path) -> str:

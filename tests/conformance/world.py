@@ -30,7 +30,6 @@ TENANTS: Mapping[str, Tier] = {
     "other": Tier(),
     "limited": Tier(limits=CallerQuotas(tenant=Quota(requests_per_minute=1))),
     "spent": Tier(budgets=Budgets(tenant=Budget(amount=0.0))),
-    "crowded": Tier(max_queued_runs=0),
 }
 ROLES: Sequence[Role] = ("operator", "writer", "reader")
 
@@ -82,6 +81,7 @@ class World:
         self._postgres = postgres
         self._stack = AsyncExitStack()
         self._sites: dict[str, Site] = {}
+        self._servers: dict[str, AsyncExitStack] = {}
         self._replicas = 0
 
     @classmethod
@@ -104,21 +104,28 @@ class World:
                 yield site
             return
         if kind not in self._sites:
-            self._sites[kind] = await self._open(AuthSettings() if kind == "plain" else _auth(self._names()))
+            await self._open(kind)
         yield self._sites[kind]
 
-    async def _open(self, auth: AuthSettings) -> Site:
-        kind = "keys" if auth.configured else "plain"
+    async def restart(self, kind: str) -> None:
+        """The server forgets what it has in memory. It comes back at another address."""
+        await self._servers.pop(kind).aclose()
+        await self._open(kind)
+
+    async def _open(self, kind: str) -> None:
+        auth = AuthSettings() if kind == "plain" else _auth(self._names())
         policy = Policy(tiers={"default": Tier()} | TENANTS, tenants={name: name for name in TENANTS})
         settings = stage_settings(
             self._folder / kind, self.upstream.base_url, redis_url=self._redis_url, policy=policy
         )
         settings = msgspec.structs.replace(settings, auth=auth)
-        running = await self._stack.enter_async_context(open_server(settings, progress=lambda _: None))
+        stack = self._servers[kind] = await self._stack.enter_async_context(AsyncExitStack())
+        running = await stack.enter_async_context(open_server(settings, progress=lambda _: None))
+        site = self._sites.setdefault(kind, Site([], self._redis_url))
+        site.addresses[:] = [running.address]
         if auth.configured:
-            names = self._names()
-            return Site([running.address], self._redis_url, names["acme_operator"], names)
-        return Site([running.address], self._redis_url)
+            site.names = self._names()
+            site.token = site.names["acme_operator"]
 
     @asynccontextmanager
     async def _open_replicas(self) -> AsyncIterator[Site]:
