@@ -12,6 +12,7 @@ from famulus.v1.run_service_pb2 import StreamRunResponse
 _FRAME_HEADER = 9
 _MESSAGE_HEADER = 5
 _DATA = 0
+_MOMENT = 0.03  # seconds
 _PATIENCE = 5.0  # seconds for a client to close its side
 
 
@@ -108,6 +109,8 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Ends a connection such that what was written still arrives: closed with something unread, it would be reset."""
     with suppress(ConnectionError, TimeoutError):
+        # A client may report the end before it has handed out what came just before; then it would get no further.
+        await asyncio.sleep(_MOMENT)
         writer.write_eof()
         async with asyncio.timeout(_PATIENCE):
             while await reader.read(65_536):
