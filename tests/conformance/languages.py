@@ -1,7 +1,8 @@
 """The clients that are here, and what the suite says of each."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from conformance import transcript
 from conformance.scenario import CLIENTS, ScenarioFile
 from conformance.trial import Broken, is_usable, perform
 from conformance.world import World
-from postgres import PostgresServer
+from postgres import PostgresMissing, PostgresServer
 
 Say = Callable[[str], object]
 
@@ -44,6 +45,19 @@ async def find_languages(asked: Sequence[str] | None, *, say: Say) -> dict[str, 
         else:
             say(f"SKIPPED, {language}: its runner does not start: {problem}")
     return usable
+
+
+@contextmanager
+def postgres_if_here(*, say: Say) -> Iterator[PostgresServer | None]:
+    """A PostgreSQL server for the scenarios with replicas."""
+    try:
+        server = PostgresServer()
+    except PostgresMissing as missing:
+        say(f"SKIPPED, scenarios with replicas: {missing}")
+        yield None
+        return
+    with server:
+        yield server
 
 
 async def examine(

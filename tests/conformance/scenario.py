@@ -89,8 +89,8 @@ def all_scenarios() -> Iterator[ScenarioFile]:
 
 
 def expanded(value: Any, names: Mapping[str, str]) -> Any:
-    """A piece of a scenario with `$name` replaced, and two short forms written out: `{"repeat": text, "times": n}` for a
-    long text, and `{"user": text}` for a user's message."""
+    """A piece of a scenario with `$name` replaced, and two short forms written out:
+    `{"repeat": text, "times": n}` for a long text, `{"user": text}` for a user's message."""
     if isinstance(value, str):
         return _NAME.sub(lambda match: names[match[1]], value)
     if isinstance(value, list | tuple):

@@ -42,7 +42,7 @@ def comparable(lines: Sequence[Line], scenario: Scenario, names: Mapping[str, st
 
 
 def check_order(lines: Sequence[Line]) -> list[str]:
-    """What is wrong with the order of events that are not compared one by one: each comes once, and none is left out."""
+    """What is wrong with the order of events that are not compared one by one: each comes once, none is left out."""
     wrong = []
     last: dict[int, int] = {}
     for line in lines:
@@ -58,8 +58,10 @@ def check_order(lines: Sequence[Line]) -> list[str]:
 
 def difference(expected: Sequence[Line], actual: Sequence[Line]) -> str:
     """What differs, a line each; empty where nothing does."""
-    texts = [[json.dumps(line, ensure_ascii=False, sort_keys=True) for line in lines] for lines in (expected, actual)]
-    return "\n".join(difflib.unified_diff(*texts, "expected", "actual", n=1, lineterm=""))
+    before, after = (
+        [json.dumps(line, ensure_ascii=False, sort_keys=True) for line in lines] for lines in (expected, actual)
+    )
+    return "\n".join(difflib.unified_diff(before, after, "expected", "actual", n=1, lineterm=""))
 
 
 def _decoded(line: Line, scenario: Scenario) -> Line:

@@ -30,7 +30,7 @@ from validator import validate_final, validate_stream
 
 RUNNER_SECONDS = 40.0
 
-# What every scenario finds: an assistant without tools, and one with the tools that runners have, and one that they lack.
+# What every scenario finds: an assistant without tools, and one with those of the runners and one that they lack.
 _TOOLS = ("echo", "add", "tell", "refuse", "slow", "large", "missing")
 _STANDARD: Mapping[str, dict[str, Any]] = {
     "assistant": {"model": "scripted"},
@@ -175,9 +175,7 @@ class _Trial:
         events = await self._log(run_id)
         async with self._channel() as channel:
             run = (await RunServiceStub(channel).GetRun(GetRunRequest(run_id=run_id))).run
-            listed = ListMessagesRequest(
-                thread_id=run.thread_id, run_id=run_id, order=ListOrder.LIST_ORDER_ASCENDING
-            )
+            listed = ListMessagesRequest(thread_id=run.thread_id, run_id=run_id, order=ListOrder.LIST_ORDER_ASCENDING)
             messages = (await ThreadServiceStub(channel).ListMessages(listed)).messages
         try:
             validate_stream(events)

@@ -48,13 +48,12 @@ class Site:
         """A unary call by the suite itself."""
         metadata = [("authorization", f"Bearer {token or self.token}")] if token or self.token else None
         async with grpc.aio.insecure_channel(self.addresses[0]) as channel:
-            send = channel.unary_unary(
+            send: grpc.aio.UnaryUnaryMultiCallable[Message, Message] = channel.unary_unary(
                 f"/{method}",
                 request_serializer=lambda request: request.SerializeToString(),
                 response_deserializer=lambda serialized: response_of(method, serialized),
             )
-            response: Message = await send(request_of(method, fields), metadata=metadata)
-        return response
+            return await send(request_of(method, fields), metadata=metadata)
 
     async def flush(self) -> None:
         """Redis loses all it has."""
@@ -74,7 +73,9 @@ class Site:
 class World:
     """Opens sites when a scenario needs them. What one scenario leaves behind on a site is no other's affair."""
 
-    def __init__(self, folder: Path, upstream: ScriptedUpstream, redis_url: str, postgres: PostgresServer | None) -> None:
+    def __init__(
+        self, folder: Path, upstream: ScriptedUpstream, redis_url: str, postgres: PostgresServer | None
+    ) -> None:
         self.upstream = upstream
         self._folder = folder
         self._redis_url = redis_url
@@ -113,19 +114,17 @@ class World:
         await self._open(kind)
 
     async def _open(self, kind: str) -> None:
-        auth = AuthSettings() if kind == "plain" else _auth(self._names())
-        policy = Policy(tiers={"default": Tier()} | TENANTS, tenants={name: name for name in TENANTS})
-        settings = stage_settings(
-            self._folder / kind, self.upstream.base_url, redis_url=self._redis_url, policy=policy
-        )
+        auth = AuthSettings() if kind == "plain" else _auth()
+        policy = Policy(tiers={"default": Tier(), **TENANTS}, tenants={name: name for name in TENANTS})
+        settings = stage_settings(self._folder / kind, self.upstream.base_url, redis_url=self._redis_url, policy=policy)
         settings = msgspec.structs.replace(settings, auth=auth)
         stack = self._servers[kind] = await self._stack.enter_async_context(AsyncExitStack())
         running = await stack.enter_async_context(open_server(settings, progress=lambda _: None))
         site = self._sites.setdefault(kind, Site([], self._redis_url))
         site.addresses[:] = [running.address]
         if auth.configured:
-            site.names = self._names()
-            site.token = site.names["acme_operator"]
+            site.names = {f"{tenant}_{role}": _key(tenant, role) for tenant in TENANTS for role in ROLES}
+            site.token = _key("acme", "operator")
 
     @asynccontextmanager
     async def _open_replicas(self) -> AsyncIterator[Site]:
@@ -145,21 +144,18 @@ class World:
                 site.processes.append(process)
             yield site
 
-    def _names(self) -> dict[str, str]:
-        """The static keys, by the names under which scenarios know them."""
-        return {f"{tenant}_{role}": f"fam_{tenant}_{role}" for tenant in TENANTS for role in ROLES}
+
+def _key(tenant: str, role: Role) -> str:
+    """A static key; scenarios know it as `$tenant_role`."""
+    return f"fam_{tenant}_{role}"
 
 
-def _auth(keys: Mapping[str, str]) -> AuthSettings:
+def _auth() -> AuthSettings:
     return AuthSettings(
         keys=tuple(
-            KeySettings(
-                name=name,
-                tenant=name.partition("_")[0],
-                roles=(name.partition("_")[2],),  # type: ignore[arg-type] - one of ROLES
-                sha256=hash_of_key(key),
-            )
-            for name, key in keys.items()
+            KeySettings(name=f"{tenant}_{role}", tenant=tenant, roles=(role,), sha256=hash_of_key(_key(tenant, role)))
+            for tenant in TENANTS
+            for role in ROLES
         )
     )
 
