@@ -1,5 +1,6 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
-.PHONY: help run demo test lint audit sbom generate generate-check chaos fuzz bench clean
+.PHONY: help run demo test test-server test-clients conformance lint audit sbom generate generate-check breaking \
+	chaos fuzz bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,7 +8,6 @@ UV_VERSION := 0.13.9
 RUNS ?= 1000
 FUZZ_SECONDS ?= 300
 BIN := .venv/bin
-STUBS := clients/python/src/famulus/v1
 STUBS_PLUGIN := clients/plugins/python_stubs.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,8 +20,17 @@ run: .venv/installed ## start the server with all it needs and keep it running
 demo: .venv/installed ## start the server, show one conversation, stop
 	$(BIN)/famulus-server demo
 
-test: .venv/installed ## run the tests; PYTEST_ARGS="-k resume" picks some
+test: test-server $(if $(PYTEST_ARGS),,test-clients) ## run the tests; PYTEST_ARGS="-k resume" picks some of the server's
+
+test-server: .venv/installed
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-clients:
+	$(MAKE) -C clients build test
+
+conformance: .venv/installed ## compare what all clients do with what they should do; LANGUAGES=go,java picks some
+	$(MAKE) -C clients build
+	PYTHON=$(abspath $(BIN))/python PYTHONPATH=tests $(BIN)/python -m conformance $(if $(LANGUAGES),--languages $(LANGUAGES))
 
 lint: .venv/installed ## check style, types, layers and protos
 	$(BIN)/ruff check
@@ -38,15 +47,11 @@ sbom: .venv-audit/installed ## write what the server is made of to dist/famulus-
 	$(BIN)/uv export --quiet --locked --no-dev --all-extras --no-emit-workspace --output-file .venv/shipped.txt
 	.venv-audit/bin/python .ci/sbom.py $(BIN)/python .venv/shipped.txt dist/famulus-server.cdx.json
 
-generate: .venv/installed .venv-stubs/installed ## write the stubs in clients/ from protos/
-	rm -f $(STUBS)/*_pb2*
-	$(BIN)/buf generate --template clients/buf.gen.yaml --output clients
-
-generate-check: .venv/installed .venv-stubs/installed ## fail when the stubs in clients/ differ from protos/
-	fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
-	$(BIN)/buf generate --template clients/buf.gen.yaml --output "$$fresh" && \
-	diff -rq -x __init__.py -x __pycache__ $(STUBS) "$$fresh/$(STUBS:clients/%=%)" || \
-	{ echo 'the stubs are not those of protos/: make generate' >&2; exit 1; }
+generate: ## write the stubs in clients/ from protos/; needs Go, Node.js and Rust
+generate-check: ## fail when the stubs in clients/ differ from protos/
+breaking: ## fail when protos/ break callers of the last release
+generate generate-check breaking: .venv/installed .venv-stubs/installed
+	$(MAKE) -C clients $@
 
 chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
 	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)

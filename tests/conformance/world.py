@@ -20,7 +20,7 @@ from famulus_server.embedded.upstream import ScriptedUpstream
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.engine.policy import Budget, Budgets, CallerQuotas, Policy, Quota, Role, Tier
 from famulus_server.identity.settings import AuthSettings, KeySettings, hash_of_key
-from famulus_server.wiring import open_server
+from famulus_server.wiring.server import open_server
 from killable_server import open_killable
 from postgres import PostgresServer
 from run_stage import stage_settings
