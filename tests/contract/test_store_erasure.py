@@ -56,11 +56,13 @@ async def insert(store: Store, *threads: Thread, tenant: str = TENANT) -> None:
 
 
 async def outlived(store: Store, after: timedelta, *, limit: int = 99, **rules: Any) -> set[str]:
-    """Which threads' time is over so long after the start."""
-    lifetimes = Lifetimes(**rules)
-    found = await store.read(lambda tx: tx.threads.outlived(TENANT, lifetimes, START + after, limit=limit))
+    """Which threads' time is over so long after the start: by rules of their tenant, or because they say so."""
+    lifetimes, now = Lifetimes(**rules), START + after
+    found = await store.read(lambda tx: tx.threads.outlived(TENANT, lifetimes, now, limit=limit))
+    expired = await store.read(lambda tx: tx.threads.expired(now, limit=limit))
     assert len(found) == len(set(found))
-    return set(found)
+    assert len(expired) == len(set(expired))
+    return {*found, *(thread_id for tenant, thread_id in expired if tenant == TENANT)}
 
 
 async def bury(store: Store, thread_id: str, *, seconds: int = 0) -> int:
@@ -155,10 +157,24 @@ async def test_thread_may_go_with_its_last_run(store: Store) -> None:
 
 async def test_batches_are_bounded_and_deleted_threads_are_in_none(store: Store) -> None:
     await insert(store, *(kept(f"t{number}", after_create=HOUR) for number in range(5)))
-    assert len(await outlived(store, DAY, limit=2, after_create=HOUR)) == 2
+    rules = Lifetimes(most_after_create=HOUR)
+    assert len(await store.read(lambda tx: tx.threads.outlived(TENANT, rules, START + DAY, limit=2))) == 2
+    assert len(await store.read(lambda tx: tx.threads.expired(START + DAY, limit=2))) == 2
     for number in range(4):
         await bury(store, f"t{number}")
     assert await outlived(store, DAY, limit=2, after_create=HOUR, after_last_activity=HOUR) == {"t4"}
+
+
+async def test_threads_that_say_when_they_go_are_told_of_all_tenants(store: Store) -> None:
+    await insert(store, kept("first", after_create=2 * HOUR, after_last_activity=HOUR))
+    await insert(store, kept("second", after_create=2 * HOUR, after_last_activity=3 * HOUR), tenant=OTHER)
+    await insert(store, kept("never"), tenant=OTHER)
+
+    async def expired(hours: int) -> list[tuple[str, str]]:
+        return sorted(await store.read(lambda tx: tx.threads.expired(START + hours * HOUR, limit=9)))
+
+    first, second = (TENANT, "first"), (OTHER, "second")
+    assert [await expired(hours) for hours in (0, 1, 2)] == [[], [first], [first, second]]
 
 
 async def test_tenants_with_threads_are_told_page_by_page(store: Store) -> None:

@@ -119,7 +119,11 @@ class Threads(Protocol):
         """The tenants that have threads, in order."""
 
     async def outlived(self, tenant: str, lifetimes: Lifetimes, now: datetime, *, limit: int) -> list[str]:
-        """Ids of threads whose time is over, and that have no active run."""
+        """Ids of threads whose time is over by the rules of their tenant, and that have no active run."""
+
+    async def expired(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
+        """(tenant, id) of threads whose time is over by what they say themselves, and that have no active run: at most
+        `limit` that were kept for some time, and as many that go with their last run."""
 
     async def clear_tombstones(self, before: datetime, *, limit: int) -> int:
         """Removes at most `limit` tombstones of threads that were deleted at a time or before, but for those whose

@@ -219,30 +219,6 @@ WHERE t.tenant = $1 AND t.deleted_time IS NULL AND t.last_activity <= $2 AND t.k
   AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
 ORDER BY t.last_activity LIMIT $3;
 
--- name: threads_outlived_by_own_creation
--- Threads whose own time after creation is over.
-SELECT t.id FROM threads t
-WHERE t.tenant = $1 AND t.deleted_time IS NULL
-  AND t.keep_after_create IS NOT NULL AND t.create_time + t.keep_after_create <= $2
-  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
-ORDER BY t.create_time + t.keep_after_create LIMIT $3;
-
--- name: threads_outlived_by_own_activity
--- Threads whose own time after activity is over.
-SELECT t.id FROM threads t
-WHERE t.tenant = $1 AND t.deleted_time IS NULL
-  AND t.keep_after_activity IS NOT NULL AND t.last_activity + t.keep_after_activity <= $2
-  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
-ORDER BY t.last_activity + t.keep_after_activity LIMIT $3;
-
--- name: threads_completed
--- Threads that go with their last run, and have had it.
-SELECT t.id FROM threads t
-WHERE t.tenant = $1 AND t.deleted_time IS NULL AND t.completes
-  AND EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id)
-  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
-LIMIT $2;
-
 -- name: threads_completed_by_default
 -- Threads that had their last run and do not say whether they go with it. Where this is the rule, few runs are left.
 SELECT DISTINCT t.id
@@ -251,6 +227,25 @@ JOIN threads t ON t.tenant = done.tenant AND t.id = done.thread_id
 WHERE done.tenant = $1 AND NOT done.active AND t.deleted_time IS NULL AND t.completes IS NULL
   AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
 LIMIT $2;
+
+-- name: threads_expired
+-- Threads whose own time is over at $1, and those that go with their last run and have had it, first come the oldest: at
+-- most $2 of either.
+-- across tenants: the sweeper looks after all, and few threads say anything of this.
+SELECT tenant, id FROM (
+    SELECT t.tenant, t.id FROM threads t
+    WHERE t.deleted_time IS NULL AND t.own_end IS NOT NULL AND t.own_end <= $1
+      AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+    ORDER BY t.own_end LIMIT $2
+) AS outlived
+UNION
+SELECT tenant, id FROM (
+    SELECT t.tenant, t.id FROM threads t
+    WHERE t.deleted_time IS NULL AND t.completes AND t.create_time <= $1
+      AND EXISTS (SELECT 1 FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id)
+      AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+    ORDER BY t.create_time LIMIT $2
+) AS completed;
 
 -- name: threads_clear_tombstones
 -- Removes tombstones of threads that were deleted until $1 and of which no thread shows messages.

@@ -114,13 +114,8 @@ class SqlThreads:
         return [tenant for (tenant,) in await self._session.all("threads_tenants", after, limit)]
 
     async def outlived(self, tenant: str, lifetimes: Lifetimes, now: datetime, *, limit: int) -> list[str]:
-        moment, rule = micros(now), lifetimes
-        most = _bound(now, rule.most_after_create)
-        looks: list[tuple[str, tuple[int, ...]]] = [
-            ("threads_outlived_by_own_creation", (moment,)),
-            ("threads_outlived_by_own_activity", (moment,)),
-            ("threads_completed", ()),
-        ]
+        rule, most = lifetimes, _bound(now, lifetimes.most_after_create)
+        looks: list[tuple[str, tuple[int, ...]]] = []
         if rule.after_create is not None or rule.most_after_create is not None:
             looks.append(("threads_outlived_by_creation", (max(most, _bound(now, rule.after_create)), most)))
         if rule.after_last_activity is not None:
@@ -131,6 +126,10 @@ class SqlThreads:
         for name, bounds in looks:
             found |= {thread_id: None for (thread_id,) in await self._session.all(name, tenant, *bounds, limit)}
         return list(found)[:limit]
+
+    async def expired(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
+        rows = await self._session.all("threads_expired", micros(now), limit)
+        return [(tenant, thread_id) for tenant, thread_id in rows]
 
     async def clear_tombstones(self, before: datetime, *, limit: int) -> int:
         return await self._session.run("threads_clear_tombstones", micros(before), limit)
