@@ -198,6 +198,32 @@ async def test_tombstones_go_in_time_but_for_those_that_forks_refer_to(store: St
     assert await store.write(lambda tx: tx.threads.clear_tombstones(START + HOUR, limit=9)) == 1
 
 
+# -- what a deletion needs to know
+
+
+async def test_outlines_tell_what_columns_have_of_a_thread_and_its_runs(store: Store) -> None:
+    made = kept("thread_1", created=HOUR, active=2 * HOUR, after_create=DAY, on_completion=False)
+    made.user_id = "ann"
+    await insert(store, made, thread("bare"))
+    for number, state in enumerate((RunState.RUN_STATE_FAILED, RunState.RUN_STATE_QUEUED)):
+        await add_run(store, run(f"run_{number}", state=state))
+    read = await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))
+    outline = await store.write(lambda tx: tx.threads.outline(TENANT, "thread_1"))
+    for part in ("id", "user_id", "etag", "create_time", "last_activity_time", "retention", "active_run_id"):
+        assert getattr(outline, part) == getattr(read, part), part
+    assert outline.active_run_id == "run_1"
+    assert not (await store.write(lambda tx: tx.threads.outline(TENANT, "bare"))).HasField("retention")
+    runs = await store.read(lambda tx: tx.runs.outlines(TENANT, "thread_1"))
+    assert sorted((one.id, one.thread_id, one.user_id, one.assistant_id, one.state) for one in runs) == [
+        ("run_0", "thread_1", "ann", "asst_1", RunState.RUN_STATE_FAILED),
+        ("run_1", "thread_1", "ann", "asst_1", RunState.RUN_STATE_QUEUED),
+    ]
+    for thread_id in ("thread_1", "bare"):
+        await bury(store, thread_id)
+        with pytest.raises(NotFound):
+            await store.write(lambda tx, t=thread_id: tx.threads.outline(TENANT, t))  # type: ignore[misc]
+
+
 # -- erased logs
 
 

@@ -132,7 +132,7 @@ class Sweeper:
 
     async def _sweep_one(self, tenant: str, thread_id: str, rules: Lifetimes, now: datetime) -> bool:
         async def unit(tx: Transaction) -> Removed | None:
-            thread = await tx.threads.get(tenant, thread_id, lock=True)
+            thread = await tx.threads.outline(tenant, thread_id)
             if not await _is_over(tx, tenant, thread, rules, now):
                 return None
             return await remove(tx, tenant, thread_id, now=now)
@@ -154,7 +154,7 @@ async def _is_over(tx: Transaction, tenant: str, thread: Thread, rules: Lifetime
     ends = expire_time(thread, rules)
     if ends is not None and ends <= now:
         return True
-    return goes_on_completion(thread, rules) and bool(await tx.runs.ids(tenant, thread.id))
+    return goes_on_completion(thread, rules) and bool(await tx.runs.outlines(tenant, thread.id))
 
 
 def _days(days: float | None) -> timedelta | None:

@@ -86,6 +86,13 @@ SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
 FROM threads t
 WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
 
+-- name: threads_outline
+-- What columns tell of a thread that is not deleted, with its active run.
+SELECT t.version, t.user_id, t.create_time, t.last_activity, t.keep_after_create, t.keep_after_activity, t.completes,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM threads t
+WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
+
 -- name: threads_hold [postgres]
 -- Locks a thread, also a deleted one.
 SELECT 1 FROM threads WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
@@ -523,6 +530,13 @@ SELECT id, version, body FROM runs WHERE tenant = $1 AND id = $2 /* FOR UPDATE *
 -- name: runs_thread
 -- The thread of a run.
 SELECT thread_id FROM runs WHERE tenant = $1 AND id = $2;
+
+-- name: runs_outlines
+-- What columns tell of the runs on a thread.
+SELECT r.id, r.assistant_id, r.state, t.user_id
+FROM runs r
+JOIN threads t ON t.tenant = r.tenant AND t.id = r.thread_id
+WHERE r.tenant = $1 AND r.thread_id = $2;
 
 -- name: runs_page
 -- Runs of a tenant in the states of a bit mask, newest first.

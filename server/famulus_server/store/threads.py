@@ -34,6 +34,13 @@ class SqlThreads:
         [thread] = await self._threads(tenant, [row])
         return thread
 
+    async def outline(self, tenant: str, thread_id: str) -> Thread:
+        await self._session.hold("threads_hold", tenant, thread_id)
+        row = await self._session.one("threads_outline", tenant, thread_id)
+        if row is None:
+            raise NotFound("thread", thread_id)
+        return _outline(thread_id, row)
+
     async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
         return await self._threads(tenant, await self._page(tenant, which, after, limit))
 
@@ -214,6 +221,20 @@ def _kept(thread: Thread) -> tuple[int | None, int | None, bool | None]:
 def _bound(now: datetime, kept: timedelta | None) -> int:
     """What is older than this is kept no longer; nothing is where all is kept for ever."""
     return -END if kept is None else micros(now - kept)
+
+
+def _outline(thread_id: str, row: Row) -> Thread:
+    version, user_id, created, last_activity, after_create, after_activity, completes, active_run_id = row
+    thread = Thread(id=thread_id, user_id=user_id, etag=etag(version), active_run_id=active_run_id or "")
+    thread.create_time.CopyFrom(timestamp(created))
+    thread.last_activity_time.CopyFrom(timestamp(last_activity))
+    if after_create is not None:
+        thread.retention.after_create.FromMicroseconds(after_create)
+    if after_activity is not None:
+        thread.retention.after_last_activity.FromMicroseconds(after_activity)
+    if completes is not None:
+        thread.retention.on_completion = bool(completes)
+    return thread
 
 
 def _thread(row: Row, body: bytes) -> Thread:
