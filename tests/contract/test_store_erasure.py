@@ -331,7 +331,7 @@ async def test_records_lose_a_name_in_batches_and_then_what_was_spent_does(store
 def deletion(receipt_id: str, user_id: str = "ann", *, seconds: int = 0) -> Deletion:
     made = DeletionReceipt(id=receipt_id, state=DeletionState.DELETION_STATE_DELETING)
     made.create_time.FromDatetime(START + timedelta(seconds=seconds))
-    return Deletion(user_id, made)
+    return Deletion(user_id, made, until=START)
 
 
 async def test_one_deletion_of_a_user_is_under_way_at_a_time(store: Store) -> None:
@@ -339,13 +339,27 @@ async def test_one_deletion_of_a_user_is_under_way_at_a_time(store: Store) -> No
     assert await store.write(lambda tx: tx.deletions.insert(TENANT, first))
     assert not await store.write(lambda tx: tx.deletions.insert(TENANT, deletion("del_2")))
     assert await store.write(lambda tx: tx.deletions.insert(OTHER, deletion("del_1")))
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "ann")) == first
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "bob")) is None
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "ann", START)) == first
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "bob", START)) is None
     first.user_id = ""
     await store.write(lambda tx: tx.deletions.replace(TENANT, first))
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "ann")) is None
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "")) is None
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "ann", START)) is None
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "", START)) is None
     assert await store.write(lambda tx: tx.deletions.insert(TENANT, deletion("del_2")))
+
+
+async def test_deletion_is_about_what_was_created_until_the_last_call_that_joined_it(store: Store) -> None:
+    first = deletion("del_1")
+    await store.write(lambda tx: tx.deletions.insert(TENANT, first))
+    await store.write(lambda tx: tx.deletions.insert(OTHER, deletion("del_1")))
+    for call in (2 * HOUR, HOUR):
+        joined = await store.write(lambda tx: tx.deletions.join(TENANT, "ann", START + call))  # noqa: B023
+        assert joined is not None
+        assert joined.until == START + 2 * HOUR
+    # Whoever does its next step read it before.
+    await store.write(lambda tx: tx.deletions.replace(TENANT, first))
+    assert (await store.read(lambda tx: tx.deletions.get(TENANT, "del_1"))).until == START + 2 * HOUR
+    assert (await store.read(lambda tx: tx.deletions.get(OTHER, "del_1"))).until == START
 
 
 async def test_deletions_under_way_are_told_until_they_are_done(store: Store) -> None:

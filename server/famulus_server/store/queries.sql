@@ -1144,16 +1144,18 @@ WHERE tenant = $1 AND number > $2 ORDER BY number LIMIT $3;
 
 -- name: deletions_insert
 -- Adds a deletion, unless one of this user is under way.
-INSERT INTO deletions (tenant, id, user_id, done, create_time, body) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO deletions (tenant, id, user_id, done, create_time, until, body) VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (tenant, user_id) WHERE user_id <> '' DO NOTHING;
 
 -- name: deletions_get
 -- A deletion.
-SELECT user_id, body FROM deletions WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
+SELECT user_id, body, until FROM deletions WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
--- name: deletions_find
--- The deletion of a user that is under way.
-SELECT user_id, body FROM deletions WHERE tenant = $1 AND user_id = $2 AND user_id <> '';
+-- name: deletions_join
+-- The deletion of a user that is under way, from now on about what was created until $3, too.
+UPDATE deletions SET until = CASE WHEN until < $3 THEN $3 ELSE until END
+WHERE tenant = $1 AND user_id = $2 AND user_id <> ''
+RETURNING user_id, body, until;
 
 -- name: deletions_replace
 -- Stores how far a deletion is.

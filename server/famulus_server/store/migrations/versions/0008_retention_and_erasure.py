@@ -3,7 +3,8 @@
 Of a thread from before this migration, the last activity stands in for `create_time`: it goes later, never earlier.
 `keep_after_create` and `keep_after_activity` are microseconds, and NULL, as `completes` is, where the thread does not
 say; `own_end` is the first of the ends that they make, a column because no index on a sum is used below a policy of
-PostgreSQL. A tombstone has a `user_id` as long as forks show messages of the thread.
+PostgreSQL. A tombstone has a `user_id` as long as forks show messages of the thread. A deletion is about threads that
+were created `until` then: the time of the last call that asked for it.
 """
 
 import sqlalchemy as sa
@@ -43,6 +44,7 @@ def upgrade() -> None:
         sa.Column("user_id", TEXT, nullable=False),
         sa.Column("done", sa.Boolean, nullable=False),
         sa.Column("create_time", sa.BigInteger, nullable=False),
+        sa.Column("until", sa.BigInteger, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
     )
     index_where("deletions_of_user", "deletions", ["tenant", "user_id"], "user_id <> ''", unique=True)
