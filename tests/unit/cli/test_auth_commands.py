@@ -1,5 +1,6 @@
 """`auth new-key`, and what `config check` says of callers."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -113,6 +114,25 @@ def test_what_is_perhaps_not_meant_is_warned_of(tmp_path: Path) -> None:
         "[auth] plaintext: means nothing with TLS",
         "[auth] ci: has no role, and may do nothing",
     ]
+
+
+def of_an_unknown_kind(pem: bytes) -> bytes:
+    """The same with another algorithm in place of elliptic curves."""
+    head, *lines, foot = pem.splitlines()
+    data = base64.b64decode(b"".join(lines))
+    known = bytes.fromhex("06072a8648ce3d0201")
+    assert known in data
+    return b"\n".join((head, base64.b64encode(data.replace(known, known[:-1] + b"\x63")), foot))
+
+
+@pytest.mark.parametrize("spoiled", ["server.crt", "server.key"])
+def test_certificate_or_key_of_an_unknown_kind_is_refused_in_words(tmp_path: Path, spoiled: str) -> None:
+    cert, key = Authority().server().write(tmp_path, "server")
+    file = tmp_path / spoiled
+    file.write_bytes(of_an_unknown_kind(file.read_bytes()))
+    refused = check(f"[tls]\ncert_file = '{cert}'\nkey_file = '{key}'\n", tmp_path)
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("tls: TLS: the certificate or the key is of a kind that is not supported\n")
 
 
 def test_one_of_several_issuers_that_may_speak_for_all_tenants_is_warned_of(tmp_path: Path) -> None:
