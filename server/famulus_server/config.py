@@ -299,8 +299,10 @@ def check_models(policy: Policy, names: Collection[str], *, source: str = "setti
 
 
 def _has_valid_port(url: str) -> bool:
+    # PostgreSQL's may have several.
     try:
-        _ = urlsplit(url).port
+        for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
     except ValueError:
         return False
     return True
