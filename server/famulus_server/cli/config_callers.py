@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from famulus_server.config import Settings
 from famulus_server.identity.settings import CertificateSettings, IssuerSettings, KeySettings
@@ -53,6 +54,11 @@ def find_warnings_of_callers(settings: Settings) -> Iterator[str]:
         for issuer in auth.issuers:
             if not issuer.tenants:
                 yield f"[auth] issuers: {issuer.issuer} may speak for any tenant, also for those of other issuers"
+    for issuer in auth.issuers:
+        if issuer.max_lifetime is None:
+            yield f"[auth] issuers: {issuer.issuer} has no max_lifetime: a token is good for as long as it says"
+        if issuer.jwks_file and not Path(issuer.jwks_file).expanduser().exists():
+            yield f"[auth] issuers: there is no file {issuer.jwks_file} yet: until then, {issuer.issuer} has no keys"
     ones: tuple[KeySettings | CertificateSettings, ...] = (*auth.keys, *auth.certificates)
     for one in ones:
         if not one.roles:

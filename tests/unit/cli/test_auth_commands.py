@@ -12,12 +12,14 @@ from famulus_server.cli import main
 from famulus_server.config import load
 from famulus_server.identity.settings import hash_of_key
 
+UNLIMITED = "tiers.default: has no limits: one caller may use up what there is for all"
 ISSUER = """
 [[auth.issuers]]
 issuer = "https://issuer.example"
 audience = "famulus"
 jwks_url = "https://issuer.example/keys"
 algorithms = ["RS256"]
+max_lifetime = 3600
 """
 KEY = '[[auth.keys]]\nname = "ci"\ntenant = "acme"\nroles = ["writer", "privacy"]\nsha256 = "' + "0" * 64 + '"\n'
 
@@ -99,7 +101,7 @@ def test_callers_are_explained_with_what_they_may_do(tmp_path: Path) -> None:
         "ci, by a static key: tenant acme, roles writer, privacy",
         "agent, by a certificate for spiffe://example.org/ns/acme/*: tenant acme, role reader",
     ]
-    assert topic(shown, "Warnings") == ["none"]
+    assert topic(shown, "Warnings") == [UNLIMITED]
 
 
 def test_what_is_perhaps_not_meant_is_warned_of(tmp_path: Path) -> None:
@@ -113,6 +115,7 @@ def test_what_is_perhaps_not_meant_is_warned_of(tmp_path: Path) -> None:
     assert topic(check(text, tmp_path), "Warnings")[1:] == [
         "[auth] plaintext: means nothing with TLS",
         "[auth] ci: has no role, and may do nothing",
+        UNLIMITED,
     ]
 
 
@@ -140,8 +143,21 @@ def test_one_of_several_issuers_that_may_speak_for_all_tenants_is_warned_of(tmp_
     shown = check(f"{ISSUER}\n{theirs}\ntenants = ['globex']\n", tmp_path)
     assert "    speaks for globex" in topic(shown, "Callers")
     assert topic(shown, "Warnings") == [
-        "[auth] issuers: https://issuer.example may speak for any tenant, also for those of other issuers"
+        "[auth] issuers: https://issuer.example may speak for any tenant, also for those of other issuers",
+        UNLIMITED,
     ]
+
+
+def test_issuer_without_bounds_or_without_its_file_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    text = "[tiers.default.limits.tenant]\nrequests_per_minute = 60\n" + ISSUER.replace("max_lifetime = 3600", "")
+    text = text.replace('jwks_url = "https://issuer.example/keys"', f"jwks_file = '{file}'")
+    endless = "[auth] issuers: https://issuer.example has no max_lifetime: a token is good for as long as it says"
+    missing = f"[auth] issuers: there is no file {file} yet: until then, https://issuer.example has no keys"
+    assert topic(check(text, tmp_path), "Warnings") == [endless, missing]
+    file.write_text("")
+    assert topic(check(text, tmp_path), "Warnings") == [endless]
+    assert topic(check(f"{text}\nmax_lifetime = 60\n", tmp_path), "Warnings") == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -160,4 +176,4 @@ def test_server_that_could_not_start_is_found_out(tmp_path: Path, text: str, rea
 
 def test_plaintext_lets_a_server_listen_where_a_mesh_encrypts(tmp_path: Path) -> None:
     text = "[server]\nlisten = '0.0.0.0:1'\n[auth]\nplaintext = true\n" + KEY
-    assert topic(check(text, tmp_path), "Warnings") == ["none"]
+    assert topic(check(text, tmp_path), "Warnings") == [UNLIMITED]
