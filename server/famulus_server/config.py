@@ -272,6 +272,10 @@ def _check_encryption(encryption: EncryptionSettings, source: str) -> None:
         raise ConfigError(source, "encryption", "has both key_file and key_command")
     if encryption.old_key_files and not encryption.is_on:
         raise ConfigError(source, "encryption.old_key_files", "goes with key_file or key_command only")
+
+
+def check_key_files(encryption: EncryptionSettings, *, source: str = "settings") -> None:
+    """Whether the files of keys have some. Raises ConfigError."""
     files = {"key_file": encryption.key_file} if encryption.key_file else {}
     files |= {f"old_key_files[{at}]": file for at, file in enumerate(encryption.old_key_files)}
     for key, file in files.items():
@@ -297,8 +301,10 @@ def check_models(policy: Policy, names: Collection[str], *, source: str = "setti
 
 
 def _has_valid_port(url: str) -> bool:
+    # PostgreSQL's may have several.
     try:
-        _ = urlsplit(url).port
+        for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
     except ValueError:
         return False
     return True

@@ -56,11 +56,13 @@ async def insert(store: Store, *threads: Thread, tenant: str = TENANT) -> None:
 
 
 async def outlived(store: Store, after: timedelta, *, limit: int = 99, **rules: Any) -> set[str]:
-    """Which threads' time is over so long after the start."""
-    lifetimes = Lifetimes(**rules)
-    found = await store.read(lambda tx: tx.threads.outlived(TENANT, lifetimes, START + after, limit=limit))
+    """Which threads' time is over so long after the start: by rules of their tenant, or because they say so."""
+    lifetimes, now = Lifetimes(**rules), START + after
+    found = await store.read(lambda tx: tx.threads.outlived(TENANT, lifetimes, now, limit=limit))
+    expired = await store.read(lambda tx: tx.threads.expired(now, limit=limit))
     assert len(found) == len(set(found))
-    return set(found)
+    assert len(expired) == len(set(expired))
+    return {*found, *(thread_id for tenant, thread_id in expired if tenant == TENANT)}
 
 
 async def bury(store: Store, thread_id: str, *, seconds: int = 0) -> int:
@@ -155,10 +157,24 @@ async def test_thread_may_go_with_its_last_run(store: Store) -> None:
 
 async def test_batches_are_bounded_and_deleted_threads_are_in_none(store: Store) -> None:
     await insert(store, *(kept(f"t{number}", after_create=HOUR) for number in range(5)))
-    assert len(await outlived(store, DAY, limit=2, after_create=HOUR)) == 2
+    rules = Lifetimes(most_after_create=HOUR)
+    assert len(await store.read(lambda tx: tx.threads.outlived(TENANT, rules, START + DAY, limit=2))) == 2
+    assert len(await store.read(lambda tx: tx.threads.expired(START + DAY, limit=2))) == 2
     for number in range(4):
         await bury(store, f"t{number}")
     assert await outlived(store, DAY, limit=2, after_create=HOUR, after_last_activity=HOUR) == {"t4"}
+
+
+async def test_threads_that_say_when_they_go_are_told_of_all_tenants(store: Store) -> None:
+    await insert(store, kept("first", after_create=2 * HOUR, after_last_activity=HOUR))
+    await insert(store, kept("second", after_create=2 * HOUR, after_last_activity=3 * HOUR), tenant=OTHER)
+    await insert(store, kept("never"), tenant=OTHER)
+
+    async def expired(hours: int) -> list[tuple[str, str]]:
+        return sorted(await store.read(lambda tx: tx.threads.expired(START + hours * HOUR, limit=9)))
+
+    first, second = (TENANT, "first"), (OTHER, "second")
+    assert [await expired(hours) for hours in (0, 1, 2)] == [[], [first], [first, second]]
 
 
 async def test_tenants_with_threads_are_told_page_by_page(store: Store) -> None:
@@ -180,6 +196,32 @@ async def test_tombstones_go_in_time_but_for_those_that_forks_refer_to(store: St
     await bury(store, "fork")
     assert await store.write(lambda tx: tx.threads.clear_tombstones(START + HOUR, limit=1)) == 1
     assert await store.write(lambda tx: tx.threads.clear_tombstones(START + HOUR, limit=9)) == 1
+
+
+# -- what a deletion needs to know
+
+
+async def test_outlines_tell_what_columns_have_of_a_thread_and_its_runs(store: Store) -> None:
+    made = kept("thread_1", created=HOUR, active=2 * HOUR, after_create=DAY, on_completion=False)
+    made.user_id = "ann"
+    await insert(store, made, thread("bare"))
+    for number, state in enumerate((RunState.RUN_STATE_FAILED, RunState.RUN_STATE_QUEUED)):
+        await add_run(store, run(f"run_{number}", state=state))
+    read = await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))
+    outline = await store.write(lambda tx: tx.threads.outline(TENANT, "thread_1"))
+    for part in ("id", "user_id", "etag", "create_time", "last_activity_time", "retention", "active_run_id"):
+        assert getattr(outline, part) == getattr(read, part), part
+    assert outline.active_run_id == "run_1"
+    assert not (await store.write(lambda tx: tx.threads.outline(TENANT, "bare"))).HasField("retention")
+    runs = await store.read(lambda tx: tx.runs.outlines(TENANT, "thread_1"))
+    assert sorted((one.id, one.thread_id, one.user_id, one.assistant_id, one.state) for one in runs) == [
+        ("run_0", "thread_1", "ann", "asst_1", RunState.RUN_STATE_FAILED),
+        ("run_1", "thread_1", "ann", "asst_1", RunState.RUN_STATE_QUEUED),
+    ]
+    for thread_id in ("thread_1", "bare"):
+        await bury(store, thread_id)
+        with pytest.raises(NotFound):
+            await store.write(lambda tx, t=thread_id: tx.threads.outline(TENANT, t))  # type: ignore[misc]
 
 
 # -- erased logs
@@ -289,7 +331,7 @@ async def test_records_lose_a_name_in_batches_and_then_what_was_spent_does(store
 def deletion(receipt_id: str, user_id: str = "ann", *, seconds: int = 0) -> Deletion:
     made = DeletionReceipt(id=receipt_id, state=DeletionState.DELETION_STATE_DELETING)
     made.create_time.FromDatetime(START + timedelta(seconds=seconds))
-    return Deletion(user_id, made)
+    return Deletion(user_id, made, until=START)
 
 
 async def test_one_deletion_of_a_user_is_under_way_at_a_time(store: Store) -> None:
@@ -297,13 +339,27 @@ async def test_one_deletion_of_a_user_is_under_way_at_a_time(store: Store) -> No
     assert await store.write(lambda tx: tx.deletions.insert(TENANT, first))
     assert not await store.write(lambda tx: tx.deletions.insert(TENANT, deletion("del_2")))
     assert await store.write(lambda tx: tx.deletions.insert(OTHER, deletion("del_1")))
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "ann")) == first
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "bob")) is None
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "ann", START)) == first
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "bob", START)) is None
     first.user_id = ""
     await store.write(lambda tx: tx.deletions.replace(TENANT, first))
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "ann")) is None
-    assert await store.read(lambda tx: tx.deletions.find(TENANT, "")) is None
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "ann", START)) is None
+    assert await store.write(lambda tx: tx.deletions.join(TENANT, "", START)) is None
     assert await store.write(lambda tx: tx.deletions.insert(TENANT, deletion("del_2")))
+
+
+async def test_deletion_is_about_what_was_created_until_the_last_call_that_joined_it(store: Store) -> None:
+    first = deletion("del_1")
+    await store.write(lambda tx: tx.deletions.insert(TENANT, first))
+    await store.write(lambda tx: tx.deletions.insert(OTHER, deletion("del_1")))
+    for call in (2 * HOUR, HOUR):
+        joined = await store.write(lambda tx: tx.deletions.join(TENANT, "ann", START + call))  # noqa: B023
+        assert joined is not None
+        assert joined.until == START + 2 * HOUR
+    # Whoever does its next step read it before.
+    await store.write(lambda tx: tx.deletions.replace(TENANT, first))
+    assert (await store.read(lambda tx: tx.deletions.get(TENANT, "del_1"))).until == START + 2 * HOUR
+    assert (await store.read(lambda tx: tx.deletions.get(OTHER, "del_1"))).until == START
 
 
 async def test_deletions_under_way_are_told_until_they_are_done(store: Store) -> None:

@@ -203,5 +203,5 @@ async def test_ids_of_runs_are_those_of_one_thread(store: Store) -> None:
     for number in (0, 1):
         await add_thread(store, f"thread_{number}")
         await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}"))
-    assert await store.read(lambda tx: tx.runs.ids(TENANT, "thread_1")) == ["run_1"]
-    assert await store.read(lambda tx: tx.runs.ids(OTHER, "thread_1")) == []
+    assert [one.id for one in await store.read(lambda tx: tx.runs.outlines(TENANT, "thread_1"))] == ["run_1"]
+    assert await store.read(lambda tx: tx.runs.outlines(OTHER, "thread_1")) == []

@@ -80,13 +80,17 @@ def check_pair(chain: bytes, key: bytes) -> None:
     """Raises ValueError unless the key is that of the first certificate: gRPC would find out with each client, and
     half of a replacement may be there already while the other half is not."""
     from cryptography import x509  # here, because only servers with TLS need it
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        certificate, private = x509.load_pem_x509_certificate(chain), load_pem_private_key(key, None)
+        certified = x509.load_pem_x509_certificate(chain).public_key()
+        own = load_pem_private_key(key, None).public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError("the certificate or the key is of a kind that is not supported") from error
     except (ValueError, TypeError) as error:
         raise ValueError("the certificate or the key is no PEM, or the key has a password") from error
-    if certificate.public_key() != private.public_key():
+    if certified != own:
         raise ValueError("the key is not the certificate's")
 
 

@@ -53,6 +53,8 @@ def find_warnings_of_callers(settings: Settings) -> Iterator[str]:
     for issuer in auth.issuers:
         if len(auth.issuers) > 1 and not issuer.tenants:
             yield f"[auth] issuers: {issuer.issuer} may speak for any tenant, also for those of other issuers"
+        if issuer.max_lifetime is None:
+            yield f"[auth] issuers: {issuer.issuer} has no max_lifetime: a token is good for as long as it says"
         if issuer.jwks_file:
             yield from _about_key_set(issuer.jwks_file)
     ones: tuple[KeySettings | CertificateSettings, ...] = (*auth.keys, *auth.certificates)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from famulus_server.cli.config_callers import find_warnings_of_callers
 from famulus_server.config import Settings, unknown_variables
 from famulus_server.encryption.key_sources import is_exposed
-from famulus_server.engine.policy import DEFAULT_TIER, Route, Tier
+from famulus_server.engine.policy import DEFAULT_TIER, CallerQuotas, Route, Tier
 from famulus_server.models.connection import is_loopback
 from famulus_server.models.settings import ModelSettings
 
 # A thread that fits into the largest window of a route is cut by half in the smallest.
 _MUCH = 2
+# With any other, whoever is on the way can have PostgreSQL's client do without TLS.
+_ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 
 def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
@@ -24,6 +26,7 @@ def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
         yield f"{variable}: no setting has this name, so it is not read"
     if settings.store.url and not settings.redis.url:
         yield "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay"
+    yield from _about_ways(settings, environ)
     yield from find_warnings_of_callers(settings)
     yield from _about_upstreams(settings)
     for file in (settings.encryption.key_file, *settings.encryption.old_key_files):
@@ -38,6 +41,23 @@ def find_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
         yield from _about_route(route, settings)
 
 
+def _about_ways(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    query = parse_qs(urlsplit(settings.store.url).query)
+    mode = query.get("sslmode", [environ.get("PGSSLMODE", "")])[-1]
+    if mode not in _ENCRYPTED and (far := _far_hosts(settings.store.url)):
+        yield f"[store] url: has no sslmode={_ENCRYPTED[0]} or stricter: who is on the way to {far} may read along"
+    if settings.redis.url.startswith("redis:") and (far := _far_hosts(settings.redis.url)):
+        yield f"[redis] url: is no rediss://: whoever is on the way to {far} reads along"
+
+
+def _far_hosts(url: str) -> str:
+    """The hosts of a URL that are other machines; paths are those of sockets."""
+    parts = urlsplit(url)
+    named = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", []))
+    hosts = [urlsplit(f"//{one}").hostname or "" for one in named.split(",") if not one.startswith("/")]
+    return ", ".join(host for host in hosts if host and not is_loopback(host))
+
+
 def _about_upstreams(settings: Settings) -> Iterator[str]:
     for model in settings.models:
         host = urlsplit(model.base_url).hostname or ""
@@ -47,6 +67,8 @@ def _about_upstreams(settings: Settings) -> Iterator[str]:
 
 def _about_tiers(settings: Settings) -> Iterator[str]:
     policy = settings.policy
+    if settings.auth.configured and policy.tiers[DEFAULT_TIER].limits == CallerQuotas():
+        yield "tiers.default: has no limits: one caller may use up what there is for all"
     for name in policy.tiers:
         if name != DEFAULT_TIER and name not in policy.tenants.values():
             yield f"tiers.{name}: no tenant has it"

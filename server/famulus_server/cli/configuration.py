@@ -33,16 +33,33 @@ class Configuration:
             settings = msgspec.structs.replace(settings, **{section: changed})
         return settings
 
-    def load_to_serve(self, changes: Changes, *, guarded: bool = False) -> Settings:
-        """The same, for a server: all that can be is checked before anything starts. One that is `guarded` listens
-        already, and goes on to ask who calls: whatever is said of that now. Raises ConfigError."""
-        from famulus_server.api.addresses import ListenError, check_reachable
-        from famulus_server.config import ConfigError, check
+    def load_to_serve(self, changes: Changes) -> Settings:
+        """The same, for a server: all that can be is checked before anything starts. Raises ConfigError."""
+        from famulus_server.config import check_key_files
+
+        settings = self.load_again(changes)
+        check_key_files(settings.encryption, source=self._source)
+        return settings
+
+    def load_again(self, changes: Changes, *, guarded: bool = False) -> Settings:
+        """The same, for a server that runs: it has its keys, whatever became of their files. One that is `guarded` goes
+        on to ask who calls: it may listen where it does, whatever is said of that now. Raises ConfigError."""
+        from famulus_server.config import check
 
         settings = self.load(changes)
-        check(settings, source=str(self.file or "settings"))
-        if guarded:
-            return settings
+        check(settings, source=self._source)
+        if not guarded:
+            self._check_reachable(settings, changes)
+        return settings
+
+    @property
+    def _source(self) -> str:
+        return str(self.file or "settings")
+
+    def _check_reachable(self, settings: Settings, changes: Changes) -> None:
+        from famulus_server.api.addresses import ListenError, check_reachable
+        from famulus_server.config import ConfigError
+
         try:
             check_reachable(
                 settings.server.listen,
@@ -51,7 +68,6 @@ class Configuration:
             )
         except ListenError as error:
             raise ConfigError(*self._origin_of_listen(changes), str(error)) from error
-        return settings
 
     def check_certificates(self, settings: Settings) -> None:
         """Whether the files of `[tls]`, if there are any, fit together. Raises ConfigError."""

@@ -42,7 +42,7 @@ class Reloading:
         try:
             # Not that it may listen: where the last caller is taken out of the file, he must not stay for that.
             guarded = self._server.admit is not None
-            settings = self._configuration.load_to_serve(self._changes, guarded=guarded)
+            settings = self._configuration.load_again(self._changes, guarded=guarded)
         except ConfigError as error:
             _log.error("settings not reloaded", reason=str(error))
             return

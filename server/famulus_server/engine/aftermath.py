@@ -10,12 +10,12 @@ from famulus_server.engine.control import Interruption
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.gate import Gate
 from famulus_server.engine.worker import Worker
-from famulus_server.ports import RunFilter, ThreadCache, Transaction
+from famulus_server.ports import ThreadCache, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """What went with a thread: the ids of all its runs, those of them that had not ended, how many messages."""
+    """What went with a thread: the ids of all its runs, outlines of those that had not ended, how many messages."""
 
     thread_id: str
     run_ids: Sequence[str]
@@ -25,11 +25,15 @@ class Removed:
 
 async def remove(tx: Transaction, tenant: str, thread_id: str, *, now: datetime) -> Removed:
     """Removes a thread, which must be locked, from the store. Raises NotFound."""
-    ids = await tx.runs.ids(tenant, thread_id)
-    unfinished = RunFilter(thread_id=thread_id, states=tuple(lifecycle.ACTIVE))
-    cut_off = await tx.runs.page(tenant, unfinished, after=None, limit=len(ids))
+    # A body that cannot be read must keep nothing from being deleted.
+    runs = await tx.runs.outlines(tenant, thread_id)
     messages = await tx.threads.bury(tenant, thread_id, now)
-    return Removed(thread_id=thread_id, run_ids=ids, cut_off=cut_off, messages=messages)
+    return Removed(
+        thread_id=thread_id,
+        run_ids=[run.id for run in runs],
+        cut_off=[run for run in runs if run.state in lifecycle.ACTIVE],
+        messages=messages,
+    )
 
 
 class Aftermath:

@@ -1,18 +1,24 @@
 """How long threads are kept, and the sweep of those whose time is over (contract 25)."""
 
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 import structlog
 
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine.aftermath import Aftermath, Removed, remove
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.policy import Policies, Retention
+from famulus_server.engine.policy import DEFAULT_TIER, Policies, Retention
 from famulus_server.errors import NotFound, Unavailable
 from famulus_server.ports import Clock, Lifetimes, Store, Transaction
 
 _BATCH = 100
+_NO_RULES = Retention()
+
+# Finds threads, named by (tenant, id), whose time is over at a moment.
+Look: TypeAlias = Callable[[Transaction, datetime], Awaitable[list[tuple[str, str]]]]
 
 _log = structlog.get_logger(__name__)
 
@@ -74,8 +80,10 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Does all that there is to do now. Broken off, it goes on where it was the next time."""
+        while await self._sweep_some(lambda tx, now: tx.threads.expired(now, limit=_BATCH)):
+            pass
         async for tenant in self._tenants():
-            while await self._sweep_some(tenant):
+            while await self._sweep_some(functools.partial(self._outlived, tenant)):
                 pass
         before = self._clock.now() - self._tombstones_kept
         cleared = _BATCH
@@ -84,33 +92,47 @@ class Sweeper:
             self.tombstones += cleared
 
     async def _tenants(self) -> AsyncIterator[str]:
+        """Those whose tiers have rules. Only where all tenants that nobody has named have some, all are looked up."""
+        policy = self._policies.current
+        if policy.tiers[DEFAULT_TIER].retention == _NO_RULES:
+            for tenant in policy.tenants:
+                if policy.tier(tenant).retention != _NO_RULES:
+                    yield tenant
+            return
         last = ""
         while found := await self._store.read(
             lambda tx: tx.threads.tenants(after=last, limit=_BATCH)  # noqa: B023 - awaited
         ):
             for tenant in found:
-                yield tenant
+                if policy.tier(tenant).retention != _NO_RULES:
+                    yield tenant
             last = found[-1]
 
-    async def _sweep_some(self, tenant: str) -> bool:
-        """Deletes a batch of a tenant's threads; whether there may be more."""
-        rules = lifetimes(self._policies.current.tier(tenant).retention)
+    async def _outlived(self, tenant: str, tx: Transaction, now: datetime) -> list[tuple[str, str]]:
+        found = await tx.threads.outlived(tenant, self._rules(tenant), now, limit=_BATCH)
+        return [(tenant, thread_id) for thread_id in found]
+
+    def _rules(self, tenant: str) -> Lifetimes:
+        return lifetimes(self._policies.current.tier(tenant).retention)
+
+    async def _sweep_some(self, look: Look) -> bool:
+        """Deletes a batch of the threads that are found; whether there may be more."""
         now = self._clock.now()
-        found = await self._store.read(lambda tx: tx.threads.outlived(tenant, rules, now, limit=_BATCH))
+        found = await self._store.read(lambda tx: look(tx, now))
         gone = 0
-        for thread_id in found:
+        for tenant, thread_id in found:
             try:
-                gone += await self._sweep_one(tenant, thread_id, rules, now)
+                gone += await self._sweep_one(tenant, thread_id, self._rules(tenant), now)
             except Unavailable:
                 raise
             except Exception:  # noqa: BLE001 - one that cannot be read must not keep all others for ever
                 _log.exception("thread not swept", tenant=tenant, thread_id=thread_id)
         self.threads += gone
-        return gone > 0 and len(found) == _BATCH
+        return gone > 0 and len(found) >= _BATCH
 
     async def _sweep_one(self, tenant: str, thread_id: str, rules: Lifetimes, now: datetime) -> bool:
         async def unit(tx: Transaction) -> Removed | None:
-            thread = await tx.threads.get(tenant, thread_id, lock=True)
+            thread = await tx.threads.outline(tenant, thread_id)
             if not await _is_over(tx, tenant, thread, rules, now):
                 return None
             return await remove(tx, tenant, thread_id, now=now)
@@ -132,7 +154,7 @@ async def _is_over(tx: Transaction, tenant: str, thread: Thread, rules: Lifetime
     ends = expire_time(thread, rules)
     if ends is not None and ends <= now:
         return True
-    return goes_on_completion(thread, rules) and bool(await tx.runs.ids(tenant, thread.id))
+    return goes_on_completion(thread, rules) and bool(await tx.runs.outlines(tenant, thread.id))
 
 
 def _days(days: float | None) -> timedelta | None:

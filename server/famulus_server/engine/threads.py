@@ -94,8 +94,7 @@ class ThreadDesk:
         now = self._clock.now()
 
         async def unit(tx: Transaction) -> Removed:
-            thread = await tx.threads.get(tenant, thread_id, lock=True)
-            check_etag(etag, thread.etag)
+            check_etag(etag, (await tx.threads.outline(tenant, thread_id)).etag)
             return await remove(tx, tenant, thread_id, now=now)
 
         await self._aftermath.clear(tenant, await self._store.write(unit))

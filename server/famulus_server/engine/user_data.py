@@ -56,7 +56,8 @@ class UserDataDesk:
         self.completed = 0
 
     async def delete(self, tenant: str, user_id: str, key: RequestKey | None) -> DeletionReceipt:
-        """Begins a deletion, or joins the one that is under way. Returns when it is done, or after some seconds."""
+        """Begins a deletion, or joins the one that is under way, which is then also about what was created since it
+        began. Returns when it is done, or after some seconds."""
         now = self._clock.now()
         receipt = DeletionReceipt(
             id=self._ids.new("del"), state=DeletionState.DELETION_STATE_DELETING, create_time=timestamp(now)
@@ -67,7 +68,7 @@ class UserDataDesk:
                 known = await tx.requests.find(tenant, key)
                 if known is not None:
                     return (await tx.deletions.get(tenant, known)).receipt
-            begun = await _begin(tx, tenant, user_id, copy_of(receipt))
+            begun = await _begin(tx, tenant, Deletion(user_id, copy_of(receipt), until=now))
             if key is not None:
                 await tx.requests.remember(tenant, key, begun.id)
             return begun
@@ -108,8 +109,8 @@ class UserDataDesk:
         step = _Step(deletion.receipt, erased=not deletion.user_id)
         if step.erased:
             return step
-        counts, until = deletion.receipt.counts, deletion.receipt.create_time.ToDatetime(self._clock.now().tzinfo)
-        found = await tx.threads.of_user(tenant, deletion.user_id, until=until, limit=_THREADS)
+        counts = deletion.receipt.counts
+        found = await tx.threads.of_user(tenant, deletion.user_id, until=deletion.until, limit=_THREADS)
         for thread_id, is_deleted in found:
             await self._erase(tx, tenant, thread_id, step, is_deleted=is_deleted)
         if not found:
@@ -166,10 +167,10 @@ class UserDataDesk:
             last = found[-1][1]
 
 
-async def _begin(tx: Transaction, tenant: str, user_id: str, receipt: DeletionReceipt) -> DeletionReceipt:
-    receipt.user_hmac = receipts.user_hmac(user_id, secret=await tx.secrets.obtain(_HASHING_KEY))
-    while not await tx.deletions.insert(tenant, Deletion(user_id, receipt)):
-        under_way = await tx.deletions.find(tenant, user_id)
+async def _begin(tx: Transaction, tenant: str, new: Deletion) -> DeletionReceipt:
+    new.receipt.user_hmac = receipts.user_hmac(new.user_id, secret=await tx.secrets.obtain(_HASHING_KEY))
+    while not await tx.deletions.insert(tenant, new):
+        under_way = await tx.deletions.join(tenant, new.user_id, new.until)
         if under_way is not None:
             return under_way.receipt
-    return receipt
+    return new.receipt

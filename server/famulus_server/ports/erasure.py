@@ -20,10 +20,12 @@ class Lifetimes:
 
 @dataclass(slots=True)
 class Deletion:
-    """A deletion of a user's data. `user_id` is empty once nothing of the user is left in the store."""
+    """A deletion of a user's data: of threads, those that were created `until` a time. `user_id` is empty once nothing
+    of the user is left in the store."""
 
     user_id: str
     receipt: DeletionReceipt
+    until: datetime
 
 
 class Deletions(Protocol):
@@ -35,11 +37,12 @@ class Deletions(Protocol):
     async def get(self, tenant: str, receipt_id: str, *, lock: bool = False) -> Deletion:
         """Raises NotFound."""
 
-    async def find(self, tenant: str, user_id: str) -> Deletion | None:
-        """The one of this user that is under way, and of whom something may be left."""
+    async def join(self, tenant: str, user_id: str, until: datetime) -> Deletion | None:
+        """The one of this user that is under way, and of whom something may be left; it is now about what was created
+        until this time, too."""
 
     async def replace(self, tenant: str, deletion: Deletion) -> None:
-        """Stores how far it is."""
+        """Stores how far it is; what it is about stays."""
 
     async def under_way(self, before: datetime, *, limit: int) -> list[tuple[str, str]]:
         """(tenant, receipt id) of those that began before a time and are not done, oldest first."""

@@ -83,6 +83,10 @@ class Threads(Protocol):
     async def get(self, tenant: str, thread_id: str, *, lock: bool = False) -> Thread:
         """Raises NotFound, also for a deleted thread."""
 
+    async def outline(self, tenant: str, thread_id: str) -> Thread:
+        """What its deletion needs to know of a thread, which may be one that nobody can read any more: its id, user,
+        etag, times, retention and active run. Locks the thread. Raises NotFound."""
+
     async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
         """Latest activity first, by (last_activity_time in microseconds, id)."""
 
@@ -119,7 +123,11 @@ class Threads(Protocol):
         """The tenants that have threads, in order."""
 
     async def outlived(self, tenant: str, lifetimes: Lifetimes, now: datetime, *, limit: int) -> list[str]:
-        """Ids of threads whose time is over, and that have no active run."""
+        """Ids of threads whose time is over by the rules of their tenant, and that have no active run."""
+
+    async def expired(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
+        """(tenant, id) of threads whose time is over by what they say themselves, and that have no active run: at most
+        `limit` that were kept for some time, and as many that go with their last run."""
 
     async def clear_tombstones(self, before: datetime, *, limit: int) -> int:
         """Removes at most `limit` tombstones of threads that were deleted at a time or before, but for those whose
@@ -179,8 +187,9 @@ class Runs(Protocol):
     async def page(self, tenant: str, which: RunFilter, *, after: Cursor | None, limit: int) -> list[Run]:
         """Newest first, by (create_time in microseconds, id)."""
 
-    async def ids(self, tenant: str, thread_id: str) -> list[str]:
-        """The ids of all runs on a thread."""
+    async def outlines(self, tenant: str, thread_id: str) -> list[Run]:
+        """All runs on a thread, also those that nobody can read any more: of each its id, thread, user, assistant and
+        state."""
 
     async def replace(
         self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None

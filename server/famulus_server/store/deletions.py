@@ -5,7 +5,7 @@ from datetime import datetime
 from famulus.v1.user_data_service_pb2 import DeletionReceipt, DeletionState
 from famulus_server.errors import NotFound
 from famulus_server.ports import Deletion
-from famulus_server.store.columns import micros, stamp_micros
+from famulus_server.store.columns import micros, moment, stamp_micros
 from famulus_server.store.session import Row, Session
 
 
@@ -18,7 +18,8 @@ class SqlDeletions:
     async def insert(self, tenant: str, deletion: Deletion) -> bool:
         receipt = deletion.receipt
         stored = (tenant, receipt.id, deletion.user_id, _is_done(receipt), stamp_micros(receipt.create_time))
-        return await self._session.run("deletions_insert", *stored, receipt.SerializeToString()) > 0
+        body = receipt.SerializeToString()
+        return await self._session.run("deletions_insert", *stored, micros(deletion.until), body) > 0
 
     async def get(self, tenant: str, receipt_id: str, *, lock: bool = False) -> Deletion:
         row = await self._session.one("deletions_get", tenant, receipt_id, lock=lock)
@@ -26,8 +27,8 @@ class SqlDeletions:
             raise NotFound("deletion receipt", receipt_id)
         return _deletion(row)
 
-    async def find(self, tenant: str, user_id: str) -> Deletion | None:
-        row = await self._session.one("deletions_find", tenant, user_id)
+    async def join(self, tenant: str, user_id: str, until: datetime) -> Deletion | None:
+        row = await self._session.one("deletions_join", tenant, user_id, micros(until))
         return None if row is None else _deletion(row)
 
     async def replace(self, tenant: str, deletion: Deletion) -> None:
@@ -41,8 +42,8 @@ class SqlDeletions:
 
 
 def _deletion(row: Row) -> Deletion:
-    user_id, body = row
-    return Deletion(user_id, DeletionReceipt.FromString(body))
+    user_id, body, until = row
+    return Deletion(user_id, DeletionReceipt.FromString(body), moment(until))
 
 
 def _is_done(receipt: DeletionReceipt) -> bool:

@@ -86,6 +86,13 @@ SELECT t.id, t.version, t.last_activity, t.next_sequence, t.body,
 FROM threads t
 WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
 
+-- name: threads_outline
+-- What columns tell of a thread that is not deleted, with its active run.
+SELECT t.version, t.user_id, t.create_time, t.last_activity, t.keep_after_create, t.keep_after_activity, t.completes,
+       (SELECT r.id FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+FROM threads t
+WHERE t.tenant = $1 AND t.id = $2 AND t.deleted_time IS NULL;
+
 -- name: threads_hold [postgres]
 -- Locks a thread, also a deleted one.
 SELECT 1 FROM threads WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
@@ -219,30 +226,6 @@ WHERE t.tenant = $1 AND t.deleted_time IS NULL AND t.last_activity <= $2 AND t.k
   AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
 ORDER BY t.last_activity LIMIT $3;
 
--- name: threads_outlived_by_own_creation
--- Threads whose own time after creation is over.
-SELECT t.id FROM threads t
-WHERE t.tenant = $1 AND t.deleted_time IS NULL
-  AND t.keep_after_create IS NOT NULL AND t.create_time + t.keep_after_create <= $2
-  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
-ORDER BY t.create_time + t.keep_after_create LIMIT $3;
-
--- name: threads_outlived_by_own_activity
--- Threads whose own time after activity is over.
-SELECT t.id FROM threads t
-WHERE t.tenant = $1 AND t.deleted_time IS NULL
-  AND t.keep_after_activity IS NOT NULL AND t.last_activity + t.keep_after_activity <= $2
-  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
-ORDER BY t.last_activity + t.keep_after_activity LIMIT $3;
-
--- name: threads_completed
--- Threads that go with their last run, and have had it.
-SELECT t.id FROM threads t
-WHERE t.tenant = $1 AND t.deleted_time IS NULL AND t.completes
-  AND EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id)
-  AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
-LIMIT $2;
-
 -- name: threads_completed_by_default
 -- Threads that had their last run and do not say whether they go with it. Where this is the rule, few runs are left.
 SELECT DISTINCT t.id
@@ -251,6 +234,25 @@ JOIN threads t ON t.tenant = done.tenant AND t.id = done.thread_id
 WHERE done.tenant = $1 AND NOT done.active AND t.deleted_time IS NULL AND t.completes IS NULL
   AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = $1 AND r.thread_id = t.id AND r.active)
 LIMIT $2;
+
+-- name: threads_expired
+-- Threads whose own time is over at $1, and those that go with their last run and have had it, first come the oldest: at
+-- most $2 of either.
+-- across tenants: the sweeper looks after all, and few threads say anything of this.
+SELECT tenant, id FROM (
+    SELECT t.tenant, t.id FROM threads t
+    WHERE t.deleted_time IS NULL AND t.own_end IS NOT NULL AND t.own_end <= $1
+      AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+    ORDER BY t.own_end LIMIT $2
+) AS outlived
+UNION
+SELECT tenant, id FROM (
+    SELECT t.tenant, t.id FROM threads t
+    WHERE t.deleted_time IS NULL AND t.completes AND t.create_time <= $1
+      AND EXISTS (SELECT 1 FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id)
+      AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.tenant = t.tenant AND r.thread_id = t.id AND r.active)
+    ORDER BY t.create_time LIMIT $2
+) AS completed;
 
 -- name: threads_clear_tombstones
 -- Removes tombstones of threads that were deleted until $1 and of which no thread shows messages.
@@ -528,6 +530,13 @@ SELECT id, version, body FROM runs WHERE tenant = $1 AND id = $2 /* FOR UPDATE *
 -- name: runs_thread
 -- The thread of a run.
 SELECT thread_id FROM runs WHERE tenant = $1 AND id = $2;
+
+-- name: runs_outlines
+-- What columns tell of the runs on a thread.
+SELECT r.id, r.assistant_id, r.state, t.user_id
+FROM runs r
+JOIN threads t ON t.tenant = r.tenant AND t.id = r.thread_id
+WHERE r.tenant = $1 AND r.thread_id = $2;
 
 -- name: runs_page
 -- Runs of a tenant in the states of a bit mask, newest first.
@@ -1135,16 +1144,18 @@ WHERE tenant = $1 AND number > $2 ORDER BY number LIMIT $3;
 
 -- name: deletions_insert
 -- Adds a deletion, unless one of this user is under way.
-INSERT INTO deletions (tenant, id, user_id, done, create_time, body) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO deletions (tenant, id, user_id, done, create_time, until, body) VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (tenant, user_id) WHERE user_id <> '' DO NOTHING;
 
 -- name: deletions_get
 -- A deletion.
-SELECT user_id, body FROM deletions WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
+SELECT user_id, body, until FROM deletions WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
--- name: deletions_find
--- The deletion of a user that is under way.
-SELECT user_id, body FROM deletions WHERE tenant = $1 AND user_id = $2 AND user_id <> '';
+-- name: deletions_join
+-- The deletion of a user that is under way, from now on about what was created until $3, too.
+UPDATE deletions SET until = CASE WHEN until < $3 THEN $3 ELSE until END
+WHERE tenant = $1 AND user_id = $2 AND user_id <> ''
+RETURNING user_id, body, until;
 
 -- name: deletions_replace
 -- Stores how far a deletion is.

@@ -83,8 +83,11 @@ class SqlRuns:
             rows = await self._session.all("runs_page", tenant, *bounds)
         return await self._runs(tenant, rows)
 
-    async def ids(self, tenant: str, thread_id: str) -> list[str]:
-        return [run_id for (run_id,) in await self._session.all("runs_ids_of_thread", tenant, thread_id)]
+    async def outlines(self, tenant: str, thread_id: str) -> list[Run]:
+        return [
+            Run(id=run_id, thread_id=thread_id, user_id=user_id, assistant_id=assistant_id, state=state)
+            for run_id, assistant_id, state, user_id in await self._session.all("runs_outlines", tenant, thread_id)
+        ]
 
     async def replace(
         self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None

@@ -34,6 +34,13 @@ class SqlThreads:
         [thread] = await self._threads(tenant, [row])
         return thread
 
+    async def outline(self, tenant: str, thread_id: str) -> Thread:
+        await self._session.hold("threads_hold", tenant, thread_id)
+        row = await self._session.one("threads_outline", tenant, thread_id)
+        if row is None:
+            raise NotFound("thread", thread_id)
+        return _outline(thread_id, row)
+
     async def page(self, tenant: str, which: ThreadFilter, *, after: Cursor | None, limit: int) -> list[Thread]:
         return await self._threads(tenant, await self._page(tenant, which, after, limit))
 
@@ -114,13 +121,8 @@ class SqlThreads:
         return [tenant for (tenant,) in await self._session.all("threads_tenants", after, limit)]
 
     async def outlived(self, tenant: str, lifetimes: Lifetimes, now: datetime, *, limit: int) -> list[str]:
-        moment, rule = micros(now), lifetimes
-        most = _bound(now, rule.most_after_create)
-        looks: list[tuple[str, tuple[int, ...]]] = [
-            ("threads_outlived_by_own_creation", (moment,)),
-            ("threads_outlived_by_own_activity", (moment,)),
-            ("threads_completed", ()),
-        ]
+        rule, most = lifetimes, _bound(now, lifetimes.most_after_create)
+        looks: list[tuple[str, tuple[int, ...]]] = []
         if rule.after_create is not None or rule.most_after_create is not None:
             looks.append(("threads_outlived_by_creation", (max(most, _bound(now, rule.after_create)), most)))
         if rule.after_last_activity is not None:
@@ -131,6 +133,10 @@ class SqlThreads:
         for name, bounds in looks:
             found |= {thread_id: None for (thread_id,) in await self._session.all(name, tenant, *bounds, limit)}
         return list(found)[:limit]
+
+    async def expired(self, now: datetime, *, limit: int) -> list[tuple[str, str]]:
+        rows = await self._session.all("threads_expired", micros(now), limit)
+        return [(tenant, thread_id) for tenant, thread_id in rows]
 
     async def clear_tombstones(self, before: datetime, *, limit: int) -> int:
         return await self._session.run("threads_clear_tombstones", micros(before), limit)
@@ -215,6 +221,20 @@ def _kept(thread: Thread) -> tuple[int | None, int | None, bool | None]:
 def _bound(now: datetime, kept: timedelta | None) -> int:
     """What is older than this is kept no longer; nothing is where all is kept for ever."""
     return -END if kept is None else micros(now - kept)
+
+
+def _outline(thread_id: str, row: Row) -> Thread:
+    version, user_id, created, last_activity, after_create, after_activity, completes, active_run_id = row
+    thread = Thread(id=thread_id, user_id=user_id, etag=etag(version), active_run_id=active_run_id or "")
+    thread.create_time.CopyFrom(timestamp(created))
+    thread.last_activity_time.CopyFrom(timestamp(last_activity))
+    if after_create is not None:
+        thread.retention.after_create.FromMicroseconds(after_create)
+    if after_activity is not None:
+        thread.retention.after_last_activity.FromMicroseconds(after_activity)
+    if completes is not None:
+        thread.retention.on_completion = bool(completes)
+    return thread
 
 
 def _thread(row: Row, body: bytes) -> Thread:

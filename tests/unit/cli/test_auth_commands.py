@@ -1,5 +1,6 @@
 """`auth new-key`, and what `config check` says of callers."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from famulus_server.cli import main
 from famulus_server.config import load
 from famulus_server.identity.settings import hash_of_key
 
+UNLIMITED = "tiers.default: has no limits: one caller may use up what there is for all"
 ISSUER = """
 [[auth.issuers]]
 issuer = "https://issuer.example"
 audience = "famulus"
 jwks_url = "https://issuer.example/keys"
 algorithms = ["RS256"]
+max_lifetime = 3600
 """
 KEY = '[[auth.keys]]\nname = "ci"\ntenant = "acme"\nroles = ["writer", "privacy"]\nsha256 = "' + "0" * 64 + '"\n'
 
@@ -98,7 +101,7 @@ def test_callers_are_explained_with_what_they_may_do(tmp_path: Path) -> None:
         "ci, by a static key: tenant acme, roles writer, privacy",
         "agent, by a certificate for spiffe://example.org/ns/acme/*: tenant acme, role reader",
     ]
-    assert topic(shown, "Warnings") == ["none"]
+    assert topic(shown, "Warnings") == [UNLIMITED]
 
 
 def test_what_is_perhaps_not_meant_is_warned_of(tmp_path: Path) -> None:
@@ -112,7 +115,27 @@ def test_what_is_perhaps_not_meant_is_warned_of(tmp_path: Path) -> None:
     assert topic(check(text, tmp_path), "Warnings")[1:] == [
         "[auth] plaintext: means nothing with TLS",
         "[auth] ci: has no role, and may do nothing",
+        UNLIMITED,
     ]
+
+
+def of_an_unknown_kind(pem: bytes) -> bytes:
+    """The same with another algorithm in place of elliptic curves."""
+    head, *lines, foot = pem.splitlines()
+    data = base64.b64decode(b"".join(lines))
+    known = bytes.fromhex("06072a8648ce3d0201")
+    assert known in data
+    return b"\n".join((head, base64.b64encode(data.replace(known, known[:-1] + b"\x63")), foot))
+
+
+@pytest.mark.parametrize("spoiled", ["server.crt", "server.key"])
+def test_certificate_or_key_of_an_unknown_kind_is_refused_in_words(tmp_path: Path, spoiled: str) -> None:
+    cert, key = Authority().server().write(tmp_path, "server")
+    file = tmp_path / spoiled
+    file.write_bytes(of_an_unknown_kind(file.read_bytes()))
+    refused = check(f"[tls]\ncert_file = '{cert}'\nkey_file = '{key}'\n", tmp_path)
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("tls: TLS: the certificate or the key is of a kind that is not supported\n")
 
 
 def test_one_of_several_issuers_that_may_speak_for_all_tenants_is_warned_of(tmp_path: Path) -> None:
@@ -120,8 +143,16 @@ def test_one_of_several_issuers_that_may_speak_for_all_tenants_is_warned_of(tmp_
     shown = check(f"{ISSUER}\n{theirs}\ntenants = ['globex']\n", tmp_path)
     assert "    speaks for globex" in topic(shown, "Callers")
     assert topic(shown, "Warnings") == [
-        "[auth] issuers: https://issuer.example may speak for any tenant, also for those of other issuers"
+        "[auth] issuers: https://issuer.example may speak for any tenant, also for those of other issuers",
+        UNLIMITED,
     ]
+
+
+def test_issuer_without_bounds_is_warned_of(tmp_path: Path) -> None:
+    text = "[tiers.default.limits.tenant]\nrequests_per_minute = 60\n" + ISSUER.replace("max_lifetime = 3600", "")
+    endless = "[auth] issuers: https://issuer.example has no max_lifetime: a token is good for as long as it says"
+    assert topic(check(text, tmp_path), "Warnings") == [endless]
+    assert topic(check(f"{text}\nmax_lifetime = 60\n", tmp_path), "Warnings") == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -140,4 +171,4 @@ def test_server_that_could_not_start_is_found_out(tmp_path: Path, text: str, rea
 
 def test_plaintext_lets_a_server_listen_where_a_mesh_encrypts(tmp_path: Path) -> None:
     text = "[server]\nlisten = '0.0.0.0:1'\n[auth]\nplaintext = true\n" + KEY
-    assert topic(check(text, tmp_path), "Warnings") == ["none"]
+    assert topic(check(text, tmp_path), "Warnings") == [UNLIMITED]

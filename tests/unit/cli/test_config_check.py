@@ -122,6 +122,7 @@ def test_what_is_allowed_but_perhaps_not_meant_is_warned_of(tmp_path: Path) -> N
     )
     assert warnings(text, tmp_path) == [
         "[redis] url: an embedded Valkey is no use to other replicas: they see runs of this one with a delay",
+        "[store] url: has no sslmode=require or stricter: who is on the way to db may read along",
         "tiers.gold: no tenant has it",
         "models: small has no price: what it does costs nothing",
         "routes: r never chooses small, whose weight is 0",
@@ -133,7 +134,8 @@ def test_what_is_allowed_but_perhaps_not_meant_is_warned_of(tmp_path: Path) -> N
 
 def test_what_only_a_start_would_find_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "jwks.json").write_text('{"keys": []}')
-    issuer = "[[auth.issuers]]\nissuer = '{0}'\naudience = 'famulus'\njwks_file = '{1}/{0}.json'\ntenants = ['acme']\n"
+    issuer = "[[auth.issuers]]\nissuer = '{0}'\naudience = 'famulus'\njwks_file = '{1}/{0}.json'\nmax_lifetime = 60\n"
+    issuer += "tenants = ['acme']\n"
     text = "".join(issuer.format(name, tmp_path) for name in ("none", "jwks"))
     missing, empty, program = warnings(f"[encryption]\nkey_command = ['/no/such']\n{text}", tmp_path)
     assert missing.startswith(f"[[auth.issuers]] jwks_file: {tmp_path}/none.json: No such file or directory; until")
@@ -143,6 +145,32 @@ def test_what_only_a_start_would_find_is_warned_of(tmp_path: Path) -> None:
 
 def warnings(text: str, folder: Path) -> list[str]:
     return topics(config_check(text, folder))["Warnings"]
+
+
+POSTGRES = "[store] url: has no sslmode=require or stricter: who is on the way to {} may read along"
+REDIS = "[redis] url: is no rediss://: whoever is on the way to {} reads along"
+
+
+@pytest.mark.parametrize(
+    ("store", "redis", "warned"),
+    [
+        ("postgresql://db/f", "redis://:hush@cache:6379/0", [POSTGRES.format("db"), REDIS.format("cache")]),
+        ("postgresql://me:hush@[::1]:5,db:5/f?sslmode=prefer", "rediss://cache", [POSTGRES.format("db")]),
+        ("postgresql:///f?host=10.0.0.1", "redis://[::1]:6379", [POSTGRES.format("10.0.0.1")]),
+        ("postgresql://db/f?sslmode=require", "unix:///run/valkey", ["none"]),
+        ("postgresql://127.0.0.1:5,localhost/f", "redis://127.0.0.1", ["none"]),
+        ("postgresql:///f?host=/run/postgresql", "redis://localhost:6379/0", ["none"]),
+    ],
+)
+def test_way_to_another_machine_without_tls_is_warned_of(
+    store: str, redis: str, warned: list[str], tmp_path: Path
+) -> None:
+    assert warnings(f"[store]\nurl = '{store}'\n[redis]\nurl = '{redis}'\n", tmp_path) == warned
+
+
+def test_way_to_the_database_may_be_encrypted_by_the_environment(tmp_path: Path) -> None:
+    text = "[store]\nurl = 'postgresql://db/f'\n[redis]\nurl = 'redis://localhost'\n"
+    assert topics(config_check(text, tmp_path, {"PGSSLMODE": "verify-full"}))["Warnings"] == ["none"]
 
 
 def test_models_that_are_alike_are_not_warned_of(tmp_path: Path) -> None:

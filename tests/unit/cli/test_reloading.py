@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from famulus_server.cli.configuration import Changes, Configuration
 from famulus_server.cli.reloading import Reloading
+from famulus_server.encryption.key_sources import new_key
 from famulus_server.engine.policy import Policies, Policy
 from famulus_server.identity.settings import AuthSettings
 from famulus_server.wiring.server import RunningServer
@@ -161,6 +162,17 @@ def test_last_key_can_be_taken_back_from_a_server_that_others_reach(tmp_path: Pa
     stage.reload(reachable + ONE)
     assert reloaded(stage, "auth.keys") in stage.reload("[server]\nlisten = '0.0.0.0:1'\n")
     assert stage.admitted[-1] == AuthSettings()
+
+
+def test_caller_is_taken_out_though_the_file_of_the_key_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "famulus.key"
+    file.write_text(new_key())
+    file.chmod(0o600)
+    encryption = f"[encryption]\nkey_file = '{file}'\n"
+    stage = Stage(tmp_path, encryption + ONE + TWO)
+    file.unlink()
+    assert stage.reload(encryption + TWO) == [reloaded(stage, "auth.keys")]
+    assert [[key.name for key in auth.keys] for auth in stage.admitted] == [["2"]]
 
 
 def test_server_that_asks_nobody_begins_to_with_the_next_start(tmp_path: Path) -> None:

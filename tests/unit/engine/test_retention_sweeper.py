@@ -12,7 +12,7 @@ from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine.policy import Policies, Policy, Retention, Tier
 from famulus_server.engine.retention import Sweeper, expire_time, lifetimes, show
 from famulus_server.errors import NotFound
-from famulus_server.ports import Store
+from famulus_server.ports import Store, Transaction
 from famulus_server.store.errors import BodyUnreadable
 from famulus_server.store.sqlite import SqliteStore
 from unit.engine.alone import aftermath
@@ -182,6 +182,40 @@ async def test_new_policy_holds_at_the_next_sweep(store: SqliteStore, clock: Mov
     policies.current = Policy(tiers={"default": Tier(retention=Retention(after_last_activity_days=1))})
     await made.sweep()
     assert not await is_there(store, "a")
+
+
+async def test_sweep_without_rules_costs_the_same_for_any_number_of_tenants(
+    store: SqliteStore, clock: MovableClock
+) -> None:
+    async def unit(tx: Transaction) -> None:
+        for number in range(1_000):
+            await tx.threads.insert(f"tenant{number}", thread("a"))
+
+    async def cost() -> int:
+        before = store.stats.statements
+        await made.sweep()
+        return store.stats.statements - before
+
+    made = sweeper(store, clock, other=Retention(), another=Retention())
+    few = await cost()
+    await store.write(unit)
+    assert await cost() == few
+    # A look at the one that has rules, within a transaction.
+    made = sweeper(store, clock, acme=Retention(after_create_days=1))
+    assert await cost() == few + 3
+
+
+async def test_rules_of_the_default_tier_hold_for_tenants_that_nobody_has_named(
+    store: SqliteStore, clock: MovableClock
+) -> None:
+    for tenant in (TENANT, OTHER):
+        await add(store, "a", tenant=tenant)
+    tiers = {"default": Tier(retention=Retention(after_create_days=1)), "kept": Tier()}
+    policies = Policies(Policy(tiers=tiers, tenants={OTHER: "kept"}))
+    clock.advance(DAY)
+    await Sweeper(store=store, aftermath=aftermath(store), policies=policies, clock=clock, tombstone_days=30).sweep()
+    assert not await is_there(store, "a")
+    assert await is_there(store, "a", OTHER)
 
 
 async def test_tombstones_go_after_their_time(store: SqliteStore, clock: MovableClock) -> None:

@@ -187,17 +187,33 @@ async def test_deletion_that_a_call_still_waits_for_is_left_to_it(store: SqliteS
     assert other.desk.completed == 1
 
 
-async def test_threads_made_after_its_beginning_stay(store: SqliteStore, clock: MovableClock) -> None:
+# In the middle of the threads, and when the threads are gone but the user's name is still in records.
+@pytest.mark.parametrize("cut", [2, 5])
+async def test_threads_made_before_the_last_call_go_and_later_ones_stay(
+    store: SqliteStore, clock: MovableClock, tmp_path: Path, cut: int
+) -> None:
+    async def add(thread_id: str) -> None:
+        clock.advance(1.0)
+        late = thread(thread_id, user=USER)
+        late.create_time.FromDatetime(clock.now())
+        await store.write(lambda tx: tx.threads.insert(TENANT, late))
+
     await fill(store)
     with pytest.raises(Died):
-        await Process(MortalStore(store, dies_at=2), clock).desk.delete(TENANT, USER, None)
-    late = thread("thread_late", user=USER)
+        await Process(MortalStore(store, dies_at=cut), clock).desk.delete(TENANT, USER, None)
+    await add("thread_before_the_second_call")
     clock.advance(1.0)
-    late.create_time.FromDatetime(clock.now())
-    await store.write(lambda tx: tx.threads.insert(TENANT, late))
-    receipt = await Process(store, clock).desk.delete(TENANT, USER, None)
-    assert receipt.counts.threads == THREADS
-    assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_late"))).user_id == USER
+    # This one only joins.
+    with pytest.raises(Died):
+        await Process(MortalStore(store, dies_at=2), clock).desk.delete(TENANT, USER, None)
+    await add("thread_late")
+    clock.advance(LATER)
+    await Process(store, clock).desk.resume()
+    receipt = await receipt_of(store, tmp_path / "famulus.db")
+    assert receipt.state == DeletionState.DELETION_STATE_COMPLETED
+    assert receipt.counts.threads == THREADS + 1
+    left = await store.read(lambda tx: tx.threads.of_user(TENANT, USER, limit=9))
+    assert left == [("thread_late", False)]
 
 
 async def test_wipes_come_before_the_end_and_need_not_succeed(store: SqliteStore, clock: MovableClock) -> None:

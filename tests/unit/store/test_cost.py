@@ -29,7 +29,7 @@ from famulus_server.store.sqlite import SqliteStore
 SCANNED = {
     *("abandoned", "parked", "turns", "turn", "counted", "r"),
     *("waiting", "held", "ahead", "started"),
-    *("found", "seen", "wanted", "named", "json_each", "alembic_version"),
+    *("found", "seen", "outlived", "completed", "wanted", "named", "json_each", "alembic_version"),
 }
 
 

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from contract.samples import START, TENANT, add_run, add_thread, message, run, thread
+from contract.samples import START, TENANT, MovableClock, add_run, add_thread, message, run, thread
+from famulus_server.engine.policy import Policies, Policy, Retention, Tier
+from famulus_server.engine.retention import Sweeper
 from famulus_server.ports import Account, Transaction
 from famulus_server.store import queries
 from famulus_server.store.postgres import PostgresStore
 from postgres import EVERYBODY
+from unit.engine.alone import aftermath
 
 STATEMENTS = queries.load("postgres")
 END = 2**63 - 1
@@ -169,6 +172,35 @@ async def test_many_messages_are_stored_in_one_round_trip(replica: PostgresStore
     # BEGIN, the sequences, the messages, COMMIT.
     assert replica.stats.statements - before.statements == 4
     assert replica.stats.commits - before.commits == 1
+
+
+async def test_threads_that_expire_are_found_below_the_policy_without_a_look_at_others(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(ADD_THREADS, 20_000)
+    await connection.execute("UPDATE threads SET create_time = last_activity, keep_after_create = 1_000_000")
+    await connection.execute("VACUUM ANALYZE")
+    assert await connection.fetch(STATEMENTS["threads_expired"], 500_000, 9) == []
+    assert await touched(connection, STATEMENTS["threads_expired"], 500_000, 9) < 10
+    assert len(await connection.fetch(STATEMENTS["threads_expired"], 2_000_000, 9)) == 9
+    assert await touched(connection, STATEMENTS["threads_expired"], 2_000_000, 9) < 9 * 5
+
+
+async def test_sweep_without_rules_costs_the_same_for_any_number_of_tenants(replica: PostgresStore) -> None:
+    async def unit(tx: Transaction) -> None:
+        for number in range(1_000):
+            await tx.threads.insert(f"tenant{number}", thread("a"))
+
+    await replica.write(unit)
+    tiers = {"default": Tier(), "gold": Tier(retention=Retention(after_create_days=1))}
+    clock = MovableClock()
+    for tenants, cost in (({}, 5), ({TENANT: "gold"}, 6)):
+        policies = Policies(Policy(tiers=tiers, tenants=tenants))
+        made = Sweeper(store=replica, aftermath=aftermath(replica), policies=policies, clock=clock, tombstone_days=30)
+        before = replica.stats.statements
+        await made.sweep()
+        # What is over, and old tombstones, these in a transaction that shows all; and a look at the tenant with rules.
+        assert replica.stats.statements - before == cost
 
 
 async def test_fork_costs_the_same_for_any_number_of_messages(replica: PostgresStore) -> None:

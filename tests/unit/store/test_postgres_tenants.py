@@ -32,6 +32,7 @@ WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace
 COLUMNS = """
 SELECT column_name, data_type FROM information_schema.columns
 WHERE table_schema = current_schema() AND table_name = $1 AND column_name <> 'tenant'
+  AND is_generated = 'NEVER'
 """
 # The audit log is one chain, so its rows are numbered for all tenants together.
 OF_ALL = "audit_log"
