@@ -9,6 +9,7 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import (
     CreateMessageRequest,
+    CreateThreadRequest,
     DeleteMessageRequest,
     DeleteThreadRequest,
     ForkThreadRequest,
@@ -20,6 +21,7 @@ from famulus.v1.thread_service_pb2 import (
     UpdateMessageRequest,
     UpdateThreadRequest,
 )
+from famulus.v1.tool_pb2 import ToolResources
 from serving import Stubs, refusal, said
 
 
@@ -87,6 +89,20 @@ def test_message_is_appended_read_updated_and_deleted(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stubs.threads.GetMessage(GetMessageRequest(thread_id=thread.id, message_id=made.id))
     assert refusal(caught.value).code == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("user", ["owner-1", "", "owner-2"])
+def test_fork_takes_over_what_is_personal_for_the_same_user_only(stubs: Stubs, user: str) -> None:
+    files = ToolResources(code_interpreter_file_ids=["file_1"], file_search_vector_store_ids=["vs_1"])
+    own = Thread(user_id="owner-1", title="mine", metadata={"topic": "tax"}, tool_resources=files)
+    own.retention.on_completion = True
+    origin = stubs.threads.CreateThread(CreateThreadRequest(thread=own)).thread
+    fork = stubs.threads.ForkThread(ForkThreadRequest(thread_id=origin.id, thread=Thread(user_id=user))).thread
+    assert fork.retention == own.retention
+    if user == "owner-2":
+        assert (fork.title, dict(fork.metadata), fork.HasField("tool_resources")) == ("", {}, False)
+    else:
+        assert (fork.title, fork.metadata, fork.tool_resources) == (own.title, own.metadata, files)
 
 
 def test_fork_shares_messages_up_to_one_of_them(stubs: Stubs) -> None:

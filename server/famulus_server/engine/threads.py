@@ -16,8 +16,8 @@ from famulus_server.ports import Clock, Cursor, Ids, RequestKey, Store, ThreadFi
 # What a caller can set, and later change.
 _MUTABLE = ("title", "default_assistant_id", "tool_resources", "metadata", "retention")
 _SETTABLE = ("user_id", *_MUTABLE)
-# What somebody wrote about his own thread.
-_PERSONAL = ("title", "metadata")
+# What somebody wrote about his own thread, and his files.
+_PERSONAL = ("title", "tool_resources", "metadata")
 
 
 class ThreadDesk:

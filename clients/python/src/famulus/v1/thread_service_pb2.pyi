@@ -367,7 +367,7 @@ class ForkThreadRequest(_message.Message):
     @_builtins.property
     def thread(self) -> _thread_pb2.Thread:
         """Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
-        from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
+        from the forked thread; of another user's, only default assistant and retention. Output-only fields are ignored.
         """
 
     def __init__(
