@@ -629,7 +629,7 @@ type ForkThreadRequest struct {
 	// Last message to share. Empty: all messages.
 	MessageId string `protobuf:"bytes,2,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
-	// from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
+	// from the forked thread; of another user's, only default assistant and retention. Output-only fields are ignored.
 	Thread *Thread `protobuf:"bytes,3,opt,name=thread,proto3" json:"thread,omitempty"`
 	// Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`

@@ -136,7 +136,8 @@ def test_what_only_a_start_would_find_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "jwks.json").write_text('{"keys": []}')
     issuer = "[[auth.issuers]]\nissuer = '{0}'\naudience = 'famulus'\njwks_file = '{1}/{0}.json'\nmax_lifetime = 60\n"
     issuer += "tenants = ['acme']\n"
-    text = "".join(issuer.format(name, tmp_path) for name in ("none", "jwks"))
+    text = "[tiers.default.limits.tenant]\nrequests_per_minute = 60\n"
+    text += "".join(issuer.format(name, tmp_path) for name in ("none", "jwks"))
     missing, empty, program = warnings(f"[encryption]\nkey_command = ['/no/such']\n{text}", tmp_path)
     assert missing.startswith(f"[[auth.issuers]] jwks_file: {tmp_path}/none.json: No such file or directory; until")
     assert empty.startswith(f"[[auth.issuers]] jwks_file: {tmp_path}/jwks.json: it has no key that can be used")

@@ -4322,7 +4322,7 @@ pub struct ForkThreadRequest {
     #[prost(string, tag = "2")]
     pub message_id: ::prost::alloc::string::String,
     /// Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
-    /// from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
+    /// from the forked thread; of another user's, only default assistant and retention. Output-only fields are ignored.
     #[prost(message, optional, tag = "3")]
     pub thread: ::core::option::Option<Thread>,
     /// Makes the call safe to repeat for 24 hours (AIP-155): at most 128 printable ASCII characters. May be empty.

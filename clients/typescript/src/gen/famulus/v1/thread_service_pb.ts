@@ -318,7 +318,7 @@ export type ForkThreadRequest = Message<"famulus.v1.ForkThreadRequest"> & {
 
   /**
    * Title, user, default assistant, tool resources, metadata and retention of the fork. What is not set is taken
-   * from the forked thread; title and metadata only if the fork has the same user. Output-only fields are ignored.
+   * from the forked thread; of another user's, only default assistant and retention. Output-only fields are ignored.
    *
    * @generated from field: famulus.v1.Thread thread = 3;
    */
