@@ -7,6 +7,7 @@
  *     make example ARGS='[URL [MODEL [QUESTION]]]'
  */
 
+import { ConnectError } from "@connectrpc/connect";
 import { FamulusClient, FamulusError } from "@famulus/client";
 import { MessageRole, RunState, type ToolCall } from "@famulus/client/v1";
 import { DECLARATIONS, propertyTools } from "./property_tools.js";
@@ -63,9 +64,10 @@ function described({ call }: ToolCall): string {
 try {
   process.stdout.write(`\n${RunState[await ask(...process.argv.slice(2))]}\n`);
 } catch (error) {
-  if (!(error instanceof FamulusError)) {
+  // The stubs throw an error of their own.
+  if (!(error instanceof FamulusError || error instanceof ConnectError)) {
     throw error;
   }
-  process.stderr.write(`${error.message}\n`);
+  process.stderr.write(`${FamulusError.from(error).message}\n`);
   process.exitCode = 1;
 }

@@ -28,8 +28,8 @@ export const DECLARATIONS: MessageInitShape<typeof ToolSchema>[] = [
   declaration("search_properties", "Finds properties for sale.", {
     type: "object",
     properties: {
-      location: { type: "string", description: "City or part of a city." },
-      max_price: { type: "number", description: "Highest price." },
+      location: { type: "string", description: "City or part of a city.", examples: ["Bern"] },
+      max_price: { type: "number", description: "Highest price.", examples: [1_000_000] },
       min_bedrooms: { type: "integer", description: "Fewest bedrooms." },
     },
     required: ["location"],

@@ -35,8 +35,8 @@ final class PropertyAssistant {
   private static final String SEARCH_SCHEMA =
       """
       {"type": "object", "required": ["location"], "properties": {
-        "location": {"type": "string", "description": "Town or quarter"},
-        "max_price": {"type": "number", "description": "In euros"},
+        "location": {"type": "string", "description": "Town or quarter", "examples": ["Bern"]},
+        "max_price": {"type": "number", "description": "In euros", "examples": [1000000]},
         "min_bedrooms": {"type": "integer"}}}""";
 
   private static final String DETAILS_SCHEMA =
