@@ -37,7 +37,10 @@ def main() -> int:
     if asked.record:
         asyncio.run(_record(files))
         return 0
-    languages = asyncio.run(find_languages(asked.languages, say=click.echo))
+    try:
+        languages = asyncio.run(find_languages(asked.languages, say=click.echo))
+    except LookupError as error:
+        raise SystemExit(str(error)) from None
     if len(languages) == 1:
         totals = asyncio.run(_examine_one(*languages.popitem(), files))
     else:
