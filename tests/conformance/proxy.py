@@ -1,11 +1,12 @@
 """A proxy in front of the server that reads the events passing to the client, and cuts connections at them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 
 from google.protobuf.message import DecodeError
 
+from accepting import accepting
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_service_pb2 import StreamRunResponse
 
@@ -27,26 +28,11 @@ class EventProxy:
         self._targets = targets
         self._passed = passed
         self._cutting = cutting
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.cuts = 0
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
+    def listening(self) -> AbstractAsyncContextManager[str]:
         """Gives the address of the proxy."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
-        try:
-            yield f"{host}:{port}"
-        finally:
-            server.close()
-            for writer in self._connections.values():
-                writer.transport.abort()
-            await asyncio.gather(*self._connections)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._connections[task] = writer
-        task.add_done_callback(self._connections.pop)
+        return accepting(self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner = await self._connect()

@@ -3,8 +3,10 @@
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+
+from accepting import accepting
 
 
 class CuttingProxy:
@@ -15,26 +17,11 @@ class CuttingProxy:
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._shares = iter(shares)
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.cuts = 0
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
+    def listening(self) -> AbstractAsyncContextManager[str]:
         """Gives the address of the proxy."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
-        try:
-            yield f"{host}:{port}"
-        finally:
-            server.close()
-            for writer in self._connections.values():
-                writer.transport.abort()
-            await asyncio.gather(*self._connections)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._connections[task] = writer
-        task.add_done_callback(self._connections.pop)
+        return accepting(self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         share = next(self._shares, None)

@@ -385,17 +385,23 @@ async def test_parked_run_goes_on_when_its_time_has_come(store: SqliteStore, mon
     await made.close(grace=1.0)
 
 
-async def test_parked_run_expires_in_time(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_SWEEP_SECONDS", 0.02)
-    expired, plain_write = asyncio.Event(), store.write
+def told_of_a_settlement(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when the store has written one."""
+    settled, plain_write = asyncio.Event(), store.write
 
     async def noting(unit: Any) -> Any:
         result = await plain_write(unit)
         if isinstance(result, Settled):
-            expired.set()
+            settled.set()
         return result
 
     monkeypatch.setattr(store, "write", noting)
+    return settled
+
+
+async def test_parked_run_expires_in_time(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_SWEEP_SECONDS", 0.02)
+    expired = told_of_a_settlement(store, monkeypatch)
     await add_thread(store, "thread_1")
     short = run("short", lives=None)
     short.expire_time.FromDatetime(SystemClock().now() + timedelta(seconds=0.05))
@@ -421,15 +427,7 @@ async def test_run_that_cannot_be_read_keeps_no_other_from_expiring(
         await park(store, name, SystemClock().now() + timedelta(hours=1))
     with closing(sqlite3.connect(tmp_path / "famulus.db")) as tool, tool:
         tool.execute("UPDATE runs SET body = x'0001' WHERE id = 'damaged'")
-    expired, plain_write = asyncio.Event(), store.write
-
-    async def noting(unit: Any) -> Any:
-        result = await plain_write(unit)
-        if isinstance(result, Settled):
-            expired.set()
-        return result
-
-    monkeypatch.setattr(store, "write", noting)
+    expired = told_of_a_settlement(store, monkeypatch)
     made = open_worker(store, Executions(lambda *_: asyncio.sleep(0)))
     await asyncio.wait_for(expired.wait(), 5.0)
     assert (await store.read(lambda tx: tx.threads.get(TENANT, "thread_readable"))).active_run_id == ""
