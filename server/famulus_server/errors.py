@@ -179,12 +179,15 @@ class ModelError(Exception):
         retry_after: float | None = None,
         retry: bool | None = None,
         allowance: Allowance | None = None,
+        status: int | None = None,
     ) -> None:
         """`retry_after`: seconds the provider asked to wait; `retry`: its own word (x-should-retry), if it gave one;
-        `allowance`: what it says is left of its limits, if it says so."""
+        `allowance`: what it says is left of its limits, if it says so; `status`: that of its HTTP answer, if that is
+        what failed."""
         super().__init__(detail)
         self.retry_after = retry_after
         self.allowance = allowance
+        self.status = status
         self.may_retry = self.retryable if retry is None else retry
 
 

@@ -14,7 +14,7 @@ from famulus_server.ports import Ids
 
 _log = structlog.get_logger()
 # Probes come every second or so: they are no news.
-_QUIET = ("/grpc.health.", "/grpc.reflection.")
+QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
 class AccessLog:
@@ -38,7 +38,7 @@ class AccessLog:
             cancelled = True
             raise
         finally:
-            line = _log.debug if call.method.startswith(_QUIET) else _log.info
+            line = _log.debug if call.method.startswith(QUIET) else _log.info
             line(
                 "call",
                 code=code_of_end(call, cancelled=cancelled),

@@ -1,15 +1,21 @@
 """What the layers and the servicers know of the call they are in."""
 
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from grpc.aio import ServicerContext
 
 from famulus_server.ports import Caller
 
-__all__ = ["Call", "Caller", "current_call", "current_tenant", "enter"]
+__all__ = ["Call", "Caller", "current_call", "current_tenant", "enter", "log_ids", "log_request"]
+
+# Ids of ours and imported ones. A caller may send anything as an id.
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_LOGGED = ("run_id", "thread_id")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,3 +63,15 @@ def current_tenant() -> str:
     if caller is None:
         raise LookupError("the call has no caller")
     return caller.tenant
+
+
+def log_ids(**ids: str) -> None:
+    """All that this task logs from now on names these, unless they cannot be ids."""
+    structlog.contextvars.bind_contextvars(**{name: value for name, value in ids.items() if _ID.fullmatch(value)})
+
+
+def log_request(request: Any) -> None:
+    """All that this task logs from now on names the run and the thread that the request names."""
+    found = {name: value for name in _LOGGED if (value := getattr(request, name, ""))}
+    if found:
+        log_ids(**found)

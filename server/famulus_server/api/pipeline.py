@@ -13,7 +13,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call, current_call, enter
+from famulus_server.api.calls import Call, current_call, enter, log_request
 from famulus_server.api.wire import checked, checked_stream, reading
 from famulus_server.errors import Aborted
 
@@ -59,6 +59,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             call = Call(method=method, streams=False, context=context)
             async with self._entered(call):
                 call.request = check(request)
+                log_request(call.request)
                 call.response = await behaviour(call.request, context)
                 return call.response
 
@@ -67,6 +68,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             call = Call(method=method, streams=True, context=context)
             async with self._entered(call):
                 call.request = check(request)
+                log_request(call.request)
                 responses: AsyncGenerator[Any, None] = behaviour(call.request, context)
                 async with aclosing(responses):
                     async for response in responses:

@@ -35,7 +35,7 @@ from famulus.v1.run_service_pb2 import (
 )
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer
 from famulus.v1.run_step_pb2 import RunStep
-from famulus_server.api.calls import current_call, current_tenant
+from famulus_server.api.calls import current_call, current_tenant, log_ids
 from famulus_server.api.draining import Drain
 from famulus_server.api.errands import Errands
 from famulus_server.api.pages import Pages, fitting
@@ -138,7 +138,9 @@ class RunServicer(RunServiceServicer):
         # Both methods share their request ids: a lost CreateRun can be resumed as a StreamRun.
         creating = self._runs.create(tenant, request, repeat_key("CreateRun", request))
         cancel = partial(self._cancel, tenant)
-        return await self._errands.see_through(creating, abandoned=None if kept else cancel)
+        run = await self._errands.see_through(creating, abandoned=None if kept else cancel)
+        log_ids(run_id=run.id, thread_id=run.thread_id)
+        return run
 
     async def _events(
         self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest

@@ -40,6 +40,7 @@ from famulus_server.api.roles import INCLUDED, REFLECTION, Roles
 from famulus_server.api.runs import RunServicer
 from famulus_server.api.threads import ThreadServicer
 from famulus_server.api.tls import ServerCertificates
+from famulus_server.api.traces import Traces
 from famulus_server.api.usage import UsageServicer
 from famulus_server.api.user_data import UserDataServicer
 from famulus_server.engine.assistants import AssistantDesk
@@ -50,7 +51,7 @@ from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.user_data import UserDataDesk
 from famulus_server.engine.watch import Watch
-from famulus_server.ports import Authenticator, Clock, Ids
+from famulus_server.ports import UNTRACED, Authenticator, Clock, Ids, Tracer
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     # A second server on the same port is a mistake that must show, not half of the calls going elsewhere.
@@ -137,6 +138,7 @@ class ApiServer:
         unary_seconds: float = 60.0,
         slow_seconds: float = 30.0,
         audit: Audit | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         """Without `desks` only health is served, and without `audit` no call is noted. `page_key` signs page tokens and
         is the same on all replicas; `ping` raises unless the store answers, and is called each `ping_seconds`; unary
@@ -166,6 +168,7 @@ class ApiServer:
             knowing = (self._callers, Roles())
         # Every call passes these, the outermost first.
         outer: Sequence[Layer] = (
+            *([Traces(tracer=tracer)] if tracer.on else []),
             AccessLog(ids=ids),
             Errors(ids=ids),
             *([audit] if audit else []),

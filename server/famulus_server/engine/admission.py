@@ -52,6 +52,7 @@ class Admission:
     lease: Lease | None
     policy: Policy
     now: datetime
+    traceparent: str = ""
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitt
     run = freeze(request, assistant, thread, run_id=admission.run_id, now=admission.now)
     check_model(run, models)
     run.last_sequence = 1
+    run.traceparent = admission.traceparent
     messages = [copy_of(message) for message in admission.messages]
     busy = None
     if request.busy_policy in _PATIENT:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import structlog
 
 from famulus.v1.run_event_pb2 import RunEvent
-from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, RunState, Usage
+from famulus.v1.run_pb2 import Run, RunError, RunErrorCode, RunIncompleteReason, Usage
 from famulus.v1.run_step_pb2 import RunStep
-from famulus_server.engine import facts, lifecycle, outcomes, prompt
+from famulus_server.engine import facts, lifecycle, outcomes, prompt, tracing
 from famulus_server.engine.asking import Asking, Parked, Question
 from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Draft, Feed, RunLog
@@ -23,12 +23,15 @@ from famulus_server.engine.settlement import Settlement, hold, settle, start_ove
 from famulus_server.engine.turn import TurnRecorder
 from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRemoved, NotFound, Unavailable
 from famulus_server.ports import (
+    UNTRACED,
     Claimed,
     Clock,
     Ids,
     Lease,
+    Span,
     Store,
     ThreadCache,
+    Tracer,
     Transaction,
     Turn,
     TurnEnded,
@@ -59,6 +62,7 @@ class _Progress:
     log: RunLog
     control: Control
     sequence: int
+    span: Span
     turns: list[Turn] = field(default_factory=list)
     next_position: int = 1
     call_ids: set[str] = field(default_factory=set)
@@ -82,6 +86,7 @@ class Executor:
         lease: Lease,
         clock: Clock,
         ids: Ids,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._store = store
         self._thread_cache = thread_cache
@@ -93,29 +98,33 @@ class Executor:
         self._lease = lease
         self._clock = clock
         self._ids = ids
+        self._tracer = tracer
 
     async def execute(self, claimed: Claimed, control: Control) -> None:
         """Works on the run until it is released. Raises nothing but cancellation."""
-        log = _log.bind(run_id=claimed.run.id, thread_id=claimed.run.thread_id, attempt=claimed.run.attempt)
+        with tracing.begin(self._tracer, claimed) as span:
+            await self._execute(claimed, control, span)
+
+    async def _execute(self, claimed: Claimed, control: Control, span: Span) -> None:
         try:
-            progress = self._begin(claimed, control)
+            progress = self._begin(claimed, control, span)
             try:
                 await self._work(progress)
             except (LeaseLost, Unavailable):
                 raise
-            except Exception:
-                log.exception("run failed")
+            except Exception:  # noqa: BLE001 - whatever it is, the run must end
+                _log.exception("run failed")
                 error = RunError(code=RunErrorCode.RUN_ERROR_CODE_SERVER_ERROR, message="the service failed")
                 await self._settle(progress, Settlement(state=lifecycle.FAILED, error=error))
-            log.info("run released", **_summary(progress.run))
+            _log.info("run released", **tracing.release(span, progress.run))
         except LeaseLost:
-            log.info("run given up")
+            _log.info("run given up")
             await self._forget_deleted(claimed)
         except Unavailable:
             # The lease runs out, and whoever finds the store again takes the run over.
-            log.warning("store unavailable, run left to be taken over")
-        except Exception:
-            log.exception("run left to be taken over")
+            _log.warning("store unavailable, run left to be taken over")
+        except Exception:  # noqa: BLE001 - nobody else would tell of it
+            _log.exception("run left to be taken over")
 
     async def _forget_deleted(self, claimed: Claimed) -> None:
         """Whatever was published of a run behind its deletion goes, too (contract 24)."""
@@ -125,7 +134,7 @@ class Executor:
             except NotFound:
                 self._feed.drop(claimed.run.id)
 
-    def _begin(self, claimed: Claimed, control: Control) -> _Progress:
+    def _begin(self, claimed: Claimed, control: Control, span: Span) -> _Progress:
         run = claimed.run
         log = self._feed.open(run.id, run.last_sequence) if claimed.taken_over else self._feed.find(run.id)
         if log is None:
@@ -133,7 +142,7 @@ class Executor:
             raise LeaseLost(run.id)
         self._feed.own(run.id)
         log.stored_sequence = run.last_sequence
-        progress = _Progress(claimed.tenant, run, log, control, log.last_sequence)
+        progress = _Progress(claimed.tenant, run, log, control, log.last_sequence, span)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
             self._publish(progress, [facts.attempt_started(run.attempt, run.last_sequence)])
@@ -199,6 +208,7 @@ class Executor:
             await self._model_failed(progress, recorder, question, error)
         except Parked as parked:
             self._publish(progress, [facts.retry_scheduled(parked.code, parked.seconds)])
+            tracing.park(progress.span, parked.code, parked.seconds)
             wake_time = self._clock.now() + timedelta(seconds=parked.seconds)
             await self._settle(progress, Settlement(state=lifecycle.QUEUED, wake_time=wake_time))
         finally:
@@ -224,6 +234,7 @@ class Executor:
                 contextlib.aclosing(self._asking.stream(question)) as stream,
             ):
                 async for events in stream:
+                    tracing.retries(progress.span, events)
                     self._publish(progress, recorder.take(events))
         except TimeoutError:
             if expiry.expired():
@@ -268,7 +279,6 @@ class Executor:
         run = progress.run
         _log.warning(
             "model turn failed",
-            run_id=run.id,
             model=question.variant if question else run.model,
             error=type(error).__name__,
             detail=str(error),
@@ -308,8 +318,10 @@ class Executor:
         stored, pause = known.last_sequence, _pause(error, known.turn_attempt)
         progress.run = await self._insist(progress, lambda: self._store.write(unit))
         self._publish(progress, [facts.attempt_started(progress.run.attempt, stored)])
+        tracing.start_over(progress.span, progress.run)
         if pause:
             self._publish(progress, [facts.retry_scheduled(error.code, pause)])
+            tracing.retry(progress.span, error.code, pause)
             # An interruption, or the end of the run's time, is dealt with by the turn that follows.
             with contextlib.suppress(Interrupted), progress.control.interruptible():
                 await asyncio.sleep(min(pause, max(0.0, self._remaining(progress.run))))
@@ -382,14 +394,3 @@ def _pause(error: ModelError, turn_attempt: int) -> float:
     if error.retry_after is not None:
         return min(error.retry_after, _MAX_PAUSE)
     return 0.0 if turn_attempt == 1 else _SECOND_PAUSE
-
-
-def _summary(run: Run) -> dict[str, str | int]:
-    """What the log tells of a run that a worker lets go of."""
-    return {
-        "state": RunState.Name(run.state).removeprefix("RUN_STATE_"),
-        "model": run.model,
-        "turns": run.turns,
-        "prompt_tokens": run.usage.prompt_tokens,
-        "completion_tokens": run.usage.completion_tokens,
-    }

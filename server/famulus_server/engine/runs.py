@@ -25,6 +25,7 @@ from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
 from famulus_server.errors import FailedPrecondition
 from famulus_server.ports import (
+    UNTRACED,
     Claimed,
     Clock,
     Cursor,
@@ -33,6 +34,7 @@ from famulus_server.ports import (
     RequestKey,
     RunFilter,
     Store,
+    Tracer,
     Transaction,
 )
 
@@ -56,6 +58,7 @@ class RunDesk:
         policies: Policies,
         clock: Clock,
         ids: Ids,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._store = store
         self._feed = feed
@@ -68,6 +71,7 @@ class RunDesk:
         self._policies = policies
         self._clock = clock
         self._ids = ids
+        self._tracer = tracer
 
     async def create(self, tenant: str, request: CreateRunRequest, key: RequestKey | None) -> Run:
         """Starts a run, or returns the one that the same request started before (contract 4, 5). Raises
@@ -92,6 +96,7 @@ class RunDesk:
             lease=self._worker.lease if reserved else None,
             policy=self._policies.current,
             now=now,
+            traceparent=self._tracer.traceparent(),
         )
         started = False
         try:

@@ -13,7 +13,7 @@ from famulus_server.models.failures import from_error_object
 from famulus_server.models.output import Json, OutputItem
 from famulus_server.models.payload import decode
 from famulus_server.models.settings import ModelSettings
-from famulus_server.models.streamed import HEADERS
+from famulus_server.models.streamed import headers_of
 from famulus_server.models.usage import believe
 from famulus_server.models.words import UnknownKinds
 from famulus_server.ports import ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
@@ -104,7 +104,7 @@ class ChatFormat:
             messages=[],
             stream=True,
             extra_body=build_chat_request(request, self._settings),
-            extra_headers=HEADERS,
+            extra_headers=headers_of(request),
         )
 
     def reader(self, request: ModelRequest) -> "ChatReader":

@@ -53,6 +53,7 @@ def from_status(status: int, headers: Mapping[str, str], body: object) -> ModelE
         retry_after=read_retry_after(headers),
         retry=retry,
         allowance=read_allowance(headers),
+        status=status,
     )
 
 

@@ -11,7 +11,8 @@ from famulus_server.models.responses import ResponsesFormat
 from famulus_server.models.retry import RetryingModel
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import StreamedModel, WireFormat
-from famulus_server.ports import Model, ModelCard
+from famulus_server.models.traced import TracedModel
+from famulus_server.ports import UNTRACED, Model, ModelCard, Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,15 @@ class ModelRegistry:
     """Makes one client with its pool of connections, one breaker and one retry budget, per configured
     model."""
 
-    def __init__(self, *, settings: Sequence[ModelSettings], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Sequence[ModelSettings],
+        now: Callable[[], float] = time.monotonic,
+        tracer: Tracer = UNTRACED,
+    ) -> None:
         """`now` is in seconds, from any start. Raises ValueError where two models have one name."""
-        self._entries = {model.name: _make_entry(model, now) for model in settings}
+        self._entries = {model.name: _make_entry(model, now, tracer) for model in settings}
         if len(self._entries) != len(settings):
             raise ValueError("two models of the configuration have the same name")
 
@@ -58,11 +65,14 @@ class ModelRegistry:
             await entry.connection.close()
 
 
-def _make_entry(settings: ModelSettings, now: Callable[[], float]) -> _Entry:
+def _make_entry(settings: ModelSettings, now: Callable[[], float], tracer: Tracer) -> _Entry:
     connection = Connection(settings=settings)
     wire: WireFormat
     wire = ChatFormat(settings=settings) if settings.backend == "chat" else ResponsesFormat(settings=settings)
-    streamed = StreamedModel(connection=connection, wire=wire, settings=settings)
+    once: Model = StreamedModel(connection=connection, wire=wire, settings=settings)
+    if tracer.on:
+        # Each try is a call of its own, and those that the breaker refuses are none.
+        once = TracedModel(model=once, settings=settings, tracer=tracer)
     card = ModelCard(
         name=settings.name,
         context_window=settings.context_window,
@@ -71,5 +81,5 @@ def _make_entry(settings: ModelSettings, now: Callable[[], float]) -> _Entry:
     )
     breaker = Breaker(model=settings.name, settings=settings.breaker, now=now)
     # Below the retries: each try counts, and none is made while the breaker is open.
-    guarded = BreakerModel(model=streamed, breaker=breaker)
+    guarded = BreakerModel(model=once, breaker=breaker)
     return _Entry(card, connection, breaker, RetryingModel(model=guarded, settings=settings.retry))

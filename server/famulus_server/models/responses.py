@@ -13,8 +13,8 @@ from famulus_server.models.payload import decode
 from famulus_server.models.responses_events import COUNT, EVENT, KIND, RESPONSE, Event, Response, read_annotation
 from famulus_server.models.responses_request import build_count_request, build_responses_request
 from famulus_server.models.settings import ModelSettings
-from famulus_server.models.streamed import HEADERS
-from famulus_server.models.words import UnknownKinds
+from famulus_server.models.streamed import HEADERS, headers_of
+from famulus_server.models.words import UnknownKinds, read_name
 from famulus_server.ports import AnnotationChunk, ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class ResponsesFormat:
     ) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
         # All goes by `extra_body`: the SDK takes 1 ms per input item to look through what comes as parameters.
         body = build_responses_request(request, self._settings)
-        return client.responses.with_streaming_response.create(stream=True, extra_body=body, extra_headers=HEADERS)
+        headers = headers_of(request)
+        return client.responses.with_streaming_response.create(stream=True, extra_body=body, extra_headers=headers)
 
     def reader(self, request: ModelRequest) -> "ResponsesReader":
         return ResponsesReader(max_output_tokens=request.max_output_tokens, unknown=self._unknown)
@@ -221,7 +222,9 @@ class ResponsesReader:
         status = "completed" if outcome is TurnOutcome.COMPLETED else "incomplete"
         self.ended = True
         usage = response.usage.to_proto() if response.usage else None
-        return [*events, TurnEnded(outcome, [item.to_json(status=status) for item in self._items], usage)]
+        items = [item.to_json(status=status) for item in self._items]
+        ended = TurnEnded(outcome, items, usage, read_name(response.id), read_name(response.model))
+        return [*events, ended]
 
     def _outcome(self, kind: str, response: Response) -> TurnOutcome:
         details = response.incomplete_details

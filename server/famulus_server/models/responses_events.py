@@ -73,6 +73,8 @@ class Response(msgspec.Struct):
     usage: TokenUsage | None = None
     incomplete_details: IncompleteDetails | None = None
     error: Json | None = None
+    id: Any = None
+    model: Any = None
 
 
 class TokenCount(msgspec.Struct):

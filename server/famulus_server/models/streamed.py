@@ -25,6 +25,12 @@ _REST_OF_BODY_SECONDS = 0.05
 _log = structlog.get_logger(__name__)
 
 
+def headers_of(request: ModelRequest) -> dict[str, str]:
+    """What goes with a turn besides its body. Of the trace no more than the name of a span: the rest of it, which
+    callers may have filled, is no provider's business."""
+    return {**HEADERS, "traceparent": request.traceparent} if request.traceparent else HEADERS
+
+
 class TurnReader(Protocol):
     """Makes model events of the events of one turn, in one wire format."""
 

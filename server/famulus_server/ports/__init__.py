@@ -11,6 +11,7 @@ Vault        the operator's key, which wraps all others
 Sealer       encrypts what leaves this process
 Clock        wall time
 Ids          new resource ids
+Tracer       traces of calls, runs and questions to models
 
 Messages of `famulus.v1` are the vocabulary (docs/adr/0001): a `Run` is the run everywhere.
 """
@@ -108,14 +109,23 @@ from famulus_server.ports.time import (
     Clock,
     Ids,
 )
+from famulus_server.ports.tracing import (
+    UNTRACED,
+    Attributes,
+    Span,
+    SpanKind,
+    Tracer,
+)
 
 __all__ = [
     "STOP",
+    "UNTRACED",
     "WORK",
     "Account",
     "Allowance",
     "AnnotationChunk",
     "Assistants",
+    "Attributes",
     "AuditEntry",
     "AuditLog",
     "AuditRow",
@@ -162,12 +172,15 @@ __all__ = [
     "SealedBodies",
     "Sealer",
     "Secrets",
+    "Span",
+    "SpanKind",
     "Steps",
     "Store",
     "TextChunk",
     "ThreadCache",
     "ThreadFilter",
     "Threads",
+    "Tracer",
     "Transaction",
     "Turn",
     "TurnEnded",

@@ -15,7 +15,8 @@ from famulus_server.errors import Allowance
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
     """One model turn. `items` is the input in the item format of the Responses API, whatever the backend. `user` is a
-    pseudonym of whom the turn is for, never an id that a caller gave; empty where that is nobody."""
+    pseudonym of whom the turn is for, never an id that a caller gave; empty where that is nobody. `traceparent` names
+    the span that the provider may continue; empty where nothing is traced."""
 
     model: str
     instructions: str
@@ -32,6 +33,7 @@ class ModelRequest:
     want_reasoning: bool = False
     cache_key: str = ""
     user: str = ""
+    traceparent: str = ""
 
 
 @dataclass(slots=True)
@@ -101,12 +103,15 @@ class TurnEnded:
 
     `items` are the output items in the format of the Responses API, ready to be sent back as input: messages (with
     `phase` where given), function calls (`call_id`, `name`, `arguments`), reasoning (with `encrypted_content`) and
-    kinds nobody here knows, as they came. `usage` is None where the backend told none.
+    kinds nobody here knows, as they came. `usage` is None where the backend told none; `response_id` and
+    `response_model` are the provider's words for the answer and for who made it, empty where it has none.
     """
 
     outcome: TurnOutcome
     items: Sequence[dict[str, Any]]
     usage: Usage | None
+    response_id: str = ""
+    response_model: str = ""
 
 
 ModelEvent = Allowance | TextChunk | RefusalChunk | ReasoningChunk | CallChunk | AnnotationChunk | Retrying | TurnEnded

@@ -50,6 +50,7 @@ from famulus_server.store.sqlite import SqliteStore
 from famulus_server.wiring.children import end, start_children
 from famulus_server.wiring.progress import Progress
 from famulus_server.wiring.stores import open_stores, read_keys
+from famulus_server.wiring.traces import open_traces
 
 _PAGE_KEY = "page-tokens"
 # The tenant, which is nobody's, and the scope of the data key that seals what Redis has of conversations.
@@ -88,7 +89,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     certificates = ServerCertificates(settings.tls) if settings.tls.cert_file else None
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
+    owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     async with contextlib.AsyncExitStack() as stack:
+        tracer = await open_traces(stack, owner)
         if settings.with_local_model:
             # The model takes longer to load than the SDK to import, so that costs nothing here.
             stack.push_async_callback(end, asyncio.create_task(load_sdk()))
@@ -117,11 +120,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         thread_cache = RedisThreadCache(url=redis_url, patience=patience, sealer=sealer)
         thread_cache.open()
         stack.push_async_callback(thread_cache.close)
-        models = ModelRegistry(settings=model_settings)
+        models = ModelRegistry(settings=model_settings, tracer=tracer)
         stack.push_async_callback(models.close)
-        lease = Lease(
-            owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", seconds=settings.worker.lease_seconds
-        )
+        lease = Lease(owner=owner, seconds=settings.worker.lease_seconds)
         limiter = RedisLimiter(url=redis_url, patience=patience, owner=lease.owner)
         limiter.open()
         stack.push_async_callback(limiter.close)
@@ -149,6 +150,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 lease=lease,
                 clock=clock,
                 ids=ids,
+                tracer=tracer,
             ),
             hints=hints,
             lease=lease,
@@ -197,6 +199,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 policies=policies,
                 clock=clock,
                 ids=ids,
+                tracer=tracer,
             ),
             watch=watch,
             usage=UsageDesk(store=store, policies=policies, clock=clock),
@@ -230,6 +233,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             ping=workers_store.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
             audit=audit,
+            tracer=tracer,
         )
 
         def admit(auth: AuthSettings) -> None:

@@ -265,6 +265,7 @@ class Run(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     ESTIMATED_START_TIME_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
@@ -316,6 +317,10 @@ class Run(_message.Message):
     """How urgent the run is, compared with others that wait for a worker."""
     user_id: _builtins.str
     """Owner of the thread when the run was created: limits, budgets and usage of this user count for the run."""
+    traceparent: _builtins.str
+    """Span of the call that created the run, as a traceparent of W3C Trace Context (https://www.w3.org/TR/trace-context/):
+    whoever works on the run continues that trace. Empty: the server does not trace. Output only.
+    """
     model: _builtins.str
     """The model that was asked for, or the route that chooses one."""
     instructions: _builtins.str
@@ -425,6 +430,7 @@ class Run(_message.Message):
         priority: Global___RunPriority.ValueType = ...,
         estimated_start_time: _timestamp_pb2.Timestamp | None = ...,
         user_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
         model: _builtins.str = ...,
         instructions: _builtins.str = ...,
         tools: _abc.Iterable[_tool_pb2.Tool] | None = ...,
@@ -443,7 +449,7 @@ class Run(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "expire_time", b"expire_time", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "parallel_tool_calls", b"parallel_tool_calls", "rating", b"rating", "required_action", b"required_action", "response_format", b"response_format", "start_time", b"start_time", "temperature", b"temperature", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "attempt", b"attempt", "create_time", b"create_time", "degraded", b"degraded", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "incomplete_reason", b"incomplete_reason", "instructions", b"instructions", "last_sequence", b"last_sequence", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "rating", b"rating", "reasoning_effort", b"reasoning_effort", "required_action", b"required_action", "response_format", b"response_format", "rolled_back", b"rolled_back", "start_time", b"start_time", "state", b"state", "stream_reasoning", b"stream_reasoning", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "tools", b"tools", "top_p", b"top_p", "truncation_strategy", b"truncation_strategy", "turn_attempt", b"turn_attempt", "turns", b"turns", "usage", b"usage", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_temperature", b"_temperature", "_top_p", b"_top_p", "assistant_id", b"assistant_id", "assistant_version", b"assistant_version", "attempt", b"attempt", "create_time", b"create_time", "degraded", b"degraded", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "incomplete_reason", b"incomplete_reason", "instructions", b"instructions", "last_sequence", b"last_sequence", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_turns", b"max_turns", "metadata", b"metadata", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "rating", b"rating", "reasoning_effort", b"reasoning_effort", "required_action", b"required_action", "response_format", b"response_format", "rolled_back", b"rolled_back", "start_time", b"start_time", "state", b"state", "stream_reasoning", b"stream_reasoning", "temperature", b"temperature", "thread_id", b"thread_id", "tool_choice", b"tool_choice", "tool_resources", b"tool_resources", "tools", b"tools", "top_p", b"top_p", "traceparent", b"traceparent", "truncation_strategy", b"truncation_strategy", "turn_attempt", b"turn_attempt", "turns", b"turns", "usage", b"usage", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015
