@@ -414,6 +414,9 @@ type Run struct {
 	EstimatedStartTime *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=estimated_start_time,json=estimatedStartTime,proto3" json:"estimated_start_time,omitempty"`
 	// Owner of the thread when the run was created: limits, budgets and usage of this user count for the run.
 	UserId string `protobuf:"bytes,26,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Span of the call that created the run, as a traceparent of W3C Trace Context (https://www.w3.org/TR/trace-context/):
+	// whoever works on the run continues that trace. Empty: the server does not trace. Output only.
+	Traceparent string `protobuf:"bytes,27,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// The model that was asked for, or the route that chooses one.
 	Model string `protobuf:"bytes,30,opt,name=model,proto3" json:"model,omitempty"`
 	// System instructions, additional ones included.
@@ -656,6 +659,13 @@ func (x *Run) GetEstimatedStartTime() *timestamppb.Timestamp {
 func (x *Run) GetUserId() string {
 	if x != nil {
 		return x.UserId
+	}
+	return ""
+}
+
+func (x *Run) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
 	}
 	return ""
 }
@@ -1160,7 +1170,7 @@ var File_famulus_v1_run_proto protoreflect.FileDescriptor
 const file_famulus_v1_run_proto_rawDesc = "" +
 	"\n" +
 	"\x14famulus/v1/run.proto\x12\n" +
-	"famulus.v1\x1a\x1afamulus/v1/assistant.proto\x1a\x15famulus/v1/tool.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x0f\n" +
+	"famulus.v1\x1a\x1afamulus/v1/assistant.proto\x1a\x15famulus/v1/tool.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x10\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tthread_id\x18\x02 \x01(\tR\bthreadId\x12!\n" +
@@ -1192,7 +1202,8 @@ const file_famulus_v1_run_proto_rawDesc = "" +
 	"\bdegraded\x18\x17 \x01(\bR\bdegraded\x123\n" +
 	"\bpriority\x18\x18 \x01(\x0e2\x17.famulus.v1.RunPriorityR\bpriority\x12L\n" +
 	"\x14estimated_start_time\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\x12estimatedStartTime\x12\x17\n" +
-	"\auser_id\x18\x1a \x01(\tR\x06userId\x12\x14\n" +
+	"\auser_id\x18\x1a \x01(\tR\x06userId\x12 \n" +
+	"\vtraceparent\x18\x1b \x01(\tR\vtraceparent\x12\x14\n" +
 	"\x05model\x18\x1e \x01(\tR\x05model\x12\"\n" +
 	"\finstructions\x18\x1f \x01(\tR\finstructions\x12&\n" +
 	"\x05tools\x18  \x03(\v2\x10.famulus.v1.ToolR\x05tools\x12@\n" +

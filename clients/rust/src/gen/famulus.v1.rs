@@ -1902,6 +1902,10 @@ pub struct Run {
     /// Owner of the thread when the run was created: limits, budgets and usage of this user count for the run.
     #[prost(string, tag = "26")]
     pub user_id: ::prost::alloc::string::String,
+    /// Span of the call that created the run, as a traceparent of W3C Trace Context (<https://www.w3.org/TR/trace-context/>):
+    /// whoever works on the run continues that trace. Empty: the server does not trace. Output only.
+    #[prost(string, tag = "27")]
+    pub traceparent: ::prost::alloc::string::String,
     /// The model that was asked for, or the route that chooses one.
     #[prost(string, tag = "30")]
     pub model: ::prost::alloc::string::String,
