@@ -12,6 +12,7 @@ from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
 from famulus.stream import RunStream
 from famulus.tools import Toolbox, Tools
+from famulus.tracing import traced
 from famulus.unary import send
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
@@ -57,11 +58,12 @@ class FamulusClient:
         else:
             self._channel = grpc.aio.secure_channel(target, secured, arguments)
         self._retry = retry or RetryPolicy()
-        self.assistants: AssistantServiceAsyncStub = AssistantServiceStub(self._channel)
-        self.threads: ThreadServiceAsyncStub = ThreadServiceStub(self._channel)
-        self.runs: RunServiceAsyncStub = RunServiceStub(self._channel)
-        self.usage: UsageServiceAsyncStub = UsageServiceStub(self._channel)
-        self.user_data: UserDataServiceAsyncStub = UserDataServiceStub(self._channel)
+        channel = traced(self._channel)
+        self.assistants: AssistantServiceAsyncStub = AssistantServiceStub(channel)
+        self.threads: ThreadServiceAsyncStub = ThreadServiceStub(channel)
+        self.runs: RunServiceAsyncStub = RunServiceStub(channel)
+        self.usage: UsageServiceAsyncStub = UsageServiceStub(channel)
+        self.user_data: UserDataServiceAsyncStub = UserDataServiceStub(channel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
 from famulus.sync_stream import SyncRunStream
 from famulus.tools import Toolbox, Tools, refuse_async_tools
+from famulus.tracing import traced
 from famulus.unary import send_blocking
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
 from famulus.v1.run_service_pb2 import CreateRunRequest, WaitRunRequest
@@ -51,11 +52,12 @@ class FamulusSyncClient:
         else:
             self._channel = grpc.secure_channel(target, secured, arguments)
         self._retry = retry or RetryPolicy()
-        self.assistants = AssistantServiceStub(self._channel)
-        self.threads = ThreadServiceStub(self._channel)
-        self.runs = RunServiceStub(self._channel)
-        self.usage = UsageServiceStub(self._channel)
-        self.user_data = UserDataServiceStub(self._channel)
+        channel = traced(self._channel)
+        self.assistants = AssistantServiceStub(channel)
+        self.threads = ThreadServiceStub(channel)
+        self.runs = RunServiceStub(channel)
+        self.usage = UsageServiceStub(channel)
+        self.user_data = UserDataServiceStub(channel)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """The events of a run, for threads."""
 
+import contextvars
 import dataclasses
 import threading
 import time
@@ -172,8 +173,8 @@ class SyncRunStream:
     def _answer(self, calls: Iterable[ToolCall]) -> None:
         """Starts to answer those calls that no earlier event asked for."""
         if self._toolbox and (claimed := self._toolbox.claim(calls)):
-            arguments = (self._toolbox, claimed)
-            threading.Thread(target=self._try_tools, args=arguments, name="famulus-tools", daemon=True).start()
+            context, arguments = contextvars.copy_context(), (self._try_tools, self._toolbox, claimed)
+            threading.Thread(target=context.run, args=arguments, name="famulus-tools", daemon=True).start()
 
     def _try_tools(self, toolbox: Toolbox, claimed: set[str]) -> None:
         try:

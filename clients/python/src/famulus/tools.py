@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from famulus.errors import ToolError
+from famulus.tracing import tool_span
 from famulus.v1.tool_pb2 import ToolCall, ToolOutput
 
 Tools = Mapping[str, Callable[..., Any]]
@@ -63,16 +64,18 @@ class Toolbox:
             return _failed(call, self._too_slow() if limit.expired() else error)
 
     async def _run(self, call: ToolCall) -> Any:
-        tool, arguments = self._prepare(call)
-        if _is_async(tool):
-            return await tool(**arguments)
-        result = await asyncio.wrap_future(_in_thread(lambda: tool(**arguments)))
-        return await result if inspect.isawaitable(result) else result
+        with tool_span(call):
+            tool, arguments = self._prepare(call)
+            if _is_async(tool):
+                return await tool(**arguments)
+            result = await asyncio.wrap_future(_in_thread(lambda: tool(**arguments)))
+            return await result if inspect.isawaitable(result) else result
 
     def _start(self, call: ToolCall) -> "Future[Any]":
         def work() -> Any:
-            tool, arguments = self._prepare(call)
-            return tool(**arguments)
+            with tool_span(call):
+                tool, arguments = self._prepare(call)
+                return tool(**arguments)
 
         return _in_thread(work)
 
