@@ -39,6 +39,7 @@ class Configuration:
 
         settings = self.load_again(changes)
         check_key_files(settings.encryption, source=self._source)
+        _check_traces()
         return settings
 
     def load_again(self, changes: Changes, *, guarded: bool = False) -> Settings:
@@ -89,3 +90,13 @@ class Configuration:
         if "FAMULUS_SERVER_LISTEN" in os.environ:
             return "environment", "FAMULUS_SERVER_LISTEN"
         return str(self.file), "server.listen"
+
+
+def _check_traces() -> None:
+    from famulus_server.config import ConfigError
+    from famulus_server.telemetry.traces import TraceSettingError, exporters
+
+    try:
+        exporters(os.environ)
+    except TraceSettingError as wrong:
+        raise ConfigError("environment", wrong.name, wrong.reason) from None
