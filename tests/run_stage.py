@@ -37,6 +37,7 @@ from famulus.v1.thread_service_pb2 import (
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.config import (
+    MetricsSettings,
     RedisSettings,
     RetentionSettings,
     ServerSettings,
@@ -264,6 +265,7 @@ def stage_settings(
         store=StoreSettings(url=database_url, pool=4),
         worker=WorkerSettings(**(worker or {})),
         redis=RedisSettings(url=redis_url),
+        metrics=MetricsSettings(listen="127.0.0.1:0"),
         policy=policy or Policy(),
         retention=retention or RetentionSettings(),
         models=(

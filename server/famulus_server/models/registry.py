@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from famulus_server.models.breaker import Breaker, BreakerModel, BreakerState
 from famulus_server.models.chat import ChatFormat
 from famulus_server.models.connection import Connection
+from famulus_server.models.measured import MeasuredModel
 from famulus_server.models.responses import ResponsesFormat
 from famulus_server.models.retry import RetryingModel
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import StreamedModel, WireFormat
-from famulus_server.ports import Model, ModelCard
+from famulus_server.ports import Metrics, Model, ModelCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,11 @@ class ModelRegistry:
     """Makes one client with its pool of connections, one breaker and one retry budget, per configured
     model."""
 
-    def __init__(self, *, settings: Sequence[ModelSettings], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, settings: Sequence[ModelSettings], metrics: Metrics, now: Callable[[], float] = time.monotonic
+    ) -> None:
         """`now` is in seconds, from any start. Raises ValueError where two models have one name."""
-        self._entries = {model.name: _make_entry(model, now) for model in settings}
+        self._entries = {model.name: _make_entry(model, metrics, now) for model in settings}
         if len(self._entries) != len(settings):
             raise ValueError("two models of the configuration have the same name")
 
@@ -58,7 +61,7 @@ class ModelRegistry:
             await entry.connection.close()
 
 
-def _make_entry(settings: ModelSettings, now: Callable[[], float]) -> _Entry:
+def _make_entry(settings: ModelSettings, metrics: Metrics, now: Callable[[], float]) -> _Entry:
     connection = Connection(settings=settings)
     wire: WireFormat
     wire = ChatFormat(settings=settings) if settings.backend == "chat" else ResponsesFormat(settings=settings)
@@ -72,4 +75,5 @@ def _make_entry(settings: ModelSettings, now: Callable[[], float]) -> _Entry:
     breaker = Breaker(model=settings.name, settings=settings.breaker, now=now)
     # Below the retries: each try counts, and none is made while the breaker is open.
     guarded = BreakerModel(model=streamed, breaker=breaker)
-    return _Entry(card, connection, breaker, RetryingModel(model=guarded, settings=settings.retry))
+    measured = MeasuredModel(model=guarded, name=settings.name, metrics=metrics)
+    return _Entry(card, connection, breaker, RetryingModel(model=measured, settings=settings.retry))
