@@ -105,6 +105,7 @@ class Stage:
     assistants: "AssistantServiceAsyncStub"
     threads: "ThreadServiceAsyncStub"
     runs: "RunServiceAsyncStub"
+    metrics_address: str = ""
     _assistant: Assistant = field(default_factory=Assistant)
     _asked_before: int = 0
 
@@ -286,6 +287,7 @@ async def open_stage(
         open_server(settings, progress=lambda _: None) as running,
         stage_on(running.address, upstream) as stage,
     ):
+        stage.metrics_address = running.metrics_address
         if scenes:
             stage.play(*scenes)
         yield stage

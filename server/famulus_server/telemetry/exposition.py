@@ -43,7 +43,6 @@ class MetricsServer:
         self._address = host, port
         self._measurements = measurements
         self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
 
     def start(self) -> int:
         """Listens; returns the port, which the system chooses where 0 is asked for. Raises OSError where the address
@@ -61,13 +60,13 @@ class MetricsServer:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         self._server = _Server(self._address, _only_metrics(make_wsgi_app(registry)))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
+        loop.add_reader(self._server.fileno(), self._server.handle_request)
         return int(self._server.server_address[1])
 
     async def stop(self) -> None:
         """Answers nobody any more, and cuts off whoever is silent."""
         if self._server is not None:
+            asyncio.get_running_loop().remove_reader(self._server.fileno())
             await asyncio.to_thread(self._server.end)
 
     async def _snapshot(self) -> Snapshot:
@@ -140,12 +139,16 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     # Joined at the end instead, after their connections were cut.
     daemon_threads = False
+    # The event loop says when there is a connection to take, and does not wait for one.
+    timeout = 0
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], app: "WSGIApplication") -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         super().__init__(address, _Handler)
+        self.socket.setblocking(False)
         self.set_app(app)
 
     def server_bind(self) -> None:
@@ -173,8 +176,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         _log.debug("a scrape was not answered", exc_info=True)
 
     def end(self) -> None:
-        """Stops, and returns once all threads have ended."""
-        self.shutdown()
+        """Returns once all threads have ended."""
         with self._lock:
             for connection in self._connections:
                 with suppress(OSError):
