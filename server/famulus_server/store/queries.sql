@@ -660,7 +660,8 @@ FROM (SELECT start_time FROM runs WHERE tenant = $1 AND start_time > $4
 -- How many runs wait for a worker, counted up to $1, and when the first of them was created that none has begun.
 -- across tenants: it is one queue for all of them.
 SELECT count(*), min(CASE WHEN start_time IS NULL THEN create_time END)
-FROM (SELECT start_time, create_time FROM runs WHERE state = 1 AND active AND wake_time = 0 LIMIT $1) AS waiting;
+FROM (SELECT r.start_time, r.create_time FROM runs r WHERE r.state = 1 AND r.active AND r.wake_time = 0
+      LIMIT $1) AS waiting;
 
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.
