@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import msgspec
@@ -261,8 +262,9 @@ async def test_calls_are_counted_with_the_codes_that_callers_see(stage: Stage) -
     assert (await refused(stage.runs.GetRun(GetRunRequest(run_id="run_nobody")))).code is grpc.StatusCode.NOT_FOUND
     async with grpc.aio.insecure_channel(stage.address) as channel:
         await HealthStub(channel).Check(HealthCheckRequest(service="readiness"))
+        nonsense: Any = channel.unary_unary("/famulus.v1.RunService/Nonsense")
         with pytest.raises(grpc.aio.AioRpcError):
-            await channel.unary_unary("/famulus.v1.RunService/Nonsense")(b"")
+            await nonsense(b"")
     found = await scrape(stage.metrics_address)
     assert found.all("rpcs_total") == {("RunService/GetRun", "NOT_FOUND"): 1, ("Health/Check", "OK"): 1}
 
