@@ -37,6 +37,7 @@ def server_environment(data_dir: Path, *, local_model: bool = False, script: Pat
     return environment(
         {
             "FAMULUS_SERVER_LISTEN": "127.0.0.1:0",
+            "FAMULUS_METRICS_LISTEN": "127.0.0.1:0",
             "FAMULUS_SERVER_DATA_DIR": str(data_dir),
             "FAMULUS_EMBEDDED_LOCAL_MODEL": "on" if local_model else "off",
             "FAMULUS_EMBEDDED_SCRIPT": str(script or ""),

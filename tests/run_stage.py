@@ -37,6 +37,7 @@ from famulus.v1.thread_service_pb2 import (
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus_server.config import (
+    MetricsSettings,
     RedisSettings,
     RetentionSettings,
     ServerSettings,
@@ -104,6 +105,7 @@ class Stage:
     assistants: "AssistantServiceAsyncStub"
     threads: "ThreadServiceAsyncStub"
     runs: "RunServiceAsyncStub"
+    metrics_address: str = ""
     _assistant: Assistant = field(default_factory=Assistant)
     _asked_before: int = 0
 
@@ -264,6 +266,7 @@ def stage_settings(
         store=StoreSettings(url=database_url, pool=4),
         worker=WorkerSettings(**(worker or {})),
         redis=RedisSettings(url=redis_url),
+        metrics=MetricsSettings(listen="127.0.0.1:0"),
         policy=policy or Policy(),
         retention=retention or RetentionSettings(),
         models=(
@@ -284,6 +287,7 @@ async def open_stage(
         open_server(settings, progress=lambda _: None) as running,
         stage_on(running.address, upstream) as stage,
     ):
+        stage.metrics_address = running.metrics_address
         if scenes:
             stage.play(*scenes)
         yield stage

@@ -21,7 +21,7 @@ from famulus.v1.run_service_pb2_grpc import RunServiceStub
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import CreateThreadRequest
 from famulus.v1.thread_service_pb2_grpc import ThreadServiceStub
-from famulus_server.config import SCRIPTED_MODEL, EmbeddedSettings, ServerSettings, Settings
+from famulus_server.config import SCRIPTED_MODEL, EmbeddedSettings, MetricsSettings, ServerSettings, Settings
 from famulus_server.wiring.server import RunningServer, open_server
 
 
@@ -29,6 +29,7 @@ def settings_in(folder: Path, *, script: Path | None = None) -> Settings:
     """Settings of a server with a scripted model only, on a free port."""
     return Settings(
         server=ServerSettings(listen="127.0.0.1:0", data_dir=str(folder), drain_seconds=2.0),
+        metrics=MetricsSettings(listen="127.0.0.1:0"),
         embedded=EmbeddedSettings(local_model="off", scripted_model="on", script=str(script) if script else ""),
     )
 

@@ -102,6 +102,13 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal, JSON lines elsewhere
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[metrics]`: what Prometheus asks for."""
+
+    # Over HTTP, to anybody who can reach it; empty: nowhere.
+    listen: Annotated[str, msgspec.Meta(pattern=r"^$|^.+:\d{1,5}\Z")] = "127.0.0.1:9464"
+
+
 class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[audit]`: the log of who did what, in the database."""
 
@@ -134,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     embedded: EmbeddedSettings = EmbeddedSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
     audit: AuditSettings = AuditSettings()
     retention: RetentionSettings = RetentionSettings()
     models: tuple[ModelSettings, ...] = ()
@@ -179,6 +187,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "embedded": EmbeddedSettings,
     "encryption": EncryptionSettings,
     "log": LogSettings,
+    "metrics": MetricsSettings,
     "audit": AuditSettings,
     "retention": RetentionSettings,
 }
@@ -236,8 +245,11 @@ def check(settings: Settings, *, source: str = "settings") -> None:
     """What holds of settings that a server can start with, besides what `load` checks. Raises ConfigError."""
     if settings.server.role != "all" and not settings.store.url:
         raise ConfigError("settings", "server.role", "SQLite serves one process: give [store] url, or the role all")
-    if settings.server.health_listen == settings.server.listen and not settings.server.listen.endswith(":0"):
-        raise ConfigError(source, "server.health_listen", "is the address of server.listen: choose another port")
+    server, metrics = settings.server, settings.metrics
+    taken = {server.listen: "server.listen"}
+    for key, listen in {"server.health_listen": server.health_listen, "metrics.listen": metrics.listen}.items():
+        if listen and not listen.endswith(":0") and (other := taken.setdefault(listen, key)) != key:
+            raise ConfigError(source, key, f"is the address of {other}: choose another port")
     _check_access(settings, source)
     _check_encryption(settings.encryption, source)
     for model in settings.models:

@@ -26,6 +26,7 @@ async def started(folder: Path, script: str, **model: int) -> AsyncIterator[tupl
         settings = "".join(f"{name} = {value}\n" for name, value in model.items())
         config.write_text(
             f'[server]\nlisten = "127.0.0.1:0"\ndata_dir = "{folder}/data"\n[log]\nlevel = "warning"\n'
+            f'[metrics]\nlisten = "127.0.0.1:0"\n'
             f'[[models]]\nname = "bench"\nbackend = "responses"\nbase_url = "{upstream}"\n{settings}'
         )
         async with _process("--config", str(config), "serve") as (process, address):

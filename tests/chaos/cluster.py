@@ -31,6 +31,8 @@ url = {redis}
 [worker]
 lease_seconds = {lease}
 slots = {slots}
+[metrics]
+listen = "127.0.0.1:0"
 [log]
 level = "info"
 format = "json"

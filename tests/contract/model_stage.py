@@ -17,6 +17,7 @@ from famulus_server.ports import (
     TextChunk,
     TurnEnded,
 )
+from famulus_server.telemetry.metrics import Measurements
 
 ONCE = RetrySettings(attempts=1)
 PATIENT = BreakerSettings(min_calls=1_000_000)
@@ -61,7 +62,9 @@ async def open_stage(
     """The model tries once, and is never suspended, unless told otherwise."""
     async with ScriptedUpstream(script=Script(scenes=scenes)) as upstream:
         given: dict[str, Any] = {"base_url": upstream.base_url, "retry": ONCE, "breaker": PATIENT} | settings
-        registry = ModelRegistry(settings=[ModelSettings(name="m", backend=backend, **given)], now=now)
+        registry = ModelRegistry(
+            settings=[ModelSettings(name="m", backend=backend, **given)], metrics=Measurements(), now=now
+        )
         try:
             yield Stage(upstream, registry.open("m"), registry)
         finally:

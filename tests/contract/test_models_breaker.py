@@ -15,6 +15,7 @@ from famulus_server.errors import ModelError, ModelProtocolError, ModelSuspended
 from famulus_server.models.breaker import Phase
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
+from famulus_server.telemetry.metrics import Measurements
 
 DOWN = Scene(fault=Fault(kind="status", status=500))
 TOUCHY = BreakerSettings(min_calls=3, open_seconds=5.0)
@@ -173,7 +174,7 @@ async def burst(
 ) -> list[BaseException]:
     """TURNS turns over several replicas, each with so many at once; how they failed."""
     settings = ModelSettings(name="m", backend="responses", base_url=upstream.base_url, retry=QUICK, breaker=breaker)
-    registries = [ModelRegistry(settings=[settings]) for _ in range(replicas)]
+    registries = [ModelRegistry(settings=[settings], metrics=Measurements()) for _ in range(replicas)]
     numbers = iter(range(TURNS))
     failures: list[BaseException] = []
 

@@ -9,6 +9,7 @@ from famulus_server.embedded.upstream.script import Scene, ToolCall
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
 from famulus_server.ports import AnnotationChunk, ModelCard
+from famulus_server.telemetry.metrics import Measurements
 
 PAGE = {"type": "url_citation", "url": "https://a", "title": "A", "start_index": 0, "end_index": 2}
 
@@ -67,14 +68,14 @@ async def test_call_ids_are_the_calls_own_and_not_those_of_items() -> None:
 def test_cards_tell_what_a_model_can() -> None:
     def card(backend: Any, **given: Any) -> ModelCard | None:
         settings = ModelSettings(name="m", backend=backend, base_url="http://127.0.0.1", **given)
-        return ModelRegistry(settings=[settings]).card("m")
+        return ModelRegistry(settings=[settings], metrics=Measurements()).card("m")
 
     assert card("responses", context_window=9, max_output_tokens=3) == ModelCard(
         name="m", context_window=9, max_output_tokens=3, built_in_tools=True
     )
     able = [card("chat"), card("responses", built_in_tools=False)]
     assert [found.built_in_tools for found in able if found] == [False, False]
-    assert ModelRegistry(settings=[]).card("m") is None
+    assert ModelRegistry(settings=[], metrics=Measurements()).card("m") is None
 
 
 async def test_model_name_and_key_go_upstream() -> None:

@@ -7,7 +7,7 @@ import pytest
 from contract.samples import OTHER, START, TENANT, MovableClock, add_run, claim_runs, run
 from famulus.v1.run_pb2 import Run, RunPriority, RunState
 from famulus_server.errors import FailedPrecondition
-from famulus_server.ports import Backlog, Lease, Queue, Store
+from famulus_server.ports import Backlog, Lease, Queue, Store, Waiting
 
 QUEUED = RunState.RUN_STATE_QUEUED
 IN_PROGRESS = RunState.RUN_STATE_IN_PROGRESS
@@ -247,3 +247,32 @@ async def test_of_many_starts_the_last_hundred_tell_how_fast_it_goes(store: Stor
     clock.advance(11)
     found = await backlog(store, run())
     assert (found.starts, found.seconds) == (100, 10.0)
+
+
+async def waiting(store: Store, limit: int = 100) -> Waiting:
+    return await store.read(lambda tx: tx.runs.waiting(limit=limit))
+
+
+async def test_runs_that_wait_are_counted_over_all_tenants(store: Store, clock: MovableClock) -> None:
+    assert await waiting(store) == Waiting(runs=0, oldest_seconds=0.0)
+    await add(store, TENANT, "run_1", "run_2")
+    await add(store, OTHER, "run_3")
+    clock.advance(90)
+    assert await waiting(store) == Waiting(runs=3, oldest_seconds=90.0)
+    assert (await waiting(store, limit=2)).runs == 2
+    await claimed(store, **{TENANT: 1, OTHER: 1})
+    assert await waiting(store) == Waiting(runs=1, oldest_seconds=89.0)
+
+
+async def test_parked_runs_do_not_wait_and_those_that_had_begun_are_not_the_oldest(
+    store: Store, clock: MovableClock
+) -> None:
+    await add(store, TENANT, "run_1", "run_2")
+    await claimed(store, **{TENANT: 1})
+    await park(store, 60)
+    clock.advance(61)
+    assert await waiting(store) == Waiting(runs=1, oldest_seconds=60.0)
+    await wake(store)
+    assert await waiting(store) == Waiting(runs=2, oldest_seconds=60.0)
+    await claimed(store, **{TENANT: 2})
+    assert await waiting(store) == Waiting(runs=0, oldest_seconds=0.0)

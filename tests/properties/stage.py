@@ -111,7 +111,7 @@ def server_settings(folder: Path, base_url: str) -> Settings:
     patient = BreakerSettings(min_calls=1_000_000)
     model = ModelSettings(name=SCRIPTED_MODEL, backend="responses", base_url=base_url, retry=retry, breaker=patient)
     embedded = EmbeddedSettings(local_model="off", scripted_model="off")
-    return Settings(server=base.server, embedded=embedded, models=(model,))
+    return Settings(server=base.server, metrics=base.metrics, embedded=embedded, models=(model,))
 
 
 class UpstreamThread:

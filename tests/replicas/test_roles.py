@@ -40,7 +40,11 @@ def serve(tmp_path: Path, upstream: ScriptedUpstream, shared: dict[str, Any]) ->
     """Starts the command in a role; gives the process and its address."""
     config = tmp_path / "famulus.toml"
     config.write_text(CONFIG.format(base_url=upstream.base_url))
-    settings = {"FAMULUS_STORE_URL": shared["database_url"], "FAMULUS_REDIS_URL": shared["redis_url"]}
+    settings = {
+        "FAMULUS_STORE_URL": shared["database_url"],
+        "FAMULUS_REDIS_URL": shared["redis_url"],
+        "FAMULUS_METRICS_LISTEN": "127.0.0.1:0",
+    }
     with ExitStack() as processes:
 
         async def start(role: str) -> tuple[Running, str]:

@@ -86,7 +86,11 @@ async def replicas(
     """One an hour ahead, one an hour behind; the parameter is their lease, in seconds."""
     config = tmp_path / "famulus.toml"
     config.write_text(CONFIG.format(lease=getattr(request, "param", LONG_LEASE), base_url=upstream.base_url))
-    settings = {"FAMULUS_STORE_URL": shared["database_url"], "FAMULUS_REDIS_URL": shared["redis_url"]}
+    settings = {
+        "FAMULUS_STORE_URL": shared["database_url"],
+        "FAMULUS_REDIS_URL": shared["redis_url"],
+        "FAMULUS_METRICS_LISTEN": "127.0.0.1:0",
+    }
 
     async with AsyncExitStack() as stack:
 

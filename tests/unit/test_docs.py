@@ -18,6 +18,7 @@ from famulus_server.api.settings import TlsSettings
 from famulus_server.engine import policy, receipts
 from famulus_server.identity import settings as identity
 from famulus_server.models.settings import BreakerSettings, ModelSettings, RetrySettings
+from famulus_server.ports.metrics import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -30,6 +31,7 @@ PAGES = [
     DOCS / "configuration.md",
     DOCS / "encryption.md",
     DOCS / "errors.md",
+    DOCS / "metrics.md",
     DOCS / "privacy.md",
     DOCS / "security.md",
     DOCS / "tracing.md",
@@ -48,6 +50,7 @@ SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "[embedded]": config.EmbeddedSettings,
     "[encryption]": config.EncryptionSettings,
     "[log]": config.LogSettings,
+    "[metrics]": config.MetricsSettings,
     "[audit]": config.AuditSettings,
     "[retention]": config.RetentionSettings,
     "[[models]]": ModelSettings,
@@ -131,6 +134,28 @@ def test_every_error_of_a_run_is_explained() -> None:
     explained = rows(section(DOCS / "errors.md", "Error of a run"))
     names = {name.removeprefix("RUN_ERROR_CODE_") for name in RunErrorCode.keys()}  # noqa: SIM118
     assert explained.keys() == names - {"UNSPECIFIED"}
+
+
+def test_every_metric_is_explained_as_it_is_exposed() -> None:
+    explained = rows(section(DOCS / "metrics.md", "All metrics"))
+    assert explained == {
+        f"famulus_{metric.name}": [
+            type(metric).__name__.lower(),
+            ", ".join(f"`{label}`" for label in metric.labels) or "none",
+            metric.help,
+        ]
+        for metric in CATALOGUE
+    }
+
+
+def test_examples_of_queries_ask_for_metrics_that_are_there() -> None:
+    known = {f"famulus_{metric.name}": metric for metric in CATALOGUE}
+    examples = section(DOCS / "metrics.md", "Questions")
+    asked = re.findall(r"(famulus_\w+?)(?:_bucket|_count|_sum)?\b(?:\{(.*?)\})?", examples)
+    assert len(asked) >= 5
+    for name, labels in asked:
+        assert name in known, name
+        assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", labels)) <= set(known[name].labels), name
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -73,6 +73,11 @@ class Health(HealthServicer):  # type: ignore[misc]
             await asyncio.sleep(self._interval_seconds)
             await self.look()
 
+    @property
+    def ready(self) -> bool:
+        """Whether `readiness` is SERVING."""
+        return self._ready and not self._drain.started
+
     def drain(self) -> None:
         """Tells everybody who watches that the server has begun to drain."""
         self._tell()
@@ -81,7 +86,7 @@ class Health(HealthServicer):  # type: ignore[misc]
         if service in self._always:
             return int(_SERVING)
         if service in self._following:
-            return int(_SERVING if self._ready and not self._drain.started else _NOT_SERVING)
+            return int(_SERVING if self.ready else _NOT_SERVING)
         return int(_UNKNOWN)
 
     async def _answers(self) -> bool:

@@ -43,7 +43,8 @@ from famulus_server.api.request_ids import repeat_key
 from famulus_server.api.validation import runs as validation
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.watch import Watch
-from famulus_server.ports import Cursor, RunFilter
+from famulus_server.ports import Cursor, Metrics, RunFilter
+from famulus_server.ports.metrics import STREAM_EVENTS, STREAM_RESPONSES
 
 _MAX_RESPONSE_BYTES = 3 * 1024 * 1024  # of a WaitRunResponse: gRPC's clients accept 4 MiB, and a message may be 1 MiB
 
@@ -51,12 +52,15 @@ _MAX_RESPONSE_BYTES = 3 * 1024 * 1024  # of a WaitRunResponse: gRPC's clients ac
 class RunServicer(RunServiceServicer):
     """Runs and their events."""
 
-    def __init__(self, *, runs: RunDesk, watch: Watch, pages: Pages, drain: Drain, errands: Errands) -> None:
+    def __init__(
+        self, *, runs: RunDesk, watch: Watch, pages: Pages, drain: Drain, errands: Errands, metrics: Metrics
+    ) -> None:
         self._runs = runs
         self._watch = watch
         self._pages = pages
         self._drain = drain
         self._errands = errands
+        self._metrics = metrics
 
     async def CreateRun(self, request: CreateRunRequest, _: object) -> CreateRunResponse:
         validation.check_create(request)
@@ -155,6 +159,8 @@ class RunServicer(RunServiceServicer):
                     if events:
                         # Before they are sent: an error comes behind them, also where their reader is too slow.
                         call.error_facts["last_sequence"] = str(events[-1].sequence)
+                    self._metrics.add(STREAM_RESPONSES)
+                    self._metrics.add(STREAM_EVENTS, amount=len(events))
                     yield events
         except (asyncio.CancelledError, GeneratorExit):
             # A stop of the server also cancels calls in the end, but the caller did not go away then.

@@ -33,6 +33,7 @@ from famulus_server.api.draining import Admission, Drain
 from famulus_server.api.errands import Errands
 from famulus_server.api.errors import Errors
 from famulus_server.api.health import Health
+from famulus_server.api.metrics import CallMetrics
 from famulus_server.api.pages import Pages
 from famulus_server.api.pipeline import Layer, Pipeline
 from famulus_server.api.probes import ProbeServer
@@ -51,7 +52,7 @@ from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.user_data import UserDataDesk
 from famulus_server.engine.watch import Watch
-from famulus_server.ports import UNTRACED, Authenticator, Clock, Ids, Tracer
+from famulus_server.ports import UNTRACED, Authenticator, Clock, Ids, Metrics, Tracer
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     # A second server on the same port is a mistake that must show, not half of the calls going elsewhere.
@@ -131,6 +132,7 @@ class ApiServer:
         desks: Desks | None,
         clock: Clock,
         ids: Ids,
+        metrics: Metrics,
         page_key: bytes,
         access: Access,
         ping: Callable[[], Awaitable[object]],
@@ -153,6 +155,7 @@ class ApiServer:
         self._certificates = access.certificates
         self._drain = Drain()
         self._errands = Errands()
+        self._metrics = metrics
         services = _SERVICES if desks else ()
         self._health = Health(services=services, ping=ping, drain=self._drain, interval_seconds=ping_seconds)
         self._follower: asyncio.Task[None] | None = None
@@ -170,6 +173,7 @@ class ApiServer:
         outer: Sequence[Layer] = (
             *([Traces(tracer=tracer)] if tracer.on else []),
             AccessLog(ids=ids),
+            CallMetrics(metrics=metrics),
             Errors(ids=ids),
             *([audit] if audit else []),
             Deadlines(unary_seconds=unary_seconds, patient=_PATIENT),
@@ -194,7 +198,14 @@ class ApiServer:
             self._server,
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
-            RunServicer(runs=desks.runs, watch=desks.watch, pages=pages, drain=self._drain, errands=self._errands),
+            RunServicer(
+                runs=desks.runs,
+                watch=desks.watch,
+                pages=pages,
+                drain=self._drain,
+                errands=self._errands,
+                metrics=self._metrics,
+            ),
             self._server,
         )
         usage_service_pb2_grpc.add_UsageServiceServicer_to_server(
@@ -223,6 +234,16 @@ class ApiServer:
         self._follower = asyncio.create_task(self._health.follow_store())
         await self._server.start()
         return with_port(self._address, port)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this server is to be called."""
+        return self._health.ready
+
+    @property
+    def draining(self) -> bool:
+        """Whether this server is going away."""
+        return self._drain.started
 
     def drain(self) -> None:
         """From now on new runs are refused, open streams end with SERVER_DRAINING, and no name is ready but

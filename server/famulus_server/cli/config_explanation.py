@@ -37,6 +37,7 @@ def explain(settings: Settings, variables: Mapping[str, str]) -> Iterator[tuple[
     yield "Routes", [line for route in policy.routes.values() for line in _route(route)] or ["none"]
     yield "Tiers", list(_tiers(policy))
     yield "Budgets", list(_budgets(policy)) or ["none"]
+    yield "Metrics", [_metrics(settings)]
     yield "Audit", [_NOTED[settings.audit.calls]]
     yield "Retention", list(_retention(settings))
     yield "Log", [f"From the level {settings.log.level}, in the format {settings.log.format}."]
@@ -83,6 +84,11 @@ def _encryption(encryption: EncryptionSettings) -> str:
     source = f"in {encryption.key_file}" if encryption.key_file else f"that {encryption.key_command[0]} prints"
     old = f", and {len(encryption.old_key_files)} earlier ones" if encryption.old_key_files else ""
     return f"AES-256-GCM, with a data key for each {encryption.scope}, wrapped by the key {source}{old}."
+
+
+def _metrics(settings: Settings) -> str:
+    listen = settings.metrics.listen
+    return f"At http://{listen}/metrics, for anybody who can reach it." if listen else "Served nowhere."
 
 
 def _models(settings: Settings) -> Iterator[str]:

@@ -85,6 +85,7 @@ def _apart(folder: str) -> Changes:
         "tls": {"cert_file": "", "key_file": "", "client_ca_file": ""},
         "store": {"path": ""},
         "redis": {"url": ""},
+        "metrics": {"listen": ""},
         "embedded": {"scripted_model": "on", "script": ""},
     }
 

@@ -75,6 +75,11 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._entries) + len(self._removals)
 
+    @property
+    def events(self) -> int:
+        """How many events wait."""
+        return self._events
+
     def put(self, entry: Entry) -> None:
         """Adds an entry, and drops the oldest where there is no room."""
         if entry.payloads is None:

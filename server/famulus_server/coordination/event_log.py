@@ -56,6 +56,9 @@ class RedisEventLog:
             write=self._write,
         )
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
+        # Counted since this was made: events and bytes of events that were written.
+        self.appended = 0
+        self.bytes = 0
         self._refused = 0
         self._refusal_told = False
         # Runs of which something waits for what comes before, each with the time at which it waits no longer.
@@ -65,6 +68,11 @@ class RedisEventLog:
     def lost(self) -> int:
         """How many events were refused, or dropped for lack of room; these may have been written from memory later."""
         return self._backlog.lost + self._refused
+
+    @property
+    def backlog(self) -> int:
+        """How many events wait to be written."""
+        return self._backlog.events
 
     def open(self, *, replay: Memory = tuple) -> None:
         """Starts the writer. What is published before it has connected waits for it.
@@ -138,12 +146,20 @@ class RedisEventLog:
             # Not to be tried again: it would fail again.
             self._backlog.give_up(batch)
             raise RedisUnavailable(type(error).__name__) from error
+        self._count(entry for entry in (*again, *batch) if entry.run_id not in written.waiting)
+        self.appended -= written.refused
         if written.refused:
             self._tell_refused(written.refused)
         if written.waiting:
             await self._wait(batch, written.waiting)
         else:
             self._waiting.clear()
+
+    def _count(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            events, size = entry.weigh()
+            self.appended += events
+            self.bytes += size
 
     async def _wait(self, batch: Sequence[Entry], run_ids: Collection[str]) -> None:
         """Facts that this process stored right behind another's may overtake these: they wait a moment for them."""

@@ -6,7 +6,7 @@ allowing everything once more; and when Redis is back, it is told what was taken
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class RedisLimiter:
         # What the last rounds have counted: of replicas that are not heard of for one, the share is not given away.
         self._replicas: deque[int] = deque([1], maxlen=_ROUNDS_REMEMBERED)
         self._local = LocalLimiter(share=lambda: self.replicas)
+        # What was decided since this was made, by scope, quantity and decision.
+        self.decisions = Counter[tuple[str, ...]]()
         self._unreleased: dict[str, set[Limit]] = {}
         self._exchange: Exchange | None = None
         self._running: asyncio.Task[None] | None = None
@@ -78,6 +80,14 @@ class RedisLimiter:
     async def take(
         self, demands: Sequence[Demand], *, holder: str = "", seconds: float = 0.0, key: str = ""
     ) -> Refused | None:
+        refused = await self._take(demands, holder=holder, seconds=seconds, key=key)
+        if refused is not None:
+            self.decisions[refused.limit.scope, refused.limit.quantity, "refused"] += 1
+        else:
+            self.decisions.update((demand.limit.scope, demand.limit.quantity, "granted") for demand in demands)
+        return refused
+
+    async def _take(self, demands: Sequence[Demand], *, holder: str, seconds: float, key: str) -> Refused | None:
         buckets = [demand for demand in demands if demand.limit.quantity != "runs"]
         ordered = [*buckets, *(demand for demand in demands if demand.limit.quantity == "runs")]
         if not ordered:

@@ -31,6 +31,11 @@ class Patience:
         self._left_alone_until = 0.0
 
     @property
+    def is_answered(self) -> bool:
+        """Whether Redis answers, as far as anybody has waited for it lately."""
+        return self._state.reachable
+
+    @property
     def seconds(self) -> float:
         """How long a caller waits at most."""
         return _SECONDS

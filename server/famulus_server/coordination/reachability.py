@@ -18,6 +18,11 @@ class Reachability:
         self._reachable = True
         self._pause_seconds = _FIRST_PAUSE_SECONDS
 
+    @property
+    def reachable(self) -> bool:
+        """As far as this connection knows."""
+        return self._reachable
+
     def lost(self, error: Exception) -> None:
         """It did not answer, or refused."""
         if self._reachable:

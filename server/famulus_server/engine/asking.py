@@ -16,6 +16,7 @@ from famulus_server.engine.policy import Policies
 from famulus_server.engine.prompt import Prompt
 from famulus_server.engine.pseudonyms import Pseudonyms
 from famulus_server.engine.routing import Router
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.errors import ModelError, ModelRateLimited, ModelRejectedRequest, ModelRemoved, ModelSuspended
 from famulus_server.ports import (
     Allowance,
@@ -86,6 +87,7 @@ class Asking:
         limiter: Limiter,
         policies: Policies,
         pseudonyms: Pseudonyms,
+        metrics: RunMetrics,
         chance: Callable[[], float] = random.random,
     ) -> None:
         """`chance` gives numbers from 0 to 1."""
@@ -93,6 +95,7 @@ class Asking:
         self._limiter = limiter
         self._policies = policies
         self._pseudonyms = pseudonyms
+        self._metrics = metrics
         self._chance = chance
         # Of each limit that somebody waits for: only the first of them asks for it, the others stand behind him.
         self._lines: WeakValueDictionary[Limit, asyncio.Lock] = WeakValueDictionary()
@@ -114,7 +117,9 @@ class Asking:
             try:
                 async with aclosing(self._ask(question, model)) as stream:
                     async for events in stream:
-                        begun = begun or not all(isinstance(event, Retrying) for event in events)
+                        if not begun and not all(isinstance(event, Retrying) for event in events):
+                            begun = True
+                            self._metrics.spoke(question.tenant, question.run)
                         yield events
             except _Busy as busy:
                 waits.append(busy.seconds)
@@ -150,6 +155,7 @@ class Asking:
         """Asks one model, once its limits allow it. Raises _Busy where that takes long."""
         if rest := self._router.rests(model):
             # Before anything is taken for a call that will not be made.
+            self._metrics.spared(model)
             raise ModelSuspended("the model is not asked for a while", retry_after=rest)
         run = question.run
         request = _request(question, model, self._pseudonyms.of("provider", question.tenant, run.user_id))
@@ -232,6 +238,7 @@ class Asking:
             if isinstance(event, Allowance):
                 self._start(self._observe(model, event))
             elif isinstance(event, Retrying):
+                self._metrics.retried(model, event.code)
                 # Another request, which nobody has taken yet.
                 self._start(self._retried(model, event))
 

@@ -19,6 +19,7 @@ from famulus_server.engine.feed import Draft, Feed, RunLog
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.routing import Router
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.settlement import Settlement, hold, settle, start_over
 from famulus_server.engine.turn import TurnRecorder
 from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRemoved, NotFound, Unavailable
@@ -83,6 +84,7 @@ class Executor:
         router: Router,
         asking: Asking,
         policies: Policies,
+        metrics: RunMetrics,
         lease: Lease,
         clock: Clock,
         ids: Ids,
@@ -95,6 +97,7 @@ class Executor:
         self._router = router
         self._asking = asking
         self._policies = policies
+        self._metrics = metrics
         self._lease = lease
         self._clock = clock
         self._ids = ids
@@ -178,7 +181,7 @@ class Executor:
     async def _turn(self, progress: _Progress) -> None:
         run = progress.run
         if run.HasField("max_prompt_tokens") and run.usage.prompt_tokens >= run.max_prompt_tokens:
-            await self._settle(progress, _out_of_prompt())
+            await self._settle(progress, outcomes.out_of_prompt())
             return
         recorder = TurnRecorder(
             run=run,
@@ -196,7 +199,7 @@ class Executor:
                     await self._listen(progress, recorder, question)
             if recorder.ended is None:
                 # Outputs of tools, or messages that came in: they are sent whole or not at all.
-                await self._settle(progress, _out_of_prompt())
+                await self._settle(progress, outcomes.out_of_prompt())
             else:
                 await self._turn_ended(progress, recorder, question, recorder.ended)
         except Interrupted as interrupted:
@@ -317,6 +320,7 @@ class Executor:
 
         stored, pause = known.last_sequence, _pause(error, known.turn_attempt)
         progress.run = await self._insist(progress, lambda: self._store.write(unit))
+        self._metrics.used(progress.tenant, progress.run, usage)
         self._publish(progress, [facts.attempt_started(progress.run.attempt, stored)])
         tracing.start_over(progress.span, progress.run)
         if pause:
@@ -361,6 +365,8 @@ class Executor:
 
         settled = await self._insist(progress, lambda: self._ledger.write(known.id, unit))
         progress.run, progress.sequence = settled.run, settled.run.last_sequence
+        self._metrics.used(progress.tenant, settled.run, wanted.usage)
+        self._metrics.called(settled.run, wanted.steps)
 
     async def _insist(self, progress: _Progress, action: Callable[[], Awaitable[T]]) -> T:
         """Reads or writes, again and again while the store is away and the run is ours: a turn was paid for."""
@@ -382,11 +388,6 @@ class Executor:
 
 class _Expired(Exception):
     """The run's expire_time came during a turn."""
-
-
-def _out_of_prompt() -> Settlement:
-    reason = RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS
-    return Settlement(state=lifecycle.INCOMPLETE, incomplete_reason=reason)
 
 
 def _pause(error: ModelError, turn_attempt: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.ports import WORK, Hints, Store, Transaction
 
 
@@ -23,10 +24,11 @@ class Settled:
 class Ledger:
     """Stores changes of runs, then tells of them: watchers, and workers that have something to do."""
 
-    def __init__(self, *, store: Store, feed: Feed, hints: Hints) -> None:
+    def __init__(self, *, store: Store, feed: Feed, hints: Hints, metrics: RunMetrics) -> None:
         self._store = store
         self._feed = feed
         self._hints = hints
+        self._metrics = metrics
         self._wake: Callable[[], None] = lambda: None
         self._leave: Callable[[str, Run], object] = lambda *_: None
 
@@ -54,6 +56,7 @@ class Ledger:
         if settled.queued:
             self.offer()
         if settled.ended:
+            self._metrics.ended(settled.ended, settled.run)
             self._leave(settled.ended, settled.run)
 
     def offer(self) -> None:

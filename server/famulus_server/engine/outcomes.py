@@ -60,6 +60,12 @@ def out_of(reason: "RunIncompleteReason.ValueType", wanted: Settlement) -> Settl
     return replace(wanted, state=lifecycle.INCOMPLETE, open_calls=(), incomplete_reason=reason)
 
 
+def out_of_prompt() -> Settlement:
+    """No further turn: the next one would be too long."""
+    reason = RunIncompleteReason.RUN_INCOMPLETE_REASON_MAX_PROMPT_TOKENS
+    return Settlement(state=lifecycle.INCOMPLETE, incomplete_reason=reason)
+
+
 def broken_off(
     recorder: TurnRecorder, question: Question | None, state: "RunState.ValueType", how: Break
 ) -> Settlement:

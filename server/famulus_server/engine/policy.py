@@ -114,7 +114,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     def tier(self, tenant: str) -> Tier:
         """The tier of a tenant."""
-        return self.tiers[self.tenants.get(tenant, DEFAULT_TIER)]
+        return self.tiers[self.tier_name(tenant)]
+
+    def tier_name(self, tenant: str) -> str:
+        """The name of the tier of a tenant."""
+        return self.tenants.get(tenant, DEFAULT_TIER)
 
 
 class Policies:

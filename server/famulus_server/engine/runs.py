@@ -19,6 +19,7 @@ from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.settlement import end_waiting, lock, move
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.watch import Watch
@@ -56,6 +57,7 @@ class RunDesk:
         gate: Gate,
         models: Models,
         policies: Policies,
+        metrics: RunMetrics,
         clock: Clock,
         ids: Ids,
         tracer: Tracer = UNTRACED,
@@ -69,6 +71,7 @@ class RunDesk:
         self._gate = gate
         self._models = models
         self._policies = policies
+        self._metrics = metrics
         self._clock = clock
         self._ids = ids
         self._tracer = tracer
@@ -106,6 +109,7 @@ class RunDesk:
                     self._ledger.announce(ended)
             run = admitted.settled.run
             if admitted.created:
+                self._metrics.created(tenant, run)
                 self._ledger.announce(admitted.settled)
                 if admitted.stopping:
                     self._worker.stop(admitted.stopping)
@@ -201,6 +205,7 @@ class RunDesk:
         started = False
         try:
             settled = await self._ledger.write(run_id, unit)
+            self._metrics.answered(settled.facts)
             if settled.facts and reserved:
                 started = self._start(tenant, settled.run)
         finally:
@@ -241,7 +246,11 @@ class RunDesk:
                 await tx.requests.remember(tenant, key, run_id)
             return run
 
-        return await self._store.write(unit)
+        run = await self._store.write(unit)
+        # Otherwise this request has rated it before.
+        if run.rating.rate_time == timestamp(now):
+            self._metrics.rated(run.rating)
+        return run
 
     async def wait(self, tenant: str, run_id: str) -> tuple[Run, list[Message]]:
         """Returns once the run has ended or needs action, with the messages it wrote."""

@@ -18,6 +18,7 @@ from famulus_server.engine.fairness import Turns
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.settlement import end_waiting, lock
 from famulus_server.errors import NotFound, Unavailable
 from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store, ThreadCache, Transaction
@@ -57,6 +58,7 @@ class Worker:
         lease: Lease,
         slots: int,
         policies: Policies,
+        metrics: RunMetrics,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -66,8 +68,9 @@ class Worker:
         self._executor = executor
         self._hints = hints
         self.lease = lease
-        self._slots = self._free = slots
+        self.slots = self._free = slots
         self._turns = Turns(policies=policies)
+        self._metrics = metrics
         self._clock = clock
         self._executions: dict[str, Execution] = {}
         self._wake = asyncio.Event()
@@ -83,6 +86,11 @@ class Worker:
         self._others: list[asyncio.Task[None]] = []
         self._stopping = False
         self._giving_back = False
+
+    @property
+    def free(self) -> int:
+        """How many slots nothing is executed in."""
+        return self._free
 
     def reserve(self) -> bool:
         """Takes a free slot, for a run that is about to be stored, unless others wait for it. Follow with `start` or
@@ -106,6 +114,7 @@ class Worker:
         if self._giving_back:
             control.interrupt(Interruption.DRAIN)
         self._feed.own(claimed.run.id)
+        self._metrics.started(claimed)
         task = asyncio.create_task(self._executor.execute(claimed, control), name=claimed.run.id)
         self._executions[claimed.run.id] = task, control
         task.add_done_callback(lambda done: self._finished(claimed.run.id, done))
@@ -167,7 +176,7 @@ class Worker:
         """Returns once all slots are free, or after some seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while self._free < self._slots:
+                while self._free < self.slots:
                     self._wake.clear()
                     await self._wake.wait()
 

@@ -30,11 +30,13 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """What a breaker does, and why: the calls that ended within the window, and how many of them failed."""
+    """What a breaker does, and why: the calls that ended within the window, and how many of them failed; `openings`
+    counts since it was made."""
 
     phase: Phase
     calls: int
     failures: int
+    openings: int
 
 
 class Breaker:
@@ -51,6 +53,7 @@ class Breaker:
         self._now = now
         self._window = _Window(seconds=settings.window_seconds, now=now)
         self._opened = 0  # times in a row
+        self._openings = 0
         self._open_until = 0.0
         self._probing = False
         self._era = 0
@@ -65,7 +68,7 @@ class Breaker:
     @property
     def state(self) -> BreakerState:
         """As it is now."""
-        return BreakerState(self.phase, *self._window.totals())
+        return BreakerState(self.phase, *self._window.totals(), self._openings)
 
     @property
     def rest(self) -> float:
@@ -110,6 +113,7 @@ class Breaker:
             seconds = min(settings.open_seconds * 2.0 ** min(self._opened, 64), longest)
             self._open_until = self._now() + seconds
             self._turn(opened=self._opened + 1)
+            self._openings += 1
             _log.warning("model suspended", model=self._model, seconds=seconds, calls=calls, failures=failures)
 
     def leave(self, call: int) -> None:

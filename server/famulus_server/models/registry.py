@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from famulus_server.models.breaker import Breaker, BreakerModel, BreakerState
 from famulus_server.models.chat import ChatFormat
 from famulus_server.models.connection import Connection
+from famulus_server.models.measured import MeasuredModel
 from famulus_server.models.responses import ResponsesFormat
 from famulus_server.models.retry import RetryingModel
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.streamed import StreamedModel, WireFormat
 from famulus_server.models.traced import TracedModel
-from famulus_server.ports import UNTRACED, Model, ModelCard, Tracer
+from famulus_server.ports import UNTRACED, Metrics, Model, ModelCard, Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,12 @@ class ModelRegistry:
         self,
         *,
         settings: Sequence[ModelSettings],
+        metrics: Metrics,
         now: Callable[[], float] = time.monotonic,
         tracer: Tracer = UNTRACED,
     ) -> None:
         """`now` is in seconds, from any start. Raises ValueError where two models have one name."""
-        self._entries = {model.name: _make_entry(model, now, tracer) for model in settings}
+        self._entries = {model.name: _make_entry(model, metrics, now, tracer) for model in settings}
         if len(self._entries) != len(settings):
             raise ValueError("two models of the configuration have the same name")
 
@@ -65,7 +67,7 @@ class ModelRegistry:
             await entry.connection.close()
 
 
-def _make_entry(settings: ModelSettings, now: Callable[[], float], tracer: Tracer) -> _Entry:
+def _make_entry(settings: ModelSettings, metrics: Metrics, now: Callable[[], float], tracer: Tracer) -> _Entry:
     connection = Connection(settings=settings)
     wire: WireFormat
     wire = ChatFormat(settings=settings) if settings.backend == "chat" else ResponsesFormat(settings=settings)
@@ -82,4 +84,5 @@ def _make_entry(settings: ModelSettings, now: Callable[[], float], tracer: Trace
     breaker = Breaker(model=settings.name, settings=settings.breaker, now=now)
     # Below the retries: each try counts, and none is made while the breaker is open.
     guarded = BreakerModel(model=once, breaker=breaker)
-    return _Entry(card, connection, breaker, RetryingModel(model=guarded, settings=settings.retry))
+    measured = MeasuredModel(model=guarded, name=settings.name, metrics=metrics)
+    return _Entry(card, connection, breaker, RetryingModel(model=measured, settings=settings.retry))

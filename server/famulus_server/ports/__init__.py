@@ -9,6 +9,7 @@ Model        one model turn, streamed
 Authenticator  who calls, by the credentials of a call
 Vault        the operator's key, which wraps all others
 Sealer       encrypts what leaves this process
+Metrics      what is counted and measured
 Clock        wall time
 Ids          new resource ids
 Tracer       traces of calls, runs and questions to models
@@ -59,6 +60,9 @@ from famulus_server.ports.limiter import (
     Refused,
     Scope,
 )
+from famulus_server.ports.metrics import (
+    Metrics,
+)
 from famulus_server.ports.model import (
     AnnotationChunk,
     CallChunk,
@@ -87,6 +91,7 @@ from famulus_server.ports.records import (
     Turn,
     UsageGroup,
     UsageQuery,
+    Waiting,
 )
 from famulus_server.ports.store import (
     Assistants,
@@ -151,6 +156,7 @@ __all__ = [
     "Limit",
     "Limiter",
     "Messages",
+    "Metrics",
     "Model",
     "ModelCard",
     "ModelEvent",
@@ -190,6 +196,7 @@ __all__ = [
     "UsageQuery",
     "Usages",
     "Vault",
+    "Waiting",
     "WrappedKey",
     "events_topic",
 ]

@@ -124,6 +124,15 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """How many runs wait for a worker, of all tenants and counted up to a limit, and for how long the oldest of those
+    has waited that no worker has begun."""
+
+    runs: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
     """How the runs of a tenant wait. `queued` are all that are QUEUED, `ahead` those that workers take before another
     one, both counted up to a limit. `starts` runs were started within the last `seconds`."""

@@ -29,6 +29,7 @@ from famulus_server.ports.records import (
     Turn,
     UsageGroup,
     UsageQuery,
+    Waiting,
 )
 
 T = TypeVar("T")
@@ -217,6 +218,9 @@ class Runs(Protocol):
 
     async def backlog(self, tenant: str, run: Run, *, limit: int) -> Backlog:
         """How the tenant's runs wait, seen from a run that is about to wait as well. Counted up to `limit`."""
+
+    async def waiting(self, *, limit: int) -> Waiting:
+        """How many runs wait, counted up to `limit`. Those in line, and those that are parked, do not."""
 
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         """Renews this owner's leases on these runs in one statement; returns the ids of those it still holds."""

@@ -155,7 +155,15 @@ class PostgresStore:
     @property
     def stats(self) -> Stats:
         """What was done so far."""
-        return Stats(self._tally.statements, self._tally.commits)
+        return Stats(self._tally.statements, self._tally.commits, self._tally.conflicts)
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many are busy, and how many idle."""
+        if self._pool is None:
+            return 0, 0
+        idle = self._pool.get_idle_size()
+        return self._pool.get_size() - idle, idle
 
     async def _submit(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """What the work returns or raises. It goes on where its caller no longer waits: breaking it off would cost the
@@ -188,6 +196,7 @@ class PostgresStore:
             except Refused as refused:
                 raise self._told(refused) from refused
             except (Conflict, RunAgain) as conflict:
+                self._tally.conflicts += 1
                 if not reruns:
                     raise (conflict.otherwise if isinstance(conflict, RunAgain) else self._told(conflict)) from conflict
                 reruns -= 1

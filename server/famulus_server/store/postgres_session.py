@@ -68,6 +68,7 @@ class Tally:
 
     statements: int = 0
     commits: int = 0
+    conflicts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

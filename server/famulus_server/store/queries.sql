@@ -656,6 +656,13 @@ SELECT
 FROM (SELECT start_time FROM runs WHERE tenant = $1 AND start_time > $4
       ORDER BY start_time DESC LIMIT $5) AS started;
 
+-- name: runs_count_waiting
+-- How many runs wait for a worker, counted up to $1, and when the first of them was created that none has begun.
+-- across tenants: it is one queue for all of them.
+SELECT count(*), min(CASE WHEN start_time IS NULL THEN create_time END)
+FROM (SELECT r.start_time, r.create_time FROM runs r WHERE r.state = 1 AND r.active AND r.wake_time = 0
+      LIMIT $1) AS waiting;
+
 -- name: runs_renew [sqlite]
 -- Renews the leases of one owner on the runs in a JSON array of ids.
 -- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.

@@ -12,7 +12,7 @@ from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import fairness, lifecycle
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
-from famulus_server.ports import Backlog, Claimed, Cursor, Lease, Queue, RunFilter
+from famulus_server.ports import Backlog, Claimed, Cursor, Lease, Queue, RunFilter, Waiting
 from famulus_server.store.bodies import SqlBodies
 from famulus_server.store.columns import before, etag, micros, stamp_micros, timestamp
 from famulus_server.store.errors import BodyUnreadable
@@ -167,6 +167,11 @@ class SqlRuns:
         # Of more than so many only the last are looked at.
         taken = now - first if starts == _PACE_STARTS else _PACE_MICROS
         return Backlog(queued=queued, ahead=ahead, starts=starts, seconds=taken / 1_000_000)
+
+    async def waiting(self, *, limit: int) -> Waiting:
+        [(runs, oldest)] = await self._session.all("runs_count_waiting", limit)
+        waited = 0 if oldest is None else micros(self._session.now()) - oldest
+        return Waiting(runs=runs, oldest_seconds=max(0, waited) / 1_000_000)
 
     async def renew(self, lease: Lease, run_ids: Collection[str]) -> set[str]:
         named = msgspec.json.encode(list(run_ids)).decode()

@@ -10,10 +10,12 @@ Row = Sequence[Any]
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counted since the store was made: statements (BEGIN and its kin included), commits of writes."""
+    """Counted since the store was made: statements (BEGIN and its kin included), commits of writes, and units that were
+    undone in favour of others, to be run again."""
 
     statements: int
     commits: int
+    conflicts: int = 0
 
 
 class RunAgain(Exception):

@@ -34,11 +34,13 @@ from famulus_server.engine.policy import Policies
 from famulus_server.engine.pseudonyms import PSEUDONYM_KEY, Pseudonyms
 from famulus_server.engine.retention import Sweeper
 from famulus_server.engine.routing import Router
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.runs import RunDesk
 from famulus_server.engine.threads import ThreadDesk
 from famulus_server.engine.upkeep import Chore, Upkeep
 from famulus_server.engine.usage import UsageDesk
 from famulus_server.engine.user_data import UserDataDesk, Wipe
+from famulus_server.engine.waiting_runs import WaitingRuns
 from famulus_server.engine.watch import Watch
 from famulus_server.engine.worker import Worker
 from famulus_server.identity.authenticator import KnownCallers
@@ -46,8 +48,11 @@ from famulus_server.identity.settings import AuthSettings
 from famulus_server.models.connection import load_sdk
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.ports import Lease
+from famulus_server.store.measured import MeasuredStore
 from famulus_server.store.sqlite import SqliteStore
+from famulus_server.telemetry.metrics import Measurements
 from famulus_server.wiring.children import end, start_children
+from famulus_server.wiring.metrics import serve_metrics, show_process, show_redis, show_stores, show_work
 from famulus_server.wiring.progress import Progress
 from famulus_server.wiring.stores import open_stores, read_keys
 from famulus_server.wiring.traces import open_traces
@@ -59,6 +64,8 @@ _REDIS_KEY = (".", "redis")
 _CALLS_GRACE_SECONDS = 2.0
 # Between two looks for deletions that nobody goes on with.
 _RESUME_SECONDS = 5.0
+# Between two looks at how many runs wait.
+_LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class RunningServer:
     policies: Policies
     admit: Callable[[AuthSettings], None] | None = None
     health_address: str = ""
+    metrics_address: str = ""
 
 
 @contextlib.asynccontextmanager
@@ -86,24 +94,31 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
     check(settings)
     check_free(settings.server.listen)
     check_free(settings.server.health_listen)
+    check_free(settings.metrics.listen)
     certificates = ServerCertificates(settings.tls) if settings.tls.cert_file else None
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     role = settings.server.role
     owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     async with contextlib.AsyncExitStack() as stack:
         tracer = await open_traces(stack, owner)
+        # The first to come and the last to go: so it can be seen how the server stops.
+        metrics = Measurements()
+        metrics_address = await serve_metrics(settings.metrics.listen, metrics, stack)
         if settings.with_local_model:
             # The model takes longer to load than the SDK to import, so that costs nothing here.
             stack.push_async_callback(end, asyncio.create_task(load_sdk()))
         keys = await asyncio.to_thread(read_keys, settings.encryption, progress)
-        store, workers_store, clock = await open_stores(settings, stack, keys)
+        opened, opened_for_worker, clock = await open_stores(settings, stack, keys)
+        show_stores(metrics, [opened, opened_for_worker])
+        store = MeasuredStore(opened, metrics=metrics)
+        workers_store = MeasuredStore(opened_for_worker, metrics=metrics)
         sealer = await store.write(lambda tx: tx.keys.obtain(*_REDIS_KEY)) if keys else None
         ids = TimeOrderedIds(clock=clock)
         if settings.store.url and not settings.redis.url:
             progress("no [redis] url: other replicas on this database will see runs of this one with a delay")
         (redis_url, compact), embedded = await start_children(settings, stack, progress)
         # What deleted data leaves behind in files that are ours.
-        wipes: list[Wipe] = [*compact, *([store.wipe] if isinstance(store, SqliteStore) else [])]
+        wipes: list[Wipe] = [*compact, *([opened.wipe] if isinstance(opened, SqliteStore) else [])]
         model_settings = (*embedded, *settings.models)
         names = tuple(model.name for model in model_settings)
         # Again, because the local model could perhaps not be had.
@@ -120,19 +135,21 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         thread_cache = RedisThreadCache(url=redis_url, patience=patience, sealer=sealer)
         thread_cache.open()
         stack.push_async_callback(thread_cache.close)
-        models = ModelRegistry(settings=model_settings, tracer=tracer)
+        models = ModelRegistry(settings=model_settings, metrics=metrics, tracer=tracer)
         stack.push_async_callback(models.close)
         lease = Lease(owner=owner, seconds=settings.worker.lease_seconds)
         limiter = RedisLimiter(url=redis_url, patience=patience, owner=lease.owner)
         limiter.open()
         stack.push_async_callback(limiter.close)
+        show_redis(metrics, event_log=event_log, thread_cache=thread_cache, limiter=limiter, patience=patience)
+        run_metrics = RunMetrics(metrics=metrics, policies=policies, clock=clock)
         gate = Gate(store=store, limiter=limiter, policies=policies)
         stack.push_async_callback(gate.close)
         router = Router(models=models, policies=policies)
         pseudonyms = Pseudonyms(key=await store.write(lambda tx: tx.secrets.obtain(PSEUDONYM_KEY)))
-        asking = Asking(router=router, limiter=limiter, policies=policies, pseudonyms=pseudonyms)
+        asking = Asking(router=router, limiter=limiter, policies=policies, pseudonyms=pseudonyms, metrics=run_metrics)
         stack.push_async_callback(asking.close)
-        ledger = Ledger(store=store, feed=feed, hints=hints)
+        ledger = Ledger(store=store, feed=feed, hints=hints, metrics=run_metrics)
         ledger.frees(gate.leave)
         worker = Worker(
             store=workers_store,
@@ -147,6 +164,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 router=router,
                 asking=asking,
                 policies=policies,
+                metrics=run_metrics,
                 lease=lease,
                 clock=clock,
                 ids=ids,
@@ -156,6 +174,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             lease=lease,
             slots=0 if role == "api" else settings.worker.slots,
             policies=policies,
+            metrics=run_metrics,
             clock=clock,
         )
         follower = Follower(store=store, feed=feed, event_log=event_log, hints=hints)
@@ -183,6 +202,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             clock=clock,
             tombstone_days=settings.retention.tombstone_days,
         )
+        waiting = WaitingRuns(store=store)
+        show_work(metrics, worker=worker, waiting=waiting, models=models, sweeper=sweeper)
         desks = Desks(
             assistants=AssistantDesk(store=store, clock=clock, ids=ids),
             threads=threads,
@@ -197,6 +218,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 gate=gate,
                 models=router,
                 policies=policies,
+                metrics=run_metrics,
                 clock=clock,
                 ids=ids,
                 tracer=tracer,
@@ -229,12 +251,15 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
                 certificates=certificates,
                 health_address=settings.server.health_listen,
             ),
+            metrics=metrics,
             page_key=await store.write(lambda tx: tx.secrets.obtain(_PAGE_KEY)),
-            ping=workers_store.ping,
+            ping=opened_for_worker.ping,
             slow_seconds=settings.server.slow_consumer_seconds,
             audit=audit,
             tracer=tracer,
         )
+
+        show_process(metrics, role=role, policies=policies, server=server)
 
         def admit(auth: AuthSettings) -> None:
             if known is not None:
@@ -246,6 +271,9 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         if settings.store.url:
             follower.open()
             stack.push_async_callback(follower.close)
+        looks = Upkeep([Chore(waiting.look, _LOOK_SECONDS)])
+        looks.open()
+        stack.push_async_callback(looks.close)
         if role != "api":
             worker.open()
             stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
@@ -268,4 +296,5 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             policies=policies,
             admit=admit if known is not None else None,
             health_address=server.health_address,
+            metrics_address=metrics_address,
         )

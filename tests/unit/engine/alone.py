@@ -9,8 +9,10 @@ from famulus_server.engine.feed import Feed
 from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Demand, Lease, Limit, Refused, Remembered, Store
+from famulus_server.telemetry.metrics import Measurements
 
 
 class NoEventLog:
@@ -47,7 +49,12 @@ class NoHints:
 
 
 def ledger(store: Store, feed: Feed) -> Ledger:
-    return Ledger(store=store, feed=feed, hints=NoHints())
+    return Ledger(store=store, feed=feed, hints=NoHints(), metrics=run_metrics())
+
+
+def run_metrics() -> RunMetrics:
+    """Counts for nobody."""
+    return RunMetrics(metrics=Measurements(), policies=Policies(), clock=SystemClock())
 
 
 class NoLimiter:
@@ -84,6 +91,7 @@ def aftermath(
         lease=Lease(owner="me", seconds=15.0),
         slots=0,
         policies=policies,
+        metrics=run_metrics(),
         clock=SystemClock(),
     )
     gate = Gate(store=store, limiter=NoLimiter(), policies=policies)

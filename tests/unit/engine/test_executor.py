@@ -31,7 +31,7 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
-from unit.engine.alone import NoEventLog, NoLimiter, NoThreadCache, ledger
+from unit.engine.alone import NoEventLog, NoLimiter, NoThreadCache, ledger, run_metrics
 from validator import validate_stream
 
 LEASE = Lease(owner="me", seconds=15)
@@ -90,8 +90,15 @@ def executor(store: Store, feed: Feed, models: StagedModels, clock: MovableClock
         feed=feed,
         ledger=ledger(store, feed),
         router=router,
-        asking=Asking(router=router, limiter=NoLimiter(), policies=policies, pseudonyms=Pseudonyms(key=b"k")),
+        asking=Asking(
+            router=router,
+            limiter=NoLimiter(),
+            policies=policies,
+            pseudonyms=Pseudonyms(key=b"k"),
+            metrics=run_metrics(),
+        ),
         policies=policies,
+        metrics=run_metrics(),
         lease=LEASE,
         clock=clock,
         ids=TimeOrderedIds(clock=clock),

@@ -18,7 +18,7 @@ from famulus_server.engine.policy import Policies, Policy, Tier
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Backlog, Claimed, Lease, Store
 from famulus_server.store.sqlite import SqliteStore
-from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger
+from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger, run_metrics
 
 
 def policies(**weights: int) -> Policies:
@@ -125,6 +125,7 @@ class Fleet:
             lease=Lease(owner="me", seconds=600),
             slots=1,
             policies=policies(),
+            metrics=run_metrics(),
             clock=self.clock,
         )
         worker.open()

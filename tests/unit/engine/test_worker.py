@@ -22,7 +22,7 @@ from famulus_server.engine.policy import Policies
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Claimed, Lease, Queue, Store
 from famulus_server.store.sqlite import SqliteStore
-from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger
+from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger, run_metrics
 
 LEASE = Lease(owner="me", seconds=0.15)
 
@@ -64,6 +64,7 @@ def open_worker(
         lease=LEASE,
         slots=slots,
         policies=Policies(),
+        metrics=run_metrics(),
         clock=SystemClock(),
     )
     made.open()

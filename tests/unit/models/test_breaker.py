@@ -63,9 +63,9 @@ def test_breaker_opens_when_enough_of_enough_calls_fail(subject: Subject, outcom
 def test_calls_count_for_as_long_as_the_window(subject: Subject) -> None:
     subject.calls("xxx")
     subject.time += 26.9
-    assert subject.breaker.state == BreakerState(Phase.CLOSED, 3, 3)
+    assert subject.breaker.state == BreakerState(Phase.CLOSED, 3, 3, 0)
     subject.time += 3.1
-    assert subject.breaker.state == BreakerState(Phase.CLOSED, 0, 0)
+    assert subject.breaker.state == BreakerState(Phase.CLOSED, 0, 0, 0)
     assert subject.calls("xxx") is Phase.CLOSED
 
 
@@ -73,7 +73,7 @@ def test_window_slides_by_tenths(subject: Subject) -> None:
     for _ in range(20):
         subject.call(".")
         subject.time += 3.0
-    assert subject.breaker.state == BreakerState(Phase.CLOSED, 9, 0)
+    assert subject.breaker.state == BreakerState(Phase.CLOSED, 9, 0, 0)
 
 
 def test_open_breaker_refuses_and_tells_when_it_will_not(subject: Subject) -> None:
@@ -92,7 +92,7 @@ def test_half_open_breaker_admits_one_probe_alone_until_it_is_over(subject: Subj
     probe = subject.breaker.admit()
     assert [subject.refusal() for _ in range(20)] == [5.0] * 20
     subject.breaker.succeed(probe)
-    assert subject.breaker.state == BreakerState(Phase.CLOSED, 0, 0)
+    assert subject.breaker.state == BreakerState(Phase.CLOSED, 0, 0, 1)
 
 
 def test_probe_that_is_given_up_leaves_its_place_to_another(subject: Subject) -> None:

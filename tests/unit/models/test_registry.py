@@ -7,12 +7,14 @@ import pytest
 
 from famulus_server.models.registry import ModelRegistry
 from famulus_server.models.settings import ModelSettings
+from famulus_server.telemetry.metrics import Measurements
 
 
 def test_registry_is_made_without_importing_the_sdk() -> None:
     # Importing it takes longer than the rest of the server's start.
     code = (
-        "import sys, famulus_server.models.registry as r; r.ModelRegistry(settings=[]); exit('openai' in sys.modules)"
+        "import sys, famulus_server.models.registry as r, famulus_server.telemetry.metrics as m; "
+        "r.ModelRegistry(settings=[], metrics=m.Measurements()); exit('openai' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -20,9 +22,9 @@ def test_registry_is_made_without_importing_the_sdk() -> None:
 def test_two_models_of_one_name_are_refused() -> None:
     model = ModelSettings(name="m", backend="chat", base_url="http://127.0.0.1")
     with pytest.raises(ValueError, match="same name"):
-        ModelRegistry(settings=[model, model])
+        ModelRegistry(settings=[model, model], metrics=Measurements())
 
 
 def test_unknown_model_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        ModelRegistry(settings=[]).open("m")
+        ModelRegistry(settings=[], metrics=Measurements()).open("m")

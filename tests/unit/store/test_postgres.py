@@ -101,6 +101,7 @@ async def test_deadlock_ends_with_both_units_done(replicas: Replicas) -> None:
         replicas[0].write(lambda tx: unit(tx, "a", "b")), replicas[1].write(lambda tx: unit(tx, "b", "a"))
     )
     assert len(attempts) > 2
+    assert sum(replica.stats.conflicts for replica in replicas) == len(attempts) - 2
 
 
 @pytest.mark.parametrize("meetings", [2, 1_000])
