@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +23,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	famulus "github.com/famulus/famulus/clients/go"
@@ -51,6 +54,21 @@ func (s *shown) options() []grpc.ServerOption {
 			s.note(stream.Context())
 			return handler(server, stream)
 		}),
+	}
+}
+
+func TestANameWithoutAnAddressIsNamedAsTheFault(t *testing.T) {
+	names := manual.NewBuilderWithScheme("nowhere")
+	names.InitialState(resolver.State{}) // what gRPC makes of a name that DNS does not know
+	client, err := famulus.Dial("nowhere:///famulus.example:443", famulus.WithDialOptions(grpc.WithResolvers(names)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	_, err = client.Runs.GetRun(t.Context(), &famulusv1.GetRunRequest{})
+	told := famulus.FromError(err)
+	if told.Code != codes.Unavailable || !strings.Contains(told.Message, "no address was found") {
+		t.Errorf("told %v", told)
 	}
 }
 

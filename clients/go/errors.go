@@ -33,6 +33,9 @@ var brokenTransport = []string{
 	"cancelling all calls",
 }
 
+// noAddress is all that gRPC's balancer says of a target whose name DNS does not know.
+const noAddress = "no children to pick from"
+
 // cutOff is all that a server says of a call which it cut off because it stops.
 const cutOff = "CANCELLED"
 
@@ -93,6 +96,9 @@ func FromError(err error) *Error {
 		told = status.FromContextError(err)
 	}
 	made := &Error{Code: told.Code(), Message: told.Message(), cause: err}
+	if made.Code == codes.Unavailable && made.Message == noAddress {
+		made.Message = "no address was found for the name of the target"
+	}
 	for _, detail := range told.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:

@@ -90,7 +90,7 @@ impl Tls {
         Self::default()
     }
 
-    /// Trusts these certificates only, in PEM.
+    /// Trusts these certificates only, in PEM. Where there is none in it, connecting is refused.
     pub fn ca_pem(mut self, certificates: impl Into<Vec<u8>>) -> Self {
         self.ca = Some(certificates.into());
         self

@@ -102,9 +102,18 @@ pub(crate) fn endpoint(target: &Target, address: Option<&str>, tls: Option<&Tls>
         .user_agent(concat!("famulus-rust/", env!("CARGO_PKG_VERSION")))
         .map_err(|error| wrong(&error))?;
     match tls {
+        // tonic takes it, and trusts nobody.
+        Some(Tls { ca: Some(ca), .. }) if !holds_certificate(ca) => {
+            Err(ConfigError::new("ca_pem holds no certificate in PEM"))
+        }
         Some(tls) => endpoint.tls_config(tls_config(target, tls)).map_err(|error| wrong(&error)),
         None => Ok(endpoint),
     }
+}
+
+fn holds_certificate(pem: &[u8]) -> bool {
+    let begin = b"-----BEGIN CERTIFICATE-----";
+    pem.windows(begin.len()).any(|window| window == begin)
 }
 
 fn tls_config(target: &Target, tls: &Tls) -> ClientTlsConfig {

@@ -135,7 +135,7 @@ impl From<tonic::Status> for Error {
             .unwrap_or_default();
         let violations = details.detail::<BadRequest>("google.rpc.BadRequest").field_violations.into_iter();
         let retry = details.detail::<RetryInfo>("google.rpc.RetryInfo").retry_delay;
-        let mut error = Self::new(code_of(&status), status.message());
+        let mut error = Self::new(code_of(&status), told(&status));
         error.0.reason_name = info.reason;
         error.0.metadata = info.metadata.into_iter().collect();
         error.0.violations =
@@ -156,6 +156,20 @@ fn code_of(status: &tonic::Status) -> Code {
         source = error.source();
     }
     status.code()
+}
+
+/// The message, and where the connection failed, why: tonic's own words say next to nothing ("tcp connect error").
+fn told(status: &tonic::Status) -> String {
+    let message = status.message();
+    let mut cause: &dyn StdError = status;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let root = cause.to_string();
+    match status.source() {
+        Some(_) if !message.contains(&root) => format!("{message}: {root}"),
+        _ => message.to_owned(),
+    }
 }
 
 /// What a server sent has no source: tonic sets one where it made the status itself, of an error of the connection.

@@ -4,6 +4,7 @@
 
 mod scripted;
 
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -73,6 +74,15 @@ async fn a_name_that_does_not_exist_is_told_too() {
     let client = Client::connect(ClientConfig::new("dns:///nowhere.invalid:7461")).unwrap();
     let status = soon(client.runs().get_run(GetRunRequest::default())).await.unwrap_err();
     assert_eq!(Error::from(status).code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_connection_that_fails_says_why() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = Client::connect(ClientConfig::new(nobody.to_string())).unwrap();
+    let status = soon(client.runs().get_run(GetRunRequest::default())).await.unwrap_err();
+    let told = Error::from(status).to_string();
+    assert!(told.starts_with("Unavailable: ") && told.contains("refused"), "{told}");
 }
 
 #[tokio::test]
@@ -171,4 +181,8 @@ async fn mtls_shows_a_certificate_also_to_all_addresses_of_a_name() {
 async fn a_damaged_certificate_is_told_at_once() {
     let config = ClientConfig::new("127.0.0.1:1").tls(Tls::new().identity_pem("no", "certificate"));
     assert!(Client::connect(config).is_err());
+    for target in ["127.0.0.1:1", "dns:///localhost:1"] {
+        let config = ClientConfig::new(target).tls(Tls::new().ca_pem("no certificate"));
+        assert!(Client::connect(config).unwrap_err().to_string().contains("ca_pem"));
+    }
 }

@@ -190,7 +190,7 @@ async fn kinds_of_a_newer_version_are_skipped_without_a_gap() {
 #[tokio::test]
 async fn a_silent_stream_is_left_for_another() {
     let server = after_two(vec![Act::Heartbeat, Act::Hang]).await;
-    let policy = RetryPolicy { silence: Duration::from_millis(50), ..quick() };
+    let policy = RetryPolicy { silence: Duration::from_millis(500), ..quick() };
     let config = famulus::ClientConfig::new(server.address.to_string()).retry(policy);
     let client = famulus::Client::connect(config).unwrap();
     let mut stream = client.stream_run(CreateRunRequest::default()).start();

@@ -226,7 +226,19 @@ async def test_a_server_that_is_not_there_is_told_when_patience_ends(follow: Fol
 
 def test_a_token_is_never_sent_in_the_clear() -> None:
     with pytest.raises(ValueError, match="encrypted"):
-        FamulusSyncClient("localhost:1", token="secret")
+        FamulusSyncClient("famulus.example:1", token="secret")
+
+
+async def test_a_token_needs_no_credentials_on_this_machine() -> None:
+    runs = ScriptedRuns(plain())
+    seen: list[dict[str, str | bytes]] = []
+    runs.refusals.extend([lambda context: seen.append(dict(context.invocation_metadata()))] * 2)
+    with serving(runs) as target:
+        async with FamulusClient(target, token="secret") as client:
+            await client.runs.CreateRun(CREATE)
+        with FamulusSyncClient(target, token="secret") as sync_client:
+            await asyncio.to_thread(sync_client.runs.CreateRun, CREATE)
+    assert [metadata["authorization"] for metadata in seen] == ["Bearer secret"] * 2
 
 
 async def test_a_token_goes_with_every_call_over_an_encrypted_channel(tmp_path: Path) -> None:

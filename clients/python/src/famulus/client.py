@@ -49,10 +49,11 @@ class FamulusClient:
         retry: RetryPolicy | None = None,
     ) -> None:
         """`target` is `host:port`, or any gRPC name such as `dns:///famulus:8443`. Without `credentials` the channel is
-        not encrypted. `token` goes with every call as a bearer token; it needs `credentials`. Where tokens run out,
-        pass what returns a good one: it is called, in a thread, before each call. `options` are gRPC's."""
+        not encrypted. `token` goes with every call as a bearer token; it needs `credentials`, unless the target is a
+        loopback address. Where tokens run out, pass what returns a good one: it is called, in a thread, before each
+        call. `options` are gRPC's."""
         arguments = channel_options(target, options)
-        secured = channel_credentials(credentials, token)
+        secured = channel_credentials(target, credentials, token)
         if secured is None:
             self._channel = grpc.aio.insecure_channel(target, arguments)
         else:
