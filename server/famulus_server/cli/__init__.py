@@ -16,6 +16,7 @@ from famulus_server.cli.chat import chat
 from famulus_server.cli.config import config
 from famulus_server.cli.configuration import Configuration
 from famulus_server.cli.demo import demo
+from famulus_server.cli.doctor import doctor
 from famulus_server.cli.failures import Cli
 from famulus_server.cli.fake_upstream import fake_upstream
 from famulus_server.cli.healthcheck import healthcheck
@@ -54,10 +55,11 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
       famulus-server chat --thread thread_...          go on where you left off
       famulus-server demo                              see what it does; nothing is kept
       famulus-server healthcheck && echo ready         for probes and scripts
+      famulus-server doctor                            find out what is wrong, and what to do
     """
     del debug  # for Cli
     context.obj = Configuration(file=file)
 
 
-for command in (serve, demo, chat, config, auth, audit, migrate, keys, models, healthcheck, fake_upstream):
+for command in (serve, demo, chat, config, auth, audit, migrate, keys, models, healthcheck, doctor, fake_upstream):
     main.add_command(command)
