@@ -25,17 +25,17 @@ class Change:
 
     def rate(self, name: str, **labels: str) -> float:
         """By how much the counters of that name with these labels rose, per second."""
-        return sum(rise for _, rise in self._rises(name, labels)) / self.seconds
+        return sum(rise for _, rise in self._each(name, labels)) / self.seconds
 
-    def rates(self, name: str, label: str, **labels: str) -> dict[str, float]:
-        """The same for each value of a label."""
-        rates: dict[str, float] = {}
-        for found, rise in self._rises(name, labels):
+    def rises(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """By how much they rose in all, for each value of a label."""
+        rises: dict[str, float] = {}
+        for found, rise in self._each(name, labels):
             value = found.get(label, "")
-            rates[value] = rates.get(value, 0.0) + rise / self.seconds
-        return rates
+            rises[value] = rises.get(value, 0.0) + rise
+        return rises
 
-    def _rises(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], float]]:
+    def _each(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], float]]:
         earlier: Mapping[Labels, float] = {} if self._restarted else self.before.series.get(name, {})
         for found, value in self.after.matching(name, **labels):
             was = earlier.get(frozenset(found.items()), 0.0)
@@ -51,9 +51,9 @@ def quantile(share: float, name: str, changes: Iterable[Change]) -> float | None
     histogram_quantile estimates it; None where there were none."""
     below: dict[float, float] = {}
     for change in changes:
-        for text, rate in change.rates(f"{name}_bucket", "le").items():
+        for text, rise in change.rises(f"{name}_bucket", "le").items():
             bound = float(text)
-            below[bound] = below.get(bound, 0.0) + rate
+            below[bound] = below.get(bound, 0.0) + rise
     bounds = sorted(below)
     if not bounds or not below[bounds[-1]]:
         return None

@@ -91,11 +91,8 @@ def of_replica(name: str, scrape: Scrape, change: Change | None) -> Replica:
 
 def of_fleet(number: int, scrapes: Sequence[Scrape], changes: Sequence[Change]) -> Fleet:
     """What all replicas say, of `number` that there should be."""
-    ended = _by("famulus_runs_ended_total", "state", changes)
-    tokens = _by("famulus_tokens_total", "kind", changes)
-    refusals = _by("famulus_limiter_decisions_total", "scope", changes, decision="refused")
-    reads = _by("famulus_thread_cache_reads_total", "result", changes)
-    judged = sum(ended.values()) - ended.get("cancelled", 0.0)
+    ended = _counts("famulus_runs_ended_total", "state", changes)
+    reads = _counts("famulus_thread_cache_reads_total", "result", changes)
     cost = _sum("famulus_cost_total", changes)
     return Fleet(
         replicas=number,
@@ -104,19 +101,19 @@ def of_fleet(number: int, scrapes: Sequence[Scrape], changes: Sequence[Change]) 
         queue_runs=int(_highest("famulus_queue_runs", scrapes)),
         queue_oldest_seconds=_highest("famulus_queue_oldest_seconds", scrapes),
         runs_created=_sum("famulus_runs_created_total", changes),
-        runs_ended=ended,
-        success=ended.get("completed", 0.0) / judged if judged else None,
+        runs_ended=_rates("famulus_runs_ended_total", "state", changes),
+        success=_share(ended, "completed", of_no_account="cancelled"),
         first_event_p50=quantile(_P50, "famulus_run_first_event_seconds", changes),
         first_event_p95=quantile(_P95, "famulus_run_first_event_seconds", changes),
         run_seconds_p50=quantile(_P50, "famulus_run_seconds", changes),
         run_seconds_p95=quantile(_P95, "famulus_run_seconds", changes),
-        tokens=tokens,
+        tokens=_rates("famulus_tokens_total", "kind", changes),
         cost_per_hour=None if cost is None else cost * _SECONDS_PER_HOUR,
         currency=next((scrape.label("famulus_settings_info", "currency") for scrape in scrapes), ""),
         retries=_sum("famulus_upstream_retries_total", changes),
-        refusals=refusals,
+        refusals=_rates("famulus_limiter_decisions_total", "scope", changes, decision="refused"),
         breakers=_breakers(scrapes),
-        cache_hits=reads.get("hit", 0.0) / sum(reads.values()) if sum(reads.values()) else None,
+        cache_hits=_share(reads, "hit"),
         redis_reached_by=sum(scrape.total("famulus_redis_reachable") > 0 for scrape in scrapes),
         limits_shared_by=sum(scrape.total("famulus_limiter_shared") > 0 for scrape in scrapes),
         store_failures=_sum("famulus_store_failures_total", changes),
@@ -129,13 +126,28 @@ def _sum(name: str, changes: Sequence[Change]) -> float | None:
     return sum(change.rate(name) for change in changes) if changes else None
 
 
-def _by(name: str, label: str, changes: Sequence[Change], **labels: str) -> dict[str, float]:
+def _counts(name: str, label: str, changes: Sequence[Change]) -> dict[str, float]:
+    """What was counted, by the value of a label."""
+    counts: dict[str, float] = {}
+    for change in changes:
+        for value, rise in change.rises(name, label).items():
+            counts[value] = counts.get(value, 0.0) + rise
+    return counts
+
+
+def _rates(name: str, label: str, changes: Sequence[Change], **labels: str) -> dict[str, float]:
     """The rates that are not 0, by the value of a label."""
     rates: dict[str, float] = {}
     for change in changes:
-        for value, rate in change.rates(name, label, **labels).items():
-            rates[value] = rates.get(value, 0.0) + rate
-    return {value: rate for value, rate in rates.items() if rate}
+        for value, rise in change.rises(name, label, **labels).items():
+            if rise:
+                rates[value] = rates.get(value, 0.0) + rise / change.seconds
+    return rates
+
+
+def _share(counts: Mapping[str, float], good: str, *, of_no_account: str = "") -> float | None:
+    all_in_all = sum(count for value, count in counts.items() if value != of_no_account)
+    return counts.get(good, 0.0) / all_in_all if all_in_all else None
 
 
 def _highest(name: str, scrapes: Sequence[Scrape]) -> float:
