@@ -56,10 +56,11 @@ def _faults(path: Path, seconds: float) -> list[str] | None:
         connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
         try:
             told = [text for (text,) in connection.execute("PRAGMA quick_check(3)")]
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-                raise
-            return None
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                return None
+            # Some damage ends the look.
+            return [str(error)]
     return [] if told == ["ok"] else told
 
 

@@ -20,35 +20,34 @@ if TYPE_CHECKING:
     from famulus_server.cli.configuration import Configuration
     from famulus_server.config import Settings
 
-# The SDK alone takes 1-2 s to import, on a busy machine more.
-_MODEL_SECONDS = 15.0
 # A model may have to be loaded first.
 _ANSWER_SECONDS = 60.0
-_KEY_COMMAND_SECONDS = 10.0
 
 
-def all_checks(configuration: Configuration, settings: Settings, *, ask: bool) -> Iterator[Check]:
-    """In the order in which they are told."""
-    yield Check(name="settings", look=partial(check_settings, configuration, settings, os.environ))
-    yield Check(name="database", look=partial(check_database, settings))
-    yield Check(name="encryption", look=partial(check_encryption, settings), seconds=_KEY_COMMAND_SECONDS)
-    yield Check(name="redis", look=partial(check_redis, settings))
+def all_checks(configuration: Configuration, settings: Settings, *, seconds: float, ask: bool) -> Iterator[Check]:
+    """In the order in which they are told. Each may take `seconds`; with `ask` models have longer, and are asked for a
+    word."""
+    check = partial(Check, seconds=seconds)
+    yield check(name="settings", look=partial(check_settings, configuration, settings, os.environ))
+    yield check(name="database", look=partial(check_database, settings))
+    yield check(name="encryption", look=partial(check_encryption, settings))
+    yield check(name="redis", look=partial(check_redis, settings))
     keys = key_sources(configuration.file)
     for model in settings.models:
         yield Check(
             name=f"model {model.name}",
             look=partial(check_model, model, key=keys.get(model.name, ""), ask=ask),
-            seconds=_ANSWER_SECONDS if ask else _MODEL_SECONDS,
+            seconds=max(seconds, _ANSWER_SECONDS) if ask else seconds,
             when_late="The provider accepts connections and says nothing: see its log, or what stands in between.",
         )
     if settings.with_local_model:
-        yield Check(name="local model", look=check_local_model)
+        yield check(name="local model", look=check_local_model)
     if settings.tls.cert_file:
-        yield Check(name="certificate", look=partial(check_certificates, settings.tls))
+        yield check(name="certificate", look=partial(check_certificates, settings.tls))
     for issuer in settings.auth.issuers:
-        yield Check(name=f"issuer {issuer.issuer}", look=partial(check_issuer, issuer), seconds=_MODEL_SECONDS)
-    yield Check(name="open files", look=partial(check_open_files, settings))
-    yield Check(name="files", look=partial(check_files, settings))
+        yield check(name=f"issuer {issuer.issuer}", look=partial(check_issuer, issuer))
+    yield check(name="open files", look=partial(check_open_files, settings))
+    yield check(name="files", look=partial(check_files, settings))
     for key in ("listen", "health_listen"):
         if address := getattr(settings.server, key):
-            yield Check(name=f"address {key}", look=partial(check_address, settings, key, address))
+            yield check(name=f"address {key}", look=partial(check_address, settings, key, address))

@@ -26,7 +26,7 @@ class Check:
 
     name: str
     look: Callable[[], Awaitable[Sequence[Finding]]]
-    seconds: float = 5.0
+    seconds: float
     when_late: str = "Find out what it waits for: a firewall that drops packets, a machine that hangs."
 
 
