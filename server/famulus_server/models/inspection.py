@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from famulus_server.models.chat import ChatFormat
 from famulus_server.models.connection import Connection
-from famulus_server.models.registry import ModelRegistry
-from famulus_server.models.settings import ModelSettings, RetrySettings
+from famulus_server.models.responses import ResponsesFormat
+from famulus_server.models.settings import ModelSettings
+from famulus_server.models.streamed import StreamedModel, WireFormat
 from famulus_server.ports import ModelRequest, TextChunk, TurnOutcome
 
 if TYPE_CHECKING:
@@ -77,20 +79,23 @@ async def inspect_model(settings: ModelSettings) -> ModelSight:
 
 async def ask_model(settings: ModelSettings) -> Answer:
     """Has the model say two letters, which costs some tokens. Raises ModelError."""
-    registry = ModelRegistry(settings=[msgspec.structs.replace(settings, retry=RetrySettings(attempts=1))])
+    connection = Connection(settings=settings)
+    wire: WireFormat
+    wire = ChatFormat(settings=settings) if settings.backend == "chat" else ResponsesFormat(settings=settings)
+    model = StreamedModel(connection=connection, wire=wire, settings=settings)
     request = ModelRequest(model=settings.name, instructions="", items=[_QUESTION], max_output_tokens=_FEW_TOKENS)
     text, first_text, ended = "", None, None
     now = asyncio.get_running_loop().time
     try:
         started = now()
-        async for events in registry.open(settings.name).stream(request):
+        async for events in model.stream(request):
             for event in events:
                 if isinstance(event, TextChunk):
                     first_text = first_text or now() - started
                     text += event.text
             ended = events[-1]
     finally:
-        await registry.close()
+        await connection.close()
     usage = getattr(ended, "usage", None)
     return Answer(
         text=text,

@@ -3,7 +3,7 @@
 import pytest
 
 from famulus_server.cli.monitor.change import Change, quantile
-from famulus_server.cli.monitor.scrape import Scrape, Unreachable, read
+from famulus_server.telemetry.scrape import Scrape, Unreachable, read
 from metered import Metered
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from famulus_server.cli.monitor.scrape import Labels, Scrape
+from famulus_server.telemetry.scrape import Labels, Scrape
 
 _START = "process_start_time_seconds"
 

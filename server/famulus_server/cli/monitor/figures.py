@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from famulus_server.cli.monitor.change import Change, quantile
-from famulus_server.cli.monitor.scrape import Scrape
+from famulus_server.telemetry.scrape import Scrape
 
 _STREAMS = ("RunService/WatchRun", "RunService/StreamRun")
 # The others are what callers do, or are told.

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from famulus_server.cli.monitor.change import Change
 from famulus_server.cli.monitor.figures import Fleet, Replica, of_fleet, of_replica
-from famulus_server.cli.monitor.scrape import Scrape, Unreachable, scrape
+from famulus_server.telemetry.scrape import Scrape, Unreachable, scrape
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient

@@ -1,4 +1,4 @@
-"""The metrics of one replica at one moment."""
+"""The metrics of one replica at one moment, read as Prometheus reads them."""
 
 from __future__ import annotations
 
