@@ -198,8 +198,11 @@ async def test_database_whose_server_is_stopped(doctor: Doctor, postgres_server:
 
 async def test_database_with_another_password(doctor: Doctor, postgres_server: PostgresServer) -> None:
     superuser = postgres_server.url(user="postgres")
-    execute(superuser, "DROP ROLE IF EXISTS locked", "CREATE ROLE locked LOGIN PASSWORD 'right'")
-    found = await doctor(store(postgres_server.url(user="locked", password="hush-db")))
+    execute(superuser, "CREATE ROLE locked LOGIN PASSWORD 'right'")
+    try:
+        found = await doctor(store(postgres_server.url(user="locked", password="hush-db")))
+    finally:
+        execute(superuser, "DROP ROLE locked")
     assert found.verdict("database") == "fail"
     assert 'password authentication failed for user "locked"' in found.seen("database")
     assert found.remedy("database").startswith("Correct the password")

@@ -100,6 +100,7 @@ async def test_wrong_password_is_told_and_never_shown(postgres_server: PostgresS
     execute(postgres_server.url(user="postgres"), "CREATE ROLE locked LOGIN PASSWORD 'right'")
     with pytest.raises(StoreUnreachable, match='password authentication failed for user "locked"') as refused:
         await open_and_close(postgres_server.url(user="locked", password="wrong"))
+    execute(postgres_server.url(user="postgres"), "DROP ROLE locked")
     assert "wrong" not in str(refused.value)
     assert str(refused.value).startswith("postgresql://locked@/postgres: ")
 
