@@ -32,6 +32,7 @@ PAGES = [
     DOCS / "errors.md",
     DOCS / "privacy.md",
     DOCS / "security.md",
+    DOCS / "troubleshooting.md",
     ROOT / "CHANGELOG.md",
 ]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {

@@ -69,6 +69,7 @@ async def _examine(configuration: Configuration, *, seconds: float, ask: bool) -
     from famulus_server.cli.diagnosis.examination import Result, examine
     from famulus_server.cli.diagnosis.settings import refused
     from famulus_server.config import ConfigError
+    from famulus_server.models.connection import load_sdk
     from famulus_server.telemetry.logs import configure_logs
 
     try:
@@ -77,6 +78,9 @@ async def _examine(configuration: Configuration, *, seconds: float, ask: bool) -
         return [Result(check="settings", findings=[refused(str(error))])]
     # What the server's own parts would log is told as findings, and standard output is for these alone.
     configure_logs(level="error", json=None, secrets=[model.api_key for model in settings.models])
+    if settings.models:
+        # Before all else: it keeps the interpreter busy for a second, which would count as latency elsewhere.
+        await load_sdk()
     return await examine(list(all_checks(configuration, settings, seconds=seconds, ask=ask)), waiting=_tell)
 
 

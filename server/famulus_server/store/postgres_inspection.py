@@ -41,7 +41,7 @@ async def inspect_postgres(url: str) -> PostgresSight:
         statement_seconds, seconds_ahead = await _measure(connection)
         limit = await _setting(connection, "max_connections")
         return PostgresSight(
-            version=".".join(str(part) for part in connection.get_server_version()[:2]),
+            version=(await connection.fetchval("SHOW server_version")).partition(" ")[0],
             revision=revision,
             unbound_role=await unbound_role(connection),
             read_only=await connection.fetchval("SHOW transaction_read_only") == "on",

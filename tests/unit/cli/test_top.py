@@ -88,6 +88,13 @@ async def test_figures_are_those_of_all_replicas_together_and_of_each(nobody: st
     assert view.replicas[0].memory_bytes == 123e6
 
 
+async def test_queue_is_unknown_where_no_replica_tells_of_it() -> None:
+    async with ScriptedUpstream(script=default_script()) as upstream:
+        view = await of(upstream.base_url).look()
+    assert (view.fleet.queue_runs, view.fleet.queue_oldest_seconds) == (None, None)
+    assert "- runs wait, the oldest for -" in "\n".join(drawn(view))
+
+
 async def test_first_look_has_no_rates() -> None:
     replica = Metered()
     replica.count("rpcs", "RunService/GetRun", "OK", by=4)

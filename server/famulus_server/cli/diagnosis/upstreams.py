@@ -21,10 +21,8 @@ _SHOWN_NAMES = 5
 async def check_model(settings: ModelSettings, *, key: str, ask: bool) -> Sequence[Finding]:
     """What its provider says; `key` tells where the key comes from, empty where there is none. With `ask` the model
     itself is asked, which costs some tokens."""
-    from famulus_server.models.connection import load_sdk
     from famulus_server.models.inspection import ModelUnreachable, inspect_model
 
-    await load_sdk()
     try:
         sight = await inspect_model(settings)
     except ModelUnreachable as error:

@@ -43,8 +43,8 @@ class Fleet:
 
     replicas: int
     reachable: int
-    queue_runs: int = 0
-    queue_oldest_seconds: float = 0.0
+    queue_runs: float | None = None
+    queue_oldest_seconds: float | None = None
     runs_created: float | None = None
     runs_ended: Mapping[str, float] = field(default_factory=dict)  # by state
     success: float | None = None  # the share of completed ones of those that nobody cancelled
@@ -97,8 +97,8 @@ def of_fleet(number: int, scrapes: Sequence[Scrape], changes: Sequence[Change]) 
     return Fleet(
         replicas=number,
         reachable=len(scrapes),
-        # Each tells of the whole database.
-        queue_runs=int(_highest("famulus_queue_runs", scrapes)),
+        # Each tells of the whole database, unless it cannot reach it.
+        queue_runs=_highest("famulus_queue_runs", scrapes),
         queue_oldest_seconds=_highest("famulus_queue_oldest_seconds", scrapes),
         runs_created=_sum("famulus_runs_created_total", changes),
         runs_ended=_rates("famulus_runs_ended_total", "state", changes),
@@ -150,8 +150,8 @@ def _share(counts: Mapping[str, float], good: str, *, of_no_account: str = "") -
     return counts.get(good, 0.0) / all_in_all if all_in_all else None
 
 
-def _highest(name: str, scrapes: Sequence[Scrape]) -> float:
-    return max((scrape.total(name) for scrape in scrapes), default=0.0)
+def _highest(name: str, scrapes: Sequence[Scrape]) -> float | None:
+    return max((value for scrape in scrapes for _, value in scrape.matching(name)), default=None)
 
 
 def _breakers(scrapes: Sequence[Scrape]) -> dict[str, str]:

@@ -39,7 +39,8 @@ def _fleet(fleet: Fleet) -> Table:
 
 def _lines(fleet: Fleet) -> Iterator[tuple[str, Text]]:
     yield "replicas", Text(f"{fleet.reachable} of {fleet.replicas} answer", _red(fleet.reachable < fleet.replicas))
-    yield "queue", Text(f"{fleet.queue_runs:,} runs wait, the oldest for {_seconds(fleet.queue_oldest_seconds)}")
+    waiting = _NOTHING if fleet.queue_runs is None else f"{fleet.queue_runs:,.0f}"
+    yield "queue", Text(f"{waiting} runs wait, the oldest for {_seconds(fleet.queue_oldest_seconds)}")
     ended = _by(fleet.runs_ended, "/s")
     yield "runs", Text(f"{_rate(fleet.runs_created)} created/s; ended: {ended}; success {_share(fleet.success)}")
     first = f"p50 {_seconds(fleet.first_event_p50)}, p95 {_seconds(fleet.first_event_p95)}"
