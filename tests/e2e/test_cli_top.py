@@ -1,74 +1,12 @@
-"""`famulus-server top` on a terminal, which is a real pseudo-terminal."""
+"""`famulus-server top` on a terminal."""
 
-import fcntl
-import os
-import pty
-import select
 import signal
-import struct
-import subprocess
-import termios
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from command import PROGRAM, SECONDS, environment
+from command import SECONDS
 from metered import Metered
-
-
-class Terminal:
-    """The command on a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._master, self._slave = pty.openpty()
-        self.resize(rows=30, columns=120)
-        self.before = self.mode()
-        self.process = subprocess.Popen(
-            [PROGRAM, *arguments],
-            env=environment({"TERM": "xterm", "COLUMNS": "", "LINES": ""}),
-            stdin=self._slave,
-            stdout=self._slave,
-            stderr=self._slave,
-            start_new_session=True,
-        )
-        self._seen = ""
-
-    def until(self, text: str) -> str:
-        """What has been written since the last call, as soon as this text is in it."""
-        deadline = time.monotonic() + SECONDS
-        while text not in self._seen:
-            assert select.select([self._master], [], [], deadline - time.monotonic())[0], self._seen
-            self._seen += os.read(self._master, 65_536).decode(errors="replace")
-        seen, self._seen = self._seen, ""
-        return seen
-
-    def press(self, key: str) -> None:
-        os.write(self._master, key.encode())
-
-    def resize(self, *, rows: int, columns: int) -> None:
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def mode(self) -> list[Any]:
-        return termios.tcgetattr(self._slave)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self._slave)
-        os.close(self._master)
-
-
-@contextmanager
-def terminal(*arguments: str) -> Iterator[Terminal]:
-    opened = Terminal(*arguments)
-    try:
-        yield opened
-    finally:
-        opened.close()
+from terminal import terminal
 
 
 def test_q_quits_and_leaves_the_terminal_as_it_was() -> None:

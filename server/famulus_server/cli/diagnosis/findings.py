@@ -6,6 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+# A clock that is off by more is told, and by less not even mentioned.
+_MOST_SECONDS = 1.0
+_SHOWN_SECONDS = 0.01
+
 Verdict = Literal["ok", "warn", "fail"]
 
 
@@ -51,7 +55,3 @@ def judge_clock(seconds_ahead: float, *, whose: str) -> Finding:
     if abs(seconds_ahead) <= _MOST_SECONDS:
         return ok("clock", seen if abs(seconds_ahead) >= _SHOWN_SECONDS else f"{whose} agrees with this machine's")
     return warn("clock", seen, "Have both set by NTP: tokens and certificates are judged by this machine's clock.")
-
-
-_MOST_SECONDS = 1.0
-_SHOWN_SECONDS = 0.01
