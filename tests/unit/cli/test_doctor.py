@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from credentials import Authority
+from credentials import Authority, Signer, jwks
 from famulus_server.cli import main
 from famulus_server.config import EncryptionSettings
 from famulus_server.embedded.upstream import ScriptedUpstream, default_script
@@ -414,6 +414,26 @@ async def test_certificate_that_runs_out_soon_and_a_key_that_others_may_read(doc
     assert (found.verdict("certificate"), found.verdict("certificate", "key")) == ("warn", "warn")
     assert "0 days from now" in found.seen("certificate")
     assert found.remedy("certificate", "key") == f"chmod 600 {key_file}"
+
+
+async def test_certificate_that_has_run_out(doctor: Doctor, tmp_path: Path) -> None:
+    cert_file, key_file = Authority().client(seconds=-60).write(tmp_path, "server")
+    found = await doctor(f"[tls]\ncert_file = '{cert_file}'\nkey_file = '{key_file}'\n")
+    assert (found.code, found.verdict("certificate")) == (1, "fail")
+    assert "ran out on" in found.seen("certificate")
+
+
+async def test_issuer_whose_keys_can_be_had(doctor: Doctor, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_bytes(jwks(Signer.new("one"), Signer.new("two")))
+    found = await doctor(f"[[auth.issuers]]\nissuer = 'i'\naudience = 'a'\njwks_file = '{file}'\n")
+    assert (found.verdict("issuer i"), found.seen("issuer i")) == ("ok", f"{file}: 2 keys")
+
+
+async def test_command_for_the_key_that_hangs_holds_up_nothing_else(doctor: Doctor) -> None:
+    found = await doctor("[encryption]\nkey_command = ['sleep', '2']\n", "--timeout", "0.5")
+    assert found.seen("encryption") == "no answer in 0.5 s"
+    assert found.verdict("database") == "ok"
 
 
 async def test_issuer_whose_keys_cannot_be_had(doctor: Doctor, unused: int) -> None:

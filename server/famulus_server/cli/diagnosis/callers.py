@@ -24,14 +24,15 @@ async def check_certificates(tls: TlsSettings) -> Sequence[Finding]:
 
 async def check_issuer(issuer: IssuerSettings) -> Sequence[Finding]:
     """Whether its keys can be had."""
+    from famulus_server.cli.config_explanation import without_password
     from famulus_server.identity.key_sets import KeySetUnusable, fetch_keys, read_keys
 
-    where = issuer.jwks_url or issuer.jwks_file
+    where = without_password(issuer.jwks_url) if issuer.jwks_url else issuer.jwks_file
     try:
         if issuer.jwks_url:
             keys = await fetch_keys(issuer.jwks_url)
         else:
-            keys = read_keys(await asyncio.to_thread(lambda: Path(where).expanduser().read_bytes()))
+            keys = read_keys(await asyncio.to_thread(lambda: Path(issuer.jwks_file).expanduser().read_bytes()))
     except (OSError, KeySetUnusable) as error:
         why = error.strerror if isinstance(error, OSError) else error
         return [fail("", f"{where}: {why}", "Until there are keys, calls with its tokens are UNAVAILABLE.")]
