@@ -230,6 +230,18 @@ def variables(path: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
     return used
 
 
+def key_sources(path: Path | None) -> dict[str, str]:
+    """Where the keys of models come from, by the models' names; no key has none. Raises ConfigError."""
+    document = _read(path) if path else {}
+    kinds = {"api_key_env": "the variable", "api_key_file": "the file"}
+    return {
+        str(entry.get("name")): f"{words} {entry[kind]}"
+        for _, entry in _entries(document, "models", str(path))
+        for kind, words in kinds.items()
+        if kind in entry
+    }
+
+
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """The variables of the environment that look like settings of a section, and are none."""
     known = {_variable(name, field.name) for name, kind in _SCALARS.items() for field in msgspec.structs.fields(kind)}

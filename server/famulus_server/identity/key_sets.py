@@ -155,6 +155,17 @@ class KeyUrl:
         _log.info("keys of an issuer fetched", url=self._url, keys=len(self._keys))
 
 
+async def fetch_keys(url: str) -> Keys:
+    """The public keys that are there now. Raises KeySetUnusable."""
+    import httpx2  # as above
+
+    try:
+        async with asyncio.timeout(_FETCH_SECONDS):
+            return read_keys(await _download(url))
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        raise KeySetUnusable(f"no answer ({_words(error)})") from error
+
+
 def read_keys(data: bytes) -> Keys:
     """The public keys of a key set that can be used here. Raises KeySetUnusable."""
     if len(data) > _MOST_BYTES:

@@ -1,7 +1,7 @@
 """Brings a PostgreSQL database to the schema that this version of the server knows; several may try at once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -24,15 +24,23 @@ async def upgrade_database(url: str) -> str:
 
     Raises StoreUnusable. A database that is up to date costs a few queries: Alembic is not even imported.
     """
+    async with connected(url) as connection:
+        found = await revision_of(connection, shown(url))
     with operator_errors(url):
-        connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS, command_timeout=_CONNECT_SECONDS)
-        try:
-            found = await _revision(connection, shown(url))
-        finally:
-            await connection.close(timeout=_CONNECT_SECONDS)
         if schema.is_outdated(found, shown(url)):
             await _migrate(url)
     return found
+
+
+@asynccontextmanager
+async def connected(url: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+    """A connection for a few queries. Raises StoreUnreachable."""
+    with operator_errors(url):
+        connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS, command_timeout=_CONNECT_SECONDS)
+        try:
+            yield connection
+        finally:
+            await connection.close(timeout=_CONNECT_SECONDS)
 
 
 @contextmanager
@@ -61,7 +69,8 @@ def shown(url: str) -> str:
     return scheme + separator + who.partition(":")[0] + at + where.partition("?")[0]
 
 
-async def _revision(connection: "asyncpg.Connection[asyncpg.Record]", where: str) -> str:
+async def revision_of(connection: "asyncpg.Connection[asyncpg.Record]", where: str) -> str:
+    """The revision of the schema, '' for none. Raises NotAStore."""
     version = connection.get_server_version().major
     if version < _OLDEST_VERSION:
         raise NotAStore(f"{where}: PostgreSQL {version} is too old, at least {_OLDEST_VERSION} is needed")

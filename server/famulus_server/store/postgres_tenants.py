@@ -53,9 +53,15 @@ def alone(tenant: str) -> str:
     return NOBODY if tenant == EVERYBODY else tenant
 
 
+async def unbound_role(connection: "_Connection | PoolConnectionProxy[asyncpg.Record]") -> str | None:
+    """The connection's role where the policies do not bind it: a superuser, or one with BYPASSRLS."""
+    role: str | None = await connection.fetchval(_UNBOUND_ROLE)
+    return role
+
+
 async def warn_of_unbound_role(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
     """Logs a warning where the policies do not bind the connection's role: then queries alone keep tenants apart."""
-    role = await connection.fetchval(_UNBOUND_ROLE)
+    role = await unbound_role(connection)
     if role is not None:
         _log.warning(
             "row-level security does not bind the database role %r, a superuser or one with BYPASSRLS: tenants are kept"

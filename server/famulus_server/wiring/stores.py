@@ -42,6 +42,11 @@ async def open_store(settings: Settings, *, progress: Progress, with_keys: bool 
         await store.close()
 
 
+def connections_of(settings: Settings) -> int:
+    """How many connections to PostgreSQL a replica may have."""
+    return settings.store.pool + _WORKER_CONNECTIONS
+
+
 def read_keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache | None:
     """What seals and opens, None where nothing is encrypted. Raises KeyUnusable."""
     if not encryption.is_on:
@@ -49,14 +54,24 @@ def read_keys(encryption: EncryptionSettings, progress: Progress) -> KeyCache | 
     # Here, because `cryptography` takes a moment, and nobody else needs it.
     from famulus_server.encryption.aes import AesVault
 
-    files = [Path(file).expanduser() for file in (encryption.key_file, *encryption.old_key_files) if file]
-    for file in files:
+    for file in key_files(encryption):
         if is_exposed(file):
             progress(f"[encryption] others than its owner may read {file}")
-    keys = [read_key(file) for file in files]
+    keys = operators_keys(encryption)
+    return KeyCache(vault=AesVault(key=keys[0], old=keys[1:]), scope=encryption.scope)
+
+
+def key_files(encryption: EncryptionSettings) -> list[Path]:
+    """The files that have keys of the operator."""
+    return [Path(file).expanduser() for file in (encryption.key_file, *encryption.old_key_files) if file]
+
+
+def operators_keys(encryption: EncryptionSettings) -> list[bytes]:
+    """All keys of the operator, the one in use first. Raises KeyUnusable."""
+    keys = [read_key(file) for file in key_files(encryption)]
     if encryption.key_command:
         keys.insert(0, ask_for_key(encryption.key_command))
-    return KeyCache(vault=AesVault(key=keys[0], old=keys[1:]), scope=encryption.scope)
+    return keys
 
 
 async def open_stores(

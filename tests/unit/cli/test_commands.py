@@ -25,6 +25,8 @@ COMMANDS = [
     "keys rotate",
     "models pull",
     "healthcheck",
+    "doctor",
+    "top",
     "fake-upstream",
 ]
 

@@ -70,14 +70,14 @@ async def test_newer_version_that_was_faster_is_refused(new_database: str, monke
     await postgres_schema.upgrade_database(new_database)
     execute(new_database, "UPDATE alembic_version SET version_num = '9999'")
     # What was seen before the lock was taken.
-    monkeypatch.setattr(postgres_schema, "_revision", lambda *_: asyncio.sleep(0, ""))
+    monkeypatch.setattr(postgres_schema, "revision_of", lambda *_: asyncio.sleep(0, ""))
     with pytest.raises(SchemaTooNew, match="9999"):
         await postgres_schema.upgrade_database(new_database)
 
 
 async def test_migration_that_breaks_off_leaves_nothing(new_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(new_database, "CREATE TABLE secrets (in_the_way text)")
-    monkeypatch.setattr(postgres_schema, "_revision", lambda *_: asyncio.sleep(0, ""))
+    monkeypatch.setattr(postgres_schema, "revision_of", lambda *_: asyncio.sleep(0, ""))
     with pytest.raises(ProgrammingError):
         await postgres_schema.upgrade_database(new_database)
     assert await query(new_database, TABLES) == "secrets"
@@ -100,6 +100,7 @@ async def test_wrong_password_is_told_and_never_shown(postgres_server: PostgresS
     execute(postgres_server.url(user="postgres"), "CREATE ROLE locked LOGIN PASSWORD 'right'")
     with pytest.raises(StoreUnreachable, match='password authentication failed for user "locked"') as refused:
         await open_and_close(postgres_server.url(user="locked", password="wrong"))
+    execute(postgres_server.url(user="postgres"), "DROP ROLE locked")
     assert "wrong" not in str(refused.value)
     assert str(refused.value).startswith("postgresql://locked@/postgres: ")
 

@@ -1,0 +1,1 @@
+"""What `famulus-server top` shows: the metrics of replicas, read twice, as figures, as tables, on a screen."""
