@@ -32,6 +32,12 @@ def test_settings_of_its_own_option_win_over_those_of_the_group(tmp_path: Path) 
     right, wrong = tmp_path / "right.toml", tmp_path / "wrong.toml"
     right.write_text("")
     wrong.write_text("[sever]\n")
-    env = environment({"FAMULUS_SERVER_LISTEN": "127.0.0.1:0", "FAMULUS_SERVER_DATA_DIR": str(tmp_path / "data")})
+    env = environment(
+        {
+            "FAMULUS_SERVER_LISTEN": "127.0.0.1:0",
+            "FAMULUS_METRICS_LISTEN": "127.0.0.1:0",
+            "FAMULUS_SERVER_DATA_DIR": str(tmp_path / "data"),
+        }
+    )
     assert run("--config", str(wrong), "doctor", "--config", str(right), env=env).returncode == 0
     assert run("--config", str(right), "doctor", "--config", str(wrong), env=env).returncode == 1

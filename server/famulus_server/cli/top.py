@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from famulus_server.cli.configuration import Configuration
+from famulus_server.cli.options import address_to_call
+
 if TYPE_CHECKING:
     from famulus_server.cli.monitor.replicas import Replicas, View
 
@@ -30,12 +33,21 @@ _WIDE = 200
 )
 @click.option("--once", is_flag=True, help="Look twice, an interval apart, and print the tables.")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object, for machines.")
-def top(addresses: tuple[str, ...], names: tuple[str, ...], interval: float, once: bool, as_json: bool) -> None:
+@click.pass_obj
+def top(
+    configuration: Configuration,
+    addresses: tuple[str, ...],
+    names: tuple[str, ...],
+    interval: float,
+    once: bool,
+    as_json: bool,
+) -> None:
     """Watch runs, queue, limits and breakers of one or several replicas.
 
-    ADDRESS is where a replica gives its metrics, `[metrics] listen`: host, host:port or a URL. Without any it is
-    127.0.0.1:9464. With --dns, the name is asked each time which replicas there are; on Kubernetes that of the headless
-    Service finds all pods. Rates are those since the look before, quantiles those of runs that ended meanwhile.
+    ADDRESS is where a replica gives its metrics, `[metrics] listen`: host, host:port or a URL. Without any it is the
+    one in the settings. With --dns, the name is asked each time which replicas there are; on Kubernetes that of the
+    headless Service finds all pods. Rates are those since the look before, quantiles those of runs that ended
+    meanwhile.
 
     q or Ctrl-C quits. Where the output is no terminal, --once is meant. The exit code of --once and --json is 1 where
     no replica answers, otherwise 0.
@@ -49,9 +61,9 @@ def top(addresses: tuple[str, ...], names: tuple[str, ...], interval: float, onc
       famulus-server top --json | jq .fleet.queue_runs
     """
     # Here, because `--help` needs none of it.
-    from famulus_server.cli.monitor.replicas import PORT, Replicas, metrics_url
+    from famulus_server.cli.monitor.replicas import Replicas, metrics_url
 
-    given = addresses or (() if names else (f"127.0.0.1:{PORT}",))
+    given = addresses or (() if names else (_own_address(configuration),))
     for address in (*given, *names):
         try:
             metrics_url(address)
@@ -65,6 +77,13 @@ def top(addresses: tuple[str, ...], names: tuple[str, ...], interval: float, onc
     from famulus_server.cli.monitor.screen import show
 
     asyncio.run(show(replicas, interval=interval))
+
+
+def _own_address(configuration: Configuration) -> str:
+    listen = configuration.load().metrics.listen
+    if not listen:
+        raise click.UsageError("[metrics] listen is empty, so there is nothing to read: name an ADDRESS")
+    return address_to_call(listen)
 
 
 async def _look_twice(replicas: Replicas, interval: float) -> View:

@@ -29,9 +29,11 @@ from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.encryption.key_sources import new_key
 from famulus_server.store.postgres_schema import upgrade_database
 from famulus_server.store.schema import HEAD
+from metered import Metered
 from postgres import PostgresServer, execute
 from serving import ServerThread, settings_in
 
+_NO_METRICS = {"FAMULUS_METRICS_LISTEN": ""}
 SECRETS = {"hush-db", "hush-redis", "sk-hush-model"}
 
 
@@ -75,7 +77,7 @@ def doctor(tmp_path: Path) -> Doctor:
         file = tmp_path / "famulus.toml"
         sections = "" if "[server]" in text else f"[server]\nlisten = '127.0.0.1:0'\ndata_dir = '{tmp_path}/data'\n"
         file.write_text(sections + text)
-        env = {"FAMULUS_CONFIG": None, "FAMULUS_EMBEDDED_LOCAL_MODEL": "off", **(environ or {})}
+        env = {"FAMULUS_CONFIG": None, "FAMULUS_EMBEDDED_LOCAL_MODEL": "off", **_NO_METRICS, **(environ or {})}
         arguments = ["doctor", "--config", str(file), "--json", *options]
         result = await asyncio.to_thread(CliRunner(env=env).invoke, main, arguments)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -449,6 +451,16 @@ async def test_address_that_something_else_has(doctor: Doctor, tmp_path: Path) -
     assert found.seen("address listen") == f"{address} is in use, by something that answers no health checks"
 
 
+async def test_address_for_metrics_is_free_or_a_famulus_has_it_or_something_else(doctor: Doctor, silent: int) -> None:
+    with Metered().served() as address:
+        there = await doctor(environ={"FAMULUS_METRICS_LISTEN": address})
+    assert there.seen("address metrics") == f"{address}: a famulus with the role all gives its metrics there"
+    assert "is free" in (await doctor(environ={"FAMULUS_METRICS_LISTEN": address})).seen("address metrics")
+    taken = await doctor(environ={"FAMULUS_METRICS_LISTEN": f"127.0.0.1:{silent}"})
+    assert (taken.code, taken.verdict("address metrics")) == (1, "fail")
+    assert "gives no metrics (no answer in time)" in taken.seen("address metrics")
+
+
 async def test_too_few_open_files(doctor: Doctor) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
@@ -506,6 +518,7 @@ def test_text_has_a_line_for_each_finding_and_one_for_each_remedy(tmp_path: Path
         "FAMULUS_CONFIG": None,
         "FAMULUS_SERVER_DATA_DIR": str(folder),
         "FAMULUS_SERVER_LISTEN": "127.0.0.1:0",
+        **_NO_METRICS,
         "FAMULUS_EMBEDDED_LOCAL_MODEL": "off",
     }
     shown = CliRunner(env=env).invoke(main, ["doctor"])

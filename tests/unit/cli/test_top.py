@@ -160,6 +160,15 @@ def test_rates_of_once_are_those_between_its_two_looks() -> None:
     assert seen["fleet"]["reachable"] == 1
 
 
+def test_without_an_address_the_settings_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAMULUS_CONFIG", raising=False)
+    with Metered().served() as address:
+        monkeypatch.setenv("FAMULUS_METRICS_LISTEN", address)
+        assert address in call("--once", "--interval", "0.1").stdout
+    monkeypatch.setenv("FAMULUS_METRICS_LISTEN", "")
+    assert "[metrics] listen is empty" in call("--once").stderr
+
+
 @pytest.mark.parametrize(
     ("address", "url"),
     [

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from famulus_server.cli.diagnosis.callers import check_certificates, check_issuer
 from famulus_server.cli.diagnosis.database import check_database, check_encryption
 from famulus_server.cli.diagnosis.findings import Check
-from famulus_server.cli.diagnosis.machine import check_address, check_files, check_open_files
+from famulus_server.cli.diagnosis.machine import (
+    check_address,
+    check_files,
+    check_metrics_address,
+    check_open_files,
+)
 from famulus_server.cli.diagnosis.redis_server import check_redis
 from famulus_server.cli.diagnosis.settings import check_settings
 from famulus_server.cli.diagnosis.upstreams import check_local_model, check_model
@@ -51,3 +56,5 @@ def all_checks(configuration: Configuration, settings: Settings, *, seconds: flo
     for key in ("listen", "health_listen"):
         if address := getattr(settings.server, key):
             yield check(name=f"address {key}", look=partial(check_address, settings, key, address))
+    if address := settings.metrics.listen:
+        yield check(name="address metrics", look=partial(check_metrics_address, address))

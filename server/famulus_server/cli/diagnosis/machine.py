@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ALWAYS_OPEN = 64
 # Connections of callers, on each of which a hundred streams may be open.
 _CALLERS = 512
-_HEALTH_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
 
 
 async def check_open_files(settings: Settings) -> Sequence[Finding]:
@@ -40,16 +40,41 @@ async def check_files(settings: Settings) -> Sequence[Finding]:
 
 
 async def check_address(settings: Settings, key: str, address: str) -> Sequence[Finding]:
-    """That it is free, or a famulus answers there. `key` is the setting that names it."""
+    """That it is free, or a famulus answers there. `key` is the setting of [server] that names it."""
+    return [await _free(f"[server] {key}", address) or await _who_answers(settings, key, address)]
+
+
+async def check_metrics_address(address: str) -> Sequence[Finding]:
+    """That it is free, or a famulus gives its metrics there."""
+    return [await _free("[metrics] listen", address) or await _who_measures(address)]
+
+
+async def _free(key: str, address: str) -> Finding | None:
+    """None: it is in use."""
     from famulus_server.api.addresses import ListenError, check_free
 
     try:
         await asyncio.to_thread(check_free, address)
     except ListenError:
-        return [await _who_answers(settings, key, address)]
+        return None
     except OSError as error:
-        return [fail("", f"{address}: {error.strerror}", f"Correct [server] {key}: this machine has no such address.")]
-    return [ok("", f"{address} is free: no server runs there now")]
+        return fail("", f"{address}: {error.strerror}", f"Correct {key}: this machine has no such address.")
+    return ok("", f"{address} is free: no server runs there now")
+
+
+async def _who_measures(address: str) -> Finding:
+    import httpx2
+
+    from famulus_server.telemetry.scrape import Unreachable, scrape
+
+    try:
+        async with httpx2.AsyncClient(timeout=_ANSWER_SECONDS, trust_env=False) as client:
+            seen = await scrape(client, f"http://{address_to_call(address)}/metrics")
+    except Unreachable as unreachable:
+        remedy = "Stop whatever has it, or choose another address for [metrics] listen."
+        return fail("", f"{address} is in use, by something that gives no metrics ({unreachable})", remedy)
+    role = seen.label("famulus_build_info", "role")
+    return ok("", f"{address}: a famulus with the role {role} gives its metrics there")
 
 
 def _exposed(settings: Settings) -> Iterator[Finding]:
@@ -88,7 +113,7 @@ async def _health(target: str) -> str | None:
 
     async with grpc.aio.insecure_channel(target, channel_options(target)) as channel:
         try:
-            answer = await HealthStub(channel).Check(HealthCheckRequest(service="readiness"), timeout=_HEALTH_SECONDS)
+            answer = await HealthStub(channel).Check(HealthCheckRequest(service="readiness"), timeout=_ANSWER_SECONDS)
         except grpc.aio.AioRpcError:
             return None
     return str(HealthCheckResponse.ServingStatus.Name(answer.status))
