@@ -140,6 +140,12 @@ class Manifests:
         return settings
 
 
+def metrics_of(scaler: Object) -> set[str]:
+    """The metrics of an autoscaler that come from the server."""
+    metrics = [metric for metric in scaler["spec"]["metrics"] if metric["type"] != "Resource"]
+    return {metric[metric["type"].lower()]["metric"]["name"] for metric in metrics}
+
+
 # Values that pass for those of the Secrets.
 SECRETS = {
     "FAMULUS_STORE_URL": "postgresql://famulus:password@postgresql.example/famulus",

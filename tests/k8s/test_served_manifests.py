@@ -3,6 +3,8 @@ the public `grpc-health-probe` what the kubelet would ask."""
 
 import asyncio
 import contextlib
+import http.client
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +25,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.embedded.upstream import Scene, Script, ScriptedUpstream
 from famulus_server.embedded.valkey import EmbeddedValkey
-from k8s.manifests import CONFIG, Manifests, Workload, build, tool
+from k8s.manifests import CONFIG, Manifests, Workload, build, metrics_of, tool
 
 UNHEALTHY = 4
 HOLDS_ITS_ANSWER = "[[scene]]\ntext = 'once upon a time'\nhold_after = 1\n"
@@ -92,6 +94,16 @@ def becomes_ready(pod: Pod, running: Running) -> None:
     running.address()
     assert {kind: pod.probe(kind) for kind in pod.workload.probes} == {"startup": 0, "readiness": 0, "liveness": 0}
     assert probed(pod.ports[7462], "no such service", seconds=2) != 0
+
+
+def scraped(pod: Pod) -> set[str]:
+    """The names of the metrics that Prometheus gets there."""
+    connection = http.client.HTTPConnection("127.0.0.1", pod.ports[pod.workload.ports["metrics"]], timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return set(re.findall(r"^(\w+)", answer.read().decode(), re.MULTILINE))
 
 
 def ends_in_time(pod: Pod, running: Running) -> None:
@@ -213,5 +225,8 @@ def live_in_production(outside: Outside, secrets: Mapping[str, str]) -> None:
         [api] = [pod for pod in pods if pod.workload.name == "famulus-api"]
         answered = outside.ask(f"localhost:{api.ports[7461]}")
         assert (answered.returncode, answered.stdout) == (0, "fine\n"), answered.stderr
+        for scaler in made.of("HorizontalPodAutoscaler"):
+            [scaled] = [pod for pod in pods if pod.workload.name == scaler["spec"]["scaleTargetRef"]["name"]]
+            assert metrics_of(scaler) <= scraped(scaled)
         for pod, process in zip(pods, running, strict=True):
             ends_in_time(pod, process)
