@@ -71,8 +71,9 @@ def schemas(api_version: str, kind: str) -> jsonschema_rs.Validator:
     """What the definition of a custom resource says of it; beyond that, it may have no fields."""
     tool("kustomize")  # or a skip, as there are no definitions either
     group, _, version = api_version.partition("/")
+    # The loader in C: some definitions are megabytes of text.
     for path in sorted((TOOLS / "crds").glob("*.yaml")):
-        for definition in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        for definition in yaml.load_all(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
             spec = definition["spec"] if definition and definition["kind"] == "CustomResourceDefinition" else {}
             if spec and (spec["group"], spec["names"]["kind"]) == (group, kind):
                 [schema] = [each["schema"] for each in spec["versions"] if each["name"] == version]
