@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
 .PHONY: help run demo test test-server test-clients conformance lint audit sbom generate generate-check breaking \
-	chaos fuzz bench clean
+	k8s-check chaos fuzz bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -23,6 +23,7 @@ demo: .venv/installed ## start the server, show one conversation, stop
 test: test-server $(if $(PYTEST_ARGS),,test-clients) ## run the tests; PYTEST_ARGS="-k resume" picks some of the server's
 
 test-server: .venv/installed
+	$(MAKE) --no-print-directory -C k8s tools
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 test-clients:
@@ -53,6 +54,9 @@ breaking: ## fail when protos/ break callers of the last release
 generate generate-check breaking: .venv/installed .venv-stubs/installed
 	$(MAKE) -C clients $@
 
+k8s-check: .venv/installed .venv-k8s/installed ## check the manifests in k8s/; needs Go
+	$(MAKE) --no-print-directory -C k8s check
+
 chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
 	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
 
@@ -63,7 +67,7 @@ bench: .venv/installed ## measure how fast runs stream and begin, and what limit
 	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
 
 clean: ## remove what the other targets installed and cached
-	rm -rf .venv .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* k8s/.tools dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv only reads the lock; pip installs, because it obeys the machine's settings (index, proxy, certificates).
@@ -78,13 +82,14 @@ clean: ## remove what the other targets installed and cached
 	$(BIN)/pip install --quiet --no-deps --editable clients/python --editable .
 	touch $@
 
-# The stub generator needs an older protobuf than the server, what looks at the packages is none of them, and fuzzing has
-# no wheels for other machines.
+# The stub generator needs an older protobuf than the server, and what looks at the manifests older versions of much; what
+# looks at the packages is none of them, and fuzzing has no wheels for other machines.
 .venv-stubs/installed: EXPORTED := --script $(STUBS_PLUGIN)
+.venv-k8s/installed: EXPORTED := --script k8s/policies.py
 .venv-audit/installed: EXPORTED := --only-group audit
 .venv-fuzz/installed: EXPORTED := --no-dev --group fuzz --no-emit-workspace
 .venv-fuzz/installed: OURS := --editable clients/python --editable .
-.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock
+.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock k8s/policies.py.lock
 	$(BIN)/python -m venv $(@D)
 	$(BIN)/uv export --quiet --locked $(EXPORTED) --output-file $(@D)/requirements.txt
 	$(@D)/bin/pip install --quiet --no-deps --require-hashes --requirement $(@D)/requirements.txt

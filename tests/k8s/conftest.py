@@ -1,0 +1,5 @@
+"""What tests of the manifests share."""
+
+from k8s.manifests import whole
+
+__all__ = ["whole"]
