@@ -30,6 +30,7 @@ PAGES = [
     DOCS / "configuration.md",
     DOCS / "encryption.md",
     DOCS / "errors.md",
+    DOCS / "image.md",
     DOCS / "privacy.md",
     DOCS / "security.md",
     ROOT / "CHANGELOG.md",
