@@ -93,6 +93,9 @@ class Container:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What has changed its user is not told when its parent dies.
+        for process in self._running.process.children() if self._running.process.is_running() else ():
+            process.kill()
         if kind is not None:
             print(*self._running.stdout, *self._running.stderr, sep="\n")  # noqa: T201 - shown where a test fails
         self._running.__exit__(kind, error, trace)
