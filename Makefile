@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
 .PHONY: help run demo test test-server test-clients conformance lint audit sbom generate generate-check breaking \
-	k8s-check chaos fuzz bench clean
+	k8s-check chaos fuzz bench image image-check clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -40,6 +40,7 @@ lint: .venv/installed ## check style, types, layers and protos
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/hadolint Dockerfile
 
 audit: .venv-audit/installed ## look for known vulnerabilities; AUDIT=strict fails where that cannot be looked up
 	.venv-audit/bin/python .ci/audit.py .venv/requirements.txt $(AUDIT)
@@ -65,6 +66,12 @@ fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=
 
 bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
 	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
+
+image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md
+	.ci/image
+
+image-check: .venv/installed ## build the image on a base made here, and try it; needs root, buildah and mmdebstrap
+	.ci/image-check
 
 clean: ## remove what the other targets installed and cached
 	rm -rf .venv .venv-* k8s/.tools dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

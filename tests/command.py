@@ -59,10 +59,16 @@ def run(*arguments: str, env: Mapping[str, str] | None = None, stdin: str = "") 
 
 
 class Running:
-    """The command while it runs. `interpreter` are options of Python itself."""
+    """The command while it runs. `interpreter` are options of Python itself, `program` is what to start it with."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str], interpreter: tuple[str, ...] = ()) -> None:
-        command = [sys.executable, *interpreter, PROGRAM, *arguments] if interpreter else [PROGRAM, *arguments]
+    def __init__(
+        self,
+        *arguments: str,
+        env: Mapping[str, str],
+        interpreter: tuple[str, ...] = (),
+        program: tuple[str, ...] = (PROGRAM,),
+    ) -> None:
+        command = [*([sys.executable, *interpreter] if interpreter else ()), *program, *arguments]
         self._process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )

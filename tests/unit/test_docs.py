@@ -31,6 +31,7 @@ PAGES = [
     DOCS / "configuration.md",
     DOCS / "encryption.md",
     DOCS / "errors.md",
+    DOCS / "image.md",
     DOCS / "kubernetes.md",
     DOCS / "metrics.md",
     DOCS / "privacy.md",
