@@ -1,4 +1,4 @@
-"""What the configuration says of the gRPC server's port. `config.py` fills these in."""
+"""What the configuration says of the gRPC server's port. `config/` fills these in."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""What the operator allows and asks: tiers of tenants with limits and budgets, routes, prices. `config.py` fills these
+"""What the operator allows and asks: tiers of tenants with limits and budgets, routes, prices. `config/` fills these
 in; they may be exchanged while the server runs, so whoever needs them asks a `Policies` for those that hold now."""
 
 from collections.abc import Mapping

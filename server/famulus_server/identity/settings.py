@@ -1,4 +1,4 @@
-"""What the configuration says of callers. `config.py` fills these in, and checks them by `find_fault`."""
+"""What the configuration says of callers. `config/` fills these in, and checks them by `find_fault`."""
 
 import hashlib
 import ipaddress

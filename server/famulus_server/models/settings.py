@@ -1,4 +1,4 @@
-"""What the configuration says of one model. `config.py` fills these in; the registry builds models from them."""
+"""What the configuration says of one model. `config/` fills these in; the registry builds models from them."""
 
 from typing import Annotated, Literal
 
