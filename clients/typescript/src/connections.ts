@@ -179,7 +179,13 @@ function sessionOptions({ ca, cert, key, serverName }: TlsOptions = {}): SecureC
 /** Shows the token with each call. */
 function bearer(token: Token): Interceptor {
   return (next) => async (request) => {
-    request.header.set("authorization", `Bearer ${typeof token === "string" ? token : await token()}`);
+    const current = typeof token === "string" ? token : await token();
+    try {
+      request.header.set("authorization", `Bearer ${current}`);
+    } catch {
+      // The text of that error has the token in it.
+      throw new ConnectError("the token has characters that no header may have", Code.Unauthenticated);
+    }
     return next(request);
   };
 }

@@ -39,6 +39,14 @@ test("a token goes with every call; a function is asked each time", async (t) =>
   );
 });
 
+test("a token that cannot be sent is not in the error", async () => {
+  await using client = new FamulusClient("http://127.0.0.1:1", { token: "two\nlines" });
+  await assert.rejects(client.waitRun({ runId: RUN_ID }), {
+    code: Code.Unauthenticated,
+    rawMessage: "the token has characters that no header may have",
+  });
+});
+
 test("a token leaves this machine over TLS only, unless that is allowed", () => {
   const token = "secret";
   assert.throws(() => new FamulusClient("http://famulus.example:80", { token }), TypeError);
