@@ -3,7 +3,7 @@
 
 /** Connections to one or several replicas of famulus, as one transport of Connect. */
 
-import type { SecureClientSessionOptions } from "node:http2";
+import type { ClientHttp2Session, ClientHttp2Stream, SecureClientSessionOptions } from "node:http2";
 import { Code, ConnectError, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { FamulusError } from "./errors.js";
@@ -41,6 +41,24 @@ export interface ConnectionOptions {
 interface Endpoint {
   readonly sessions: Http2SessionManager;
   readonly transport: Transport;
+}
+
+/**
+ * Sessions whose late errors end no process. Connect takes its listener off a session that has broken as soon as it
+ * opens the next one, or is closed; Node.js may tell of the break only then.
+ */
+class Sessions extends Http2SessionManager {
+  readonly #heard = new WeakSet<ClientHttp2Session>();
+
+  override async request(...call: Parameters<Http2SessionManager["request"]>): Promise<ClientHttp2Stream> {
+    const stream = await super.request(...call);
+    const { session } = stream;
+    if (session !== undefined && !this.#heard.has(session as ClientHttp2Session)) {
+      this.#heard.add(session as ClientHttp2Session);
+      session.on("error", () => {}); // its streams have ended with the error
+    }
+    return stream;
+  }
 }
 
 /** Calls the same replica until it fails, then the next one of the list. */
@@ -89,7 +107,7 @@ export class Connections implements Transport {
   }
 
   #endpoint(baseUrl: string, options: ConnectionOptions): Endpoint {
-    const sessions = new Http2SessionManager(baseUrl, KEEPALIVE, sessionOptions(options.tls));
+    const sessions = new Sessions(baseUrl, KEEPALIVE, sessionOptions(options.tls));
     const interceptors = [...(options.interceptors ?? []), reached(sessions)];
     if (options.token !== undefined) {
       interceptors.push(bearer(options.token));
@@ -133,8 +151,8 @@ export function isLoopback(url: URL): boolean {
 }
 
 function checked(baseUrl: string, { tls, token, allowInsecureToken }: ConnectionOptions): string {
-  const url = new URL(baseUrl);
-  if (url.protocol !== "http:" && url.protocol !== "https:") {
+  const url = URL.canParse(baseUrl) ? new URL(baseUrl) : undefined; // 127.0.0.1:7461 is none, localhost:7461 one
+  if (url?.protocol !== "http:" && url?.protocol !== "https:") {
     throw new TypeError(`the URL must begin with http:// or https://, as in http://127.0.0.1:7461: ${baseUrl}`);
   }
   if (url.protocol === "https:") {
@@ -161,7 +179,13 @@ function sessionOptions({ ca, cert, key, serverName }: TlsOptions = {}): SecureC
 /** Shows the token with each call. */
 function bearer(token: Token): Interceptor {
   return (next) => async (request) => {
-    request.header.set("authorization", `Bearer ${typeof token === "string" ? token : await token()}`);
+    const current = typeof token === "string" ? token : await token();
+    try {
+      request.header.set("authorization", `Bearer ${current}`);
+    } catch {
+      // The text of that error has the token in it.
+      throw new ConnectError("the token has characters that no header may have", Code.Unauthenticated);
+    }
     return next(request);
   };
 }

@@ -2,14 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
 import { createSecureServer } from "node:http2";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
+import { promisify } from "node:util";
 import { Code } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Connections } from "../src/connections.js";
@@ -37,6 +39,14 @@ test("a token goes with every call; a function is asked each time", async (t) =>
   );
 });
 
+test("a token that cannot be sent is not in the error", async () => {
+  await using client = new FamulusClient("http://127.0.0.1:1", { token: "two\nlines" });
+  await assert.rejects(client.waitRun({ runId: RUN_ID }), {
+    code: Code.Unauthenticated,
+    rawMessage: "the token has characters that no header may have",
+  });
+});
+
 test("a token leaves this machine over TLS only, unless that is allowed", () => {
   const token = "secret";
   assert.throws(() => new FamulusClient("http://famulus.example:80", { token }), TypeError);
@@ -48,10 +58,29 @@ test("a token leaves this machine over TLS only, unless that is allowed", () => 
 });
 
 test("URLs that make no sense are refused", () => {
-  assert.throws(() => new FamulusClient("127.0.0.1:7461"), TypeError);
-  assert.throws(() => new FamulusClient("ftp://127.0.0.1"), TypeError);
+  for (const url of ["127.0.0.1:7461", "localhost:7461", "ftp://127.0.0.1"]) {
+    assert.throws(() => new FamulusClient(url), { name: "TypeError", message: /must begin with http:/ });
+  }
   assert.throws(() => new FamulusClient([]), TypeError);
   assert.throws(() => new FamulusClient("http://127.0.0.1:1", { tls: {} }), TypeError);
+});
+
+test("a server that speaks no HTTP/2 fails calls, and not the process", async (t) => {
+  const server = createServer().listen(0, "127.0.0.1");
+  t.after(() => server.close());
+  await once(server, "listening");
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const calls = `
+    import { FamulusClient } from ${JSON.stringify(new URL("../src/index.js", import.meta.url))};
+    const client = new FamulusClient(${JSON.stringify(url)});
+    for (let call = 0; call < 3; call += 1) {
+      await client.runs.getRun({}).catch(() => process.stdout.write("failed "));
+    }
+    client.close();
+    setTimeout(() => process.stdout.write("alive"), 100);
+  `;
+  const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", calls]);
+  assert.equal(stdout, "failed failed failed alive");
 });
 
 test("of several replicas the next one is used when one fails", async (t) => {

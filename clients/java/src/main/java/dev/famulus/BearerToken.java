@@ -11,13 +11,20 @@ import io.grpc.ClientInterceptor;
 import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.Status;
+import java.util.Objects;
 import java.util.concurrent.Executor;
 import java.util.function.Supplier;
+import java.util.regex.Pattern;
 
 /** Shows a token with each call. */
 final class BearerToken {
   private static final Metadata.Key<String> KEY =
       Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+
+  /**
+   * What gRPC sends as it is. Of anything else it writes all bytes into the log, and sends none.
+   */
+  private static final Pattern PRINTABLE = Pattern.compile("[ -~]*");
 
   private final Supplier<String> token;
 
@@ -57,13 +64,21 @@ final class BearerToken {
     }
 
     private void apply(MetadataApplier applier) {
-      Metadata headers = new Metadata();
+      String current;
       try {
-        headers.put(KEY, "Bearer " + token.get());
+        current = Objects.requireNonNull(token.get());
       } catch (RuntimeException failed) { // whatever it is, it ends the call and nothing else
         applier.fail(Status.UNAVAILABLE.withDescription("there is no token").withCause(failed));
         return;
       }
+      if (!PRINTABLE.matcher(current).matches()) {
+        applier.fail(
+            Status.UNAUTHENTICATED.withDescription(
+                "the token has characters that no header may have, such as a line break"));
+        return;
+      }
+      Metadata headers = new Metadata();
+      headers.put(KEY, "Bearer " + current);
       applier.apply(headers);
     }
   }

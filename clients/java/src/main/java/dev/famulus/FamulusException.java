@@ -65,9 +65,28 @@ public class FamulusException extends RuntimeException {
       return known;
     }
     Status status = Status.fromThrowable(error);
-    String description = status.getDescription() == null ? "no details" : status.getDescription();
+    String description = described(status);
     ErrorDetails details = ErrorDetails.in(Status.trailersFromThrowable(error));
     return new FamulusException(status.getCode(), description, details, error);
+  }
+
+  /**
+   * What gRPC says; of a connection that fails also why, as it calls that an "io exception", be it
+   * refused or with a certificate that nobody trusts.
+   */
+  private static String described(Status status) {
+    String description = status.getDescription() == null ? "no details" : status.getDescription();
+    if (status.getCode() != Status.Code.UNAVAILABLE || status.getCause() == null) {
+      return description;
+    }
+    Throwable root = status.getCause();
+    while (root.getCause() != null) {
+      root = root.getCause();
+    }
+    String why = root.getMessage();
+    return why == null || description.contains(why)
+        ? description
+        : description.lines().findFirst().orElse("") + ": " + why;
   }
 
   /**

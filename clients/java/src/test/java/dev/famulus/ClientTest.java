@@ -273,6 +273,33 @@ final class ClientTest {
   }
 
   @Test
+  void aTokenThatIsNoneOrCannotBeSentEndsTheCall() throws Exception {
+    try (ScriptedRuns runs = new ScriptedRuns(plain());
+        FamulusClient broken = FamulusClient.builder(runs.target()).token("secret\n").build();
+        FamulusClient none = FamulusClient.builder(runs.target()).token(() -> null).build()) {
+      GetRunRequest request = GetRunRequest.getDefaultInstance();
+      StatusRuntimeException refused =
+          assertThrows(StatusRuntimeException.class, () -> broken.runs().getRun(request));
+      assertEquals(Status.Code.UNAUTHENTICATED, refused.getStatus().getCode());
+      assertFalse(refused.getMessage().contains("secret"));
+      StatusRuntimeException missing =
+          assertThrows(StatusRuntimeException.class, () -> none.runs().getRun(request));
+      assertEquals("there is no token", missing.getStatus().getDescription());
+      assertEquals(List.of(), runs.tokens);
+    }
+  }
+
+  @Test
+  void anErrorOfTheConnectionSaysWhatIsWrong() {
+    RetryPolicy once = RetryPolicy.defaults().withGiveUpAfter(Duration.ZERO);
+    try (FamulusClient client = FamulusClient.builder("127.0.0.1:1").retry(once).build()) {
+      FamulusException error = assertThrows(FamulusException.class, () -> client.waitRun("run_1"));
+      assertEquals(Status.Code.UNAVAILABLE, error.code());
+      assertTrue(error.getMessage().contains("Connection refused"), error.getMessage());
+    }
+  }
+
+  @Test
   void aTokenDoesNotLeaveThisMachineWithoutEncryption() {
     assertThrows(
         IllegalStateException.class,

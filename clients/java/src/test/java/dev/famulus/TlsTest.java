@@ -7,6 +7,7 @@ import static dev.famulus.Followed.CREATE;
 import static dev.famulus.Followed.QUICK;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.grpc.ServerCredentials;
 import io.grpc.Status;
@@ -64,6 +65,7 @@ final class TlsTest {
       FamulusException error =
           assertThrows(FamulusException.class, () -> client.waitRun(Story.RUN_ID));
       assertEquals(Status.Code.UNAVAILABLE, error.code());
+      assertTrue(error.description().contains("certification path"), error.description());
       assertEquals(List.of(), runs.tokens);
     }
   }
