@@ -39,6 +39,11 @@ match = { user_contains = "many" }
 deltas = 500
 
 [[scene]]
+match = { user_contains = "paced" }
+deltas = 100
+pace_ms = 40
+
+[[scene]]
 match = { user_contains = "typical" }
 deltas = 100
 
@@ -48,6 +53,7 @@ text = "one"
 _TYPICAL = "typical: " + "as it was said before " * 11
 _THREADS, _RUNS_OF_EACH = 200, 5
 _SINGLES, _LONG, _COUNTED = 400, 40, 100
+_PACED_AT_A_TIME, _PACED_ROUNDS = 50, 3
 _HELD, _WATCHES, _WATCHES_OF_A_CONNECTION = 200, 1_000, 100
 _IDLE_SECONDS = 10.0
 _AT_A_TIME = 16
@@ -70,7 +76,7 @@ async def main() -> None:
             for role in ("api", "worker", "all"):
                 async with place.server(role) as site:
                     figures |= await site.idle(role)
-            for measure in (_Site.typical, _Site.short_and_long, _Site.active, _Site.watched):
+            for measure in (_Site.typical, _Site.paced, _Site.short_and_long, _Site.active, _Site.watched):
                 async with place.server("all") as site:
                     figures |= await measure(site)
             # Connections of servers that start later are told to be logged.
@@ -186,6 +192,18 @@ class _Site:
             **{f"typical_rows_{name}": count / runs * 1_000 for name, count in rows.items() if count > runs / 10},
             "typical_pg_connections": await self._connections(),
             "typical_after_mib": self._process.memory_info().rss / _MIB,
+        }
+
+    async def paced(self) -> dict[str, float]:
+        """Answers as models give them: 100 deltas each, one every 40 ms, so that each is read, kept and sent alone."""
+        await asyncio.gather(*(self._run("one") for _ in range(_AT_A_TIME)))
+        before = await self._counters()
+        for _ in range(_PACED_ROUNDS):
+            await asyncio.gather(*(self._run("paced") for _ in range(_PACED_AT_A_TIME)))
+        after, runs = await self._counters(), _PACED_AT_A_TIME * _PACED_ROUNDS
+        return {
+            "paced_cpu_ms": (after["cpu"] - before["cpu"]) / runs * 1e3,
+            "paced_redis_cpu_ms": (after["redis_cpu"] - before["redis_cpu"]) / runs * 1e3,
         }
 
     async def short_and_long(self) -> dict[str, float]:
