@@ -106,7 +106,8 @@ class _Place:
         config = self._folder / "famulus.toml"
         config.write_text(
             f'[server]\nlisten = "127.0.0.1:0"\nrole = "{role}"\ndata_dir = "{self._folder}/data"\n'
-            f'[store]\nurl = "{url}"\n[redis]\nurl = "{self._redis_url}"\n[log]\nlevel = "warning"\n'
+            f'[metrics]\nlisten = "127.0.0.1:0"\n[store]\nurl = "{url}"\n[redis]\nurl = "{self._redis_url}"\n'
+            f'[log]\nlevel = "warning"\n'
             f'[[models]]\nname = "bench"\nbackend = "responses"\nbase_url = "{self._upstream}"\n'
         )
         async with (
