@@ -61,6 +61,13 @@ class PostgresMissing(Exception):
     """No binaries of PostgreSQL 15 or newer are here."""
 
 
+def client_tools() -> Path:
+    """The folder of `pg_dump` and its like, as new as the servers that are started here. Raises PostgresMissing."""
+    if not (_binaries() / "pg_dump").exists():
+        raise PostgresMissing("pg_dump is not installed; Debian: postgresql-client")
+    return _binaries()
+
+
 class PostgresServer:
     """One server with everything it keeps in a folder of its own, reached over a Unix socket."""
 

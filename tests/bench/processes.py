@@ -21,7 +21,7 @@ async def started(folder: Path, script: str, **model: int) -> AsyncIterator[tupl
     settings of that; and the server."""
     played = folder / "script.toml"
     played.write_text(script)
-    async with _process("fake-upstream", "--script", str(played), "--port", "0") as (_, upstream):
+    async with launched("fake-upstream", "--script", str(played), "--port", "0") as (_, upstream):
         config = folder / "famulus.toml"
         settings = "".join(f"{name} = {value}\n" for name, value in model.items())
         config.write_text(
@@ -29,12 +29,12 @@ async def started(folder: Path, script: str, **model: int) -> AsyncIterator[tupl
             f'[metrics]\nlisten = "127.0.0.1:0"\n'
             f'[[models]]\nname = "bench"\nbackend = "responses"\nbase_url = "{upstream}"\n{settings}'
         )
-        async with _process("--config", str(config), "serve") as (process, address):
+        async with launched("--config", str(config), "serve") as (process, address):
             yield upstream, address, psutil.Process(process.pid)
 
 
 @contextlib.asynccontextmanager
-async def _process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def launched(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A command of ours, and the address that its first line names."""
     process = await asyncio.create_subprocess_exec(
         _COMMAND, *arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
