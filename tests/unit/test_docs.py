@@ -25,19 +25,7 @@ DOCS = ROOT / "docs"
 RECORDS = sorted((DOCS / "adr").glob("0*.md"))
 PAGES = [
     *RECORDS,
-    DOCS / "architecture.md",
-    DOCS / "audit.md",
-    DOCS / "authentication.md",
-    DOCS / "configuration.md",
-    DOCS / "encryption.md",
-    DOCS / "errors.md",
-    DOCS / "image.md",
-    DOCS / "kubernetes.md",
-    DOCS / "metrics.md",
-    DOCS / "privacy.md",
-    DOCS / "security.md",
-    DOCS / "tracing.md",
-    DOCS / "troubleshooting.md",
+    *sorted(DOCS.glob("*.md")),
     ROOT / "CHANGELOG.md",
 ]
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {
