@@ -147,7 +147,7 @@ def test_network_lets_callers_prometheus_stores_and_providers_through() -> None:
     worker, api = made.workload("famulus-worker"), made.workload("famulus-api")
     assert _open(made, api, "ingress") == {"grpc", "metrics"}
     assert _open(made, worker, "ingress") == {"metrics"}
-    assert _open(made, api, "egress") == _open(made, worker, "egress") == {53, 443, 4317, 4318, 5432, 6379}
+    assert _open(made, api, "egress") == _open(made, worker, "egress") == {53, 443, 4318, 5432, 6379}
     migrating = build("overlays/prod/migration")
     [job] = migrating.workloads
     assert _open(migrating, job, "ingress") == set()
