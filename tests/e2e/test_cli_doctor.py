@@ -1,6 +1,7 @@
 """`famulus-server doctor` as a process of its own."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -18,6 +19,18 @@ def test_terminal_shows_what_is_waited_for_until_all_is_told(tmp_path: Path) -> 
             assert shown.process.wait(SECONDS) == 1
     assert "\x1b[31mFAIL\x1b[0m  database: no answer in 1 s" in told
     assert "hush" not in told
+
+
+def test_findings_do_not_wait_for_a_command_that_was_given_up(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    os.mkfifo(key)
+    env = {**server_environment(tmp_path / "data"), "FAMULUS_ENCRYPTION_KEY_COMMAND": f"cat {key}"}
+    with terminal("doctor", "--timeout", "1", env=env) as shown:
+        told = shown.until(" fail\r\n")
+        assert shown.process.poll() is None
+        key.write_text("")  # which ends the command
+        assert shown.process.wait(SECONDS) == 1
+    assert "encryption: no answer in 1 s" in told
 
 
 def test_doctor_changes_nothing_and_says_nothing_beside_its_findings(tmp_path: Path) -> None:

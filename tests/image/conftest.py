@@ -37,7 +37,7 @@ def production() -> Iterator[Image]:
 
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[Image]:
-    yield from unpacked(f"{IMAGE}:embedded")
+    yield from unpacked(f"{IMAGE}-embedded")
 
 
 @pytest.fixture(params=["production", "embedded"])

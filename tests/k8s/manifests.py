@@ -1,6 +1,8 @@
 """The manifests in `k8s/`, as kustomize builds them."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,9 +137,19 @@ class Manifests:
         path = folder / f"{workload.name}.toml"
         path.write_text(self.config_of(workload), encoding="utf-8")
         names = [name for name, _, _ in workload.secrets()]
-        settings = config.load(path, workload.environment(dict.fromkeys(names, "") | SECRETS))
+        given = image_environment() | workload.environment(dict.fromkeys(names, "") | SECRETS)
+        settings = config.load(path, given)
         config.check(settings)
         return settings
+
+
+@cache
+def image_environment() -> dict[str, str]:
+    """What the image says where a pod says nothing. Without PATH, which leads to its own programs."""
+    dockerfile = (K8S.parent / "Dockerfile").read_text(encoding="utf-8")
+    [told] = re.findall(r"^ENV (.+)$", dockerfile.replace("\\\n", ""), re.MULTILINE)
+    pairs = (pair.partition("=") for pair in shlex.split(told))
+    return {name: value for name, _, value in pairs if name != "PATH"}
 
 
 def metrics_of(scaler: Object) -> set[str]:

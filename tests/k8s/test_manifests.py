@@ -1,6 +1,7 @@
 """What the manifests mean: names, ports, selectors, times and settings fit together, and fit the server."""
 
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_network_lets_callers_prometheus_stores_and_providers_through() -> None:
     worker, api = made.workload("famulus-worker"), made.workload("famulus-api")
     assert _open(made, api, "ingress") == {"grpc", "metrics"}
     assert _open(made, worker, "ingress") == {"metrics"}
-    assert _open(made, api, "egress") == _open(made, worker, "egress") == {53, 443, 4317, 4318, 5432, 6379}
+    assert _open(made, api, "egress") == _open(made, worker, "egress") == {53, 443, 4318, 5432, 6379}
     migrating = build("overlays/prod/migration")
     [job] = migrating.workloads
     assert _open(migrating, job, "ingress") == set()
@@ -284,6 +285,18 @@ def test_route_leads_to_the_service_over_tls_and_is_never_cut(whole: Manifests) 
 def test_images_have_versions(folder: str) -> None:
     for workload in build(folder).workloads:
         assert re.search(r":\d+\.\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$", workload.container["image"])
+
+
+def test_image_of_the_overlay_for_trying_out_is_the_one_that_is_built_here() -> None:
+    version = tomllib.loads((K8S.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    built = (K8S.parent / ".ci/image").read_text(encoding="utf-8")
+    [name] = re.findall(r"^default=(\S+)$", built, re.MULTILINE)
+    shown = name.replace("$VERSION", version).replace("${EXTRAS:+-$EXTRAS}", "-embedded")
+    assert build("overlays/dev").workload("famulus-api").container["image"] == shown
+    [production] = {workload.container["image"] for workload in build("overlays/prod").servers}
+    assert production.endswith(f":{version}")
+    # As the page for users of the image has it.
+    assert shown in (K8S.parent / "docs/image.md").read_text(encoding="utf-8")
 
 
 def test_everything_in_production_has_one_image() -> None:

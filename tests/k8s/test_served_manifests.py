@@ -25,7 +25,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.embedded.upstream import Scene, Script, ScriptedUpstream
 from famulus_server.embedded.valkey import EmbeddedValkey
-from k8s.manifests import CONFIG, Manifests, Workload, build, metrics_of, tool
+from k8s.manifests import CONFIG, Manifests, Workload, build, image_environment, metrics_of, tool
 
 UNHEALTHY = 4
 HOLDS_ITS_ANSWER = "[[scene]]\ntext = 'once upon a time'\nhold_after = 1\n"
@@ -62,7 +62,8 @@ class Pod:
 
     def environment(self, secrets: Mapping[str, str]) -> dict[str, str]:
         """The container's, with the paths and ports of this machine."""
-        return environment({name: self._here(value) for name, value in self.workload.environment(secrets).items()})
+        given = image_environment() | self.workload.environment(secrets)
+        return environment({name: self._here(value) for name, value in given.items()})
 
     def probe(self, kind: str) -> int:
         """What grpc-health-probe says in place of the kubelet: its exit code."""
@@ -79,8 +80,7 @@ class Pod:
         host, _, port = value.rpartition(":")
         if port.isdigit() and int(port) in self.ports:
             return f"{host}:{self.ports[int(port)]}"
-        mounts = [mount["mountPath"] for mount in self.workload.container["volumeMounts"]]
-        return str(self.path(value)) if any(Path(value).is_relative_to(mount) for mount in mounts) else value
+        return str(self.path(value)) if value.startswith("/") else value
 
 
 def probed(port: int, service: str, *, seconds: int) -> int:

@@ -58,8 +58,10 @@ def doctor(configuration: Configuration, file: Path | None, ask: bool, seconds: 
     """
     from famulus_server.cli.diagnosis.report import failed, show_json, show_text  # here, because `--help` needs none
 
-    results = asyncio.run(_examine(Configuration(file=file) if file else configuration, seconds=seconds, ask=ask))
-    (show_json if as_json else show_text)(results)
+    with asyncio.Runner() as runner:
+        results = runner.run(_examine(Configuration(file=file) if file else configuration, seconds=seconds, ask=ask))
+        # Before the runner waits for threads whose checks were given up: a `key_command` has 30 s.
+        (show_json if as_json else show_text)(results)
     sys.exit(1 if failed(results) else 0)
 
 

@@ -46,7 +46,7 @@ def top(
 
     ADDRESS is where a replica gives its metrics, `[metrics] listen`: host, host:port or a URL. Without any it is the
     one in the settings. With --dns, the name is asked each time which replicas there are; on Kubernetes that of the
-    headless Service finds all pods. Rates are those since the look before, quantiles those of runs that ended
+    Service famulus-metrics finds all pods. Rates are those since the look before, quantiles those of runs that ended
     meanwhile.
 
     q or Ctrl-C quits. Where the output is no terminal, --once is meant. The exit code of --once and --json is 1 where
@@ -56,7 +56,7 @@ def top(
     Examples:
       famulus-server top
       famulus-server top 10.0.0.7 10.0.0.8:9464 https://far.example/metrics
-      famulus-server top --dns famulus-headless.famulus.svc.cluster.local
+      famulus-server top --dns famulus-metrics.famulus.svc.cluster.local
       famulus-server top --once --interval 10
       famulus-server top --json | jq .fleet.queue_runs
     """

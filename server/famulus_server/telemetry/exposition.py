@@ -135,7 +135,8 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, and no more of them than is sensible: others are closed at once."""
+    """A thread for each connection, and no more of them than is sensible: the oldest gives way to a new one, so that
+    nobody keeps others out by saying nothing, or a letter now and then."""
 
     # Joined at the end instead, after their connections were cut.
     daemon_threads = False
@@ -145,7 +146,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, address: tuple[str, int], app: "WSGIApplication") -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._connections: set[socket.socket] = set()
+        # In the order in which they came.
+        self._connections: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
         super().__init__(address, _Handler)
         self.socket.setblocking(False)
@@ -159,17 +161,16 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            accepted = len(self._connections) < _MOST_CONNECTIONS
-            if accepted:
-                self._connections.add(request)
-        if accepted:
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+            if len(self._connections) >= _MOST_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                _cut(oldest)
+            self._connections[request] = None
+        super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._connections.discard(request)
+            self._connections.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - a client's silence, or its end
@@ -179,6 +180,11 @@ class _Server(ThreadingMixIn, WSGIServer):
         """Returns once all threads have ended."""
         with self._lock:
             for connection in self._connections:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                _cut(connection)
         self.server_close()
+
+
+def _cut(connection: socket.socket) -> None:
+    """Has the thread that reads from it, or writes to it, end. Closing is up to that thread."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

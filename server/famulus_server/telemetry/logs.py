@@ -34,6 +34,8 @@ _CONTENT = frozenset(
 # Ours, in every line: what is in them is no caller's choice.
 _SAFE = frozenset({"code", "level", "method", "milliseconds", "timestamp"})
 _CHATTY = ("alembic", "httpx2", "httpcore2", "openai")
+# Quotes what is wrong in a `tracestate`, which anybody may send, in any number.
+_QUOTING = "opentelemetry.trace"
 
 
 def configure_logs(
@@ -79,6 +81,7 @@ def configure_logs(
     # What libraries tell of each step is for those who debug.
     for library in _CHATTY:
         logging.getLogger(library).setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
+    logging.getLogger(_QUOTING).setLevel(logging.ERROR)
 
 
 def _encode(event: EventDict, **_: Any) -> str:

@@ -63,7 +63,9 @@ async def test_figures_are_those_of_all_replicas_together_and_of_each(nobody: st
         other.count("runs_ended", "failed", "m", "m", "default", by=1)
         other.count("runs_ended", "cancelled", "m", "m", "default", by=4)
         one.count("thread_cache_reads", "hit", by=9)
+        one.count("thread_cache_reads", "stale", by=2)
         other.count("thread_cache_reads", "miss", by=1)
+        other.count("thread_cache_reads", "error", by=1)
         one.count("limiter_decisions", "tenant", "requests", "refused")
         one.count("limiter_decisions", "tenant", "requests", "granted", by=50)
         one.first_event_seconds.labels("m").observe(0.5)
@@ -74,7 +76,7 @@ async def test_figures_are_those_of_all_replicas_together_and_of_each(nobody: st
     assert fleet.runs_ended.keys() == {"completed", "failed", "cancelled"}
     assert fleet.runs_ended["completed"] > 0
     assert fleet.refusals.keys() == {"tenant"}
-    assert fleet.cache_hits == 0.9
+    assert fleet.cache_hits == 0.7
     assert fleet.first_event_p50 == pytest.approx(0.55)
     assert fleet.run_seconds_p50 is None
     assert fleet.breakers == {"gpt": "open on 1 of 2"}

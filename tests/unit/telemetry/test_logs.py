@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
 
+from famulus_server.ports import SpanKind
 from famulus_server.telemetry.logs import configure_logs
+from famulus_server.telemetry.spans import OtelTracer
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +97,15 @@ def test_terminal_gets_text() -> None:
     structlog.get_logger().info("hello", code="OK")
     assert "hello" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
+
+
+def test_bad_trace_headers_of_callers_are_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Put back at the end.
+    monkeypatch.setattr(logging.getLogger("opentelemetry.trace"), "level", logging.NOTSET)
+    stream = io.StringIO()
+    configure_logs(stream=stream)
+    tracer = OtelTracer(TracerProvider().get_tracer("test"))
+    good = f"00-{'a' * 32}-{'b' * 16}-01"
+    for parent, state in ((good, "my secret, my secret"), (good, "a=1,a=1"), (good, "x" * 4_000), ("x" * 4_000, "")):
+        tracer.start("call", SpanKind.SERVER, {}, parent=parent, state=state).end()
+    assert stream.getvalue() == ""

@@ -58,7 +58,7 @@ class Fleet:
     retries: float | None = None
     refusals: Mapping[str, float] = field(default_factory=dict)  # by scope of the limit
     breakers: Mapping[str, str] = field(default_factory=dict)  # of models that are not closed everywhere
-    cache_hits: float | None = None  # the share of reads
+    cache_hits: float | None = None  # the share of reads that found what still held
     redis_reached_by: int = 0
     limits_shared_by: int = 0
     store_failures: float | None = None
@@ -92,7 +92,6 @@ def of_replica(name: str, scrape: Scrape, change: Change | None) -> Replica:
 def of_fleet(number: int, scrapes: Sequence[Scrape], changes: Sequence[Change]) -> Fleet:
     """What all replicas say, of `number` that there should be."""
     ended = _counts("famulus_runs_ended_total", "state", changes)
-    reads = _counts("famulus_thread_cache_reads_total", "result", changes)
     cost = _sum("famulus_cost_total", changes)
     return Fleet(
         replicas=number,
@@ -113,7 +112,7 @@ def of_fleet(number: int, scrapes: Sequence[Scrape], changes: Sequence[Change]) 
         retries=_sum("famulus_upstream_retries_total", changes),
         refusals=_rates("famulus_limiter_decisions_total", "scope", changes, decision="refused"),
         breakers=_breakers(scrapes),
-        cache_hits=_share(reads, "hit"),
+        cache_hits=_cache_hits(changes),
         redis_reached_by=sum(scrape.total("famulus_redis_reachable") > 0 for scrape in scrapes),
         limits_shared_by=sum(scrape.total("famulus_limiter_shared") > 0 for scrape in scrapes),
         store_failures=_sum("famulus_store_failures_total", changes),
@@ -148,6 +147,13 @@ def _rates(name: str, label: str, changes: Sequence[Change], **labels: str) -> d
 def _share(counts: Mapping[str, float], good: str, *, of_no_account: str = "") -> float | None:
     all_in_all = sum(count for value, count in counts.items() if value != of_no_account)
     return counts.get(good, 0.0) / all_in_all if all_in_all else None
+
+
+def _cache_hits(changes: Sequence[Change]) -> float | None:
+    reads = _counts("famulus_thread_cache_reads_total", "result", changes)
+    found, looked_up = reads.get("hit", 0.0), reads.get("hit", 0.0) + reads.get("miss", 0.0)
+    # What turns out to be stale was found before, perhaps before the earlier scrape.
+    return max(0.0, found - reads.get("stale", 0.0)) / looked_up if looked_up else None
 
 
 def _highest(name: str, scrapes: Sequence[Scrape]) -> float | None:
