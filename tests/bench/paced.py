@@ -1,0 +1,56 @@
+"""`python -m bench.paced DELTAS`: an upstream that writes one delta each 50 ms, each with the moment when it was written.
+
+All processes of a machine have the same monotonic clock, so whoever reads a delta knows how long it took. What the
+upstream itself is late does not count.
+"""
+
+import asyncio
+import sys
+import time
+
+from aiohttp import web
+
+from famulus_server.embedded.upstream.answer import compose
+from famulus_server.embedded.upstream.faults import render_stream
+from famulus_server.embedded.upstream.prompt import read_responses
+from famulus_server.embedded.upstream.responses import ResponsesWire
+from famulus_server.embedded.upstream.script import Scene
+
+PACE_SECONDS = 0.05
+_PLACE = "0" * 16
+
+
+class _Upstream:
+    def __init__(self, deltas: int) -> None:
+        self._scene = Scene(text=(_PLACE,) * deltas)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        answer = compose(self._scene, read_responses(await request.json()))
+        chunks = render_stream(ResponsesWire(), answer, None, first=True, paced=True).chunks
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(chunks[0])
+        due = time.monotonic()
+        for chunk in chunks[1:]:
+            due += PACE_SECONDS
+            await asyncio.sleep(due - time.monotonic())
+            # Only the first: what follows the last delta repeats the whole text.
+            await response.write(chunk.replace(_PLACE.encode(), f"{time.monotonic():016.6f}".encode(), 1))
+        await response.write_eof()
+        return response
+
+
+async def main(deltas: int) -> None:
+    """Serves until it is killed."""
+    app = web.Application()
+    app.router.add_post("/v1/responses", _Upstream(deltas).answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    host, port = runner.addresses[0][:2]
+    print(f"http://{host}:{port}/v1", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))
