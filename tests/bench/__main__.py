@@ -1,17 +1,94 @@
 """`python -m bench`: how fast famulus is, beside what else there is. The last line is JSON."""
-import asyncio, sys, tempfile, json
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from bench import plan as plans, streams, starts, pacing
-from bench.stage import open_stage
-async def main():
-    p = getattr(plans, sys.argv[1]); ws = sys.argv[2].split(",")
-    with tempfile.TemporaryDirectory() as f:
-        async with open_stage(Path(f), p, litellm=Path("/tmp/w/b-litellm/bin/python")) as stage:
-            for w in ws:
-                import importlib
-                r = await importlib.import_module("bench."+w).measure(stage, p)
-                for k, v in r.figures.items(): print(f"{k:30}{v:12.2f}")
-                for k, v in r.cores.items(): print(k, {a: round(b,2) for a,b in v.items()})
-                for c in r.charts: print(c.steps, c.lines)
-            print(stage.missing)
-asyncio.run(main())
+
+import psutil
+
+from bench import (
+    calls,
+    limiter,
+    machine,
+    pacing,
+    profiles,
+    replicas,
+    report,
+    starts,
+    startup,
+    streams,
+    watches,
+    windows,
+)
+from bench.plan import FULL, QUICK, TINY, Plan
+from bench.results import Results
+from bench.stage import Stage, open_stage
+
+Measure = Callable[[Stage, Plan], Awaitable[Results]]
+# The order in which they are measured: W7 uses the embedded server that W1 has warmed up.
+WORKLOADS: Mapping[str, Measure] = {
+    "W1": streams.measure,
+    "W2": starts.measure,
+    "W3": pacing.measure,
+    "W4": watches.measure,
+    "W5": calls.measure,
+    "W6": windows.measure,
+    "W7": replicas.measure,
+    "W8": startup.measure,
+    "limiter": limiter.measure,
+    "profile": profiles.measure,
+}
+_PAGE = Path(__file__).parents[2] / "docs/benchmarks.md"
+_PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, and prints what came out. The exit code is 0, whatever was reached."""
+    asked = _arguments(arguments)
+    known = machine.describe(asked.litellm)
+    cores = psutil.cpu_count() or 1
+    results = asyncio.run(measure(asked.only or list(WORKLOADS), _PLANS[asked.plan], asked.litellm))
+    for skipped in results.skipped:
+        print(f"*** {skipped} ***", file=sys.stderr)
+    print(report.table(results, cores))
+    if asked.write:
+        report.write(results, known, f"make bench BENCH={asked.plan}", cores, _PAGE)
+    print(report.line(results))
+    return 0
+
+
+async def measure(names: Sequence[str], plan: Plan, litellm: Path | None) -> Results:
+    """What these workloads find out, with LiteLLM from the environment of this Python."""
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="famulus-bench-") as folder:
+        async with open_stage(Path(folder), plan, litellm=litellm) as stage:
+            for name in names:
+                start = time.perf_counter()
+                results.add(await WORKLOADS[name](stage, plan))
+                print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            if stage.missing:
+                results.skipped.append(stage.missing)
+    return results
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--plan", choices=sorted(_PLANS), default="full", help="how much; quick takes two minutes")
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {','.join(WORKLOADS)}")
+    parser.add_argument("--litellm", type=Path, help="the Python of an environment that has LiteLLM")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its charts")
+    asked = parser.parse_args(arguments)
+    for name in asked.only or ():
+        if name not in WORKLOADS:
+            parser.error(f"there is no {name!r}; there are {', '.join(WORKLOADS)}")
+    if asked.litellm is not None and not asked.litellm.exists():
+        asked.litellm = None
+    return asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,8 +28,8 @@ _GET_RUN = "/famulus.v1.RunService/GetRun"
 class _Calls:
     """How fast one method of one system is, for each number of callers."""
 
-    def __init__(self, address: str, path: str, message: bytes, parts: Parts) -> None:
-        self.request = Request(address, path, message)
+    def __init__(self, address: str, request: Request, parts: Parts) -> None:
+        self.request = request
         self.address = address
         self.parts = parts
         self.rates: dict[int, list[float]] = {}
@@ -67,13 +67,12 @@ async def measure(stage: Stage, plan: Plan) -> Results:
     program = await stage.program()
     await stage.bare()
     bare_address, bare_parts = stage.where_bare(stage.around.upstream)
-    run_id, thread_id = await run_and_thread(program.address)
+    run_id, thread_id = await _run_and_thread(program.address)
     get_thread = GetThreadRequest(thread_id=thread_id).SerializeToString()
-    get_run = GetRunRequest(run_id=run_id).SerializeToString()
     methods = {
-        "bare": _Calls(bare_address, _GET_THREAD, get_thread, bare_parts),
-        "GetThread": _Calls(program.address, _GET_THREAD, get_thread, parts_of(program)),
-        "GetRun": _Calls(program.address, _GET_RUN, get_run, parts_of(program)),
+        "bare": _Calls(bare_address, Request(bare_address, _GET_THREAD, get_thread), bare_parts),
+        "GetThread": _Calls(program.address, Request(program.address, _GET_THREAD, get_thread), parts_of(program)),
+        "GetRun": _Calls(program.address, _get_run(program.address, run_id), parts_of(program)),
     }
     for _ in range(plan.rounds):
         for callers in plan.callers:
@@ -103,7 +102,17 @@ async def measure(stage: Stage, plan: Plan) -> Results:
     return results
 
 
-async def run_and_thread(address: str) -> tuple[str, str]:
+async def get_run_request(address: str) -> Request:
+    """GetRun of a run that has ended."""
+    run_id, _ = await _run_and_thread(address)
+    return _get_run(address, run_id)
+
+
+def _get_run(address: str, run_id: str) -> Request:
+    return Request(address, _GET_RUN, GetRunRequest(run_id=run_id).SerializeToString())
+
+
+async def _run_and_thread(address: str) -> tuple[str, str]:
     """The ids of a run that has ended, and of its thread."""
     async with (
         connected(address, MODEL) as runs,

@@ -80,9 +80,7 @@ def _steps(steps: Sequence[str]) -> Iterator[str]:
 
 def _lines(chart: Chart, scale: _Scale) -> Iterator[str]:
     for colour, line in zip(_COLOURS, chart.lines.values(), strict=False):
-        points = [
-            (_x(number, len(line)), scale.y(value)) for number, value in enumerate(line) if value is not None
-        ]
+        points = [(_x(number, len(line)), scale.y(value)) for number, value in enumerate(line) if value is not None]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points)

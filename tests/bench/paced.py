@@ -1,4 +1,4 @@
-"""`python -m bench.paced DELTAS`: an upstream that writes one delta each 50 ms, each with the moment when it was written.
+"""`python -m bench.paced DELTAS`: an upstream that writes a delta each 50 ms, with the moment when it was written.
 
 All processes of a machine have the same monotonic clock, so whoever reads a delta knows how long it took. What the
 upstream itself is late does not count.

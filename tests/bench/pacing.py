@@ -98,8 +98,7 @@ async def _round(
 def _hearing(delays: list[float]) -> Callable[[bytes], None]:
     def hear(message: bytes) -> None:
         now = monotonic()
-        for event in StreamRunResponse.FromString(message).events:
-            if event.HasField("text_delta"):
-                delays.append(now - float(event.text_delta.text))
+        events = StreamRunResponse.FromString(message).events
+        delays.extend(now - float(event.text_delta.text) for event in events if event.HasField("text_delta"))
 
     return hear

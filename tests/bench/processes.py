@@ -46,7 +46,9 @@ async def module(name: str, *arguments: str, log: Path) -> AsyncIterator[Program
 
 
 @contextlib.asynccontextmanager
-async def script(python: Path, path: Path, *arguments: str, log: Path, env: Mapping[str, str]) -> AsyncIterator[Program]:
+async def script(
+    python: Path, path: Path, *arguments: str, log: Path, env: Mapping[str, str]
+) -> AsyncIterator[Program]:
     """A script in an environment of its own, once it prints its address."""
     async with _started([str(python), str(path), *arguments], log, env, says_on_stderr=True) as program:
         yield program
@@ -75,7 +77,7 @@ async def _started(
             async with asyncio.timeout(_START_SECONDS):
                 address = await _address(process.stdout)
         except (TimeoutError, EOFError):
-            raise RuntimeError(f"{command[0]} does not start: {log.read_text(errors='replace')[-1_000:]}") from None
+            raise RuntimeError(f"{command[0]} does not start: {_end_of(log)}") from None
         # Nobody reads what else it prints, and it must not wait for that.
         rest = asyncio.create_task(_skip(process.stdout))
         yield Program(address, psutil.Process(process.pid))
@@ -85,6 +87,10 @@ async def _started(
         await process.wait()
         if rest is not None:
             await rest
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-1_000:]
 
 
 async def _address(stdout: asyncio.StreamReader) -> str:

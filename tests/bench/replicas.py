@@ -10,7 +10,7 @@ import psutil
 
 from bench.accounting import Parts, Spent, accounted
 from bench.asking import Ask, Heard, connected
-from bench.calls import run_and_thread
+from bench.calls import get_run_request
 from bench.http2 import Connection, Request
 from bench.load import Load, System, in_batches, in_turn, rate
 from bench.plan import Plan
@@ -18,12 +18,10 @@ from bench.processes import Program
 from bench.results import Chart, Results
 from bench.servers import MODEL, Surroundings, server
 from bench.stage import OURS, Stage
-from famulus.v1.run_service_pb2 import GetRunRequest
 from famulus_server.embedded.valkey import EmbeddedValkey
 from postgres import PostgresMissing, PostgresServer
 
 _STREAMS, _STARTS, _CALLS = 8, 16, 16
-_GET_RUN = "/famulus.v1.RunService/GetRun"
 _WHAT = {"events": "deltas per second", "starts": "runs per second", "calls": "calls per second"}
 
 
@@ -43,9 +41,7 @@ class _Deployment:
     async def round(self, stage: Stage, plan: Plan) -> None:
         """One more round of everything."""
         seconds = plan.seconds
-        await in_batches(
-            self.system, stage.upstream, "many", at_once=_STREAMS, seconds=seconds, load=self.streams
-        )
+        await in_batches(self.system, stage.upstream, "many", at_once=_STREAMS, seconds=seconds, load=self.streams)
         await in_turn(self.system, stage.upstream, "one", at_once=_STARTS, seconds=seconds, load=self.starts)
         async with contextlib.AsyncExitStack() as stack:
             opened = []
@@ -157,17 +153,13 @@ async def _backends(stage: Stage) -> AsyncIterator[tuple[Surroundings, Parts]]:
         await asyncio.to_thread(postgres.close)
 
 
-async def _deployment(
-    stack: contextlib.AsyncExitStack, name: str, programs: list[Program], rest: Parts
-) -> _Deployment:
+async def _deployment(stack: contextlib.AsyncExitStack, name: str, programs: list[Program], rest: Parts) -> _Deployment:
     asks: list[Ask] = []
     requests = []
     for program in programs:
         runs = await stack.enter_async_context(connected(program.address, MODEL))
         asks.append(runs.ask)
-        run_id, _ = await run_and_thread(program.address)
-        message = GetRunRequest(run_id=run_id).SerializeToString()
-        requests.append((program.address, Request(program.address, _GET_RUN, message)))
+        requests.append((program.address, await get_run_request(program.address)))
     return _Deployment(name, asks, _with_servers(programs, rest), requests)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.charts import draw
@@ -16,10 +16,7 @@ _FULL = 0.92
 
 def table(results: Results, cores: int) -> str:
     """Each figure that has a target, and whether it was reached; for a terminal."""
-    rows = [
-        (target.means, _shown(results.figures.get(target.key)), target.wanted, target.verdict(results.figures, cores))
-        for target in TARGETS
-    ]
+    rows = _targets(results, cores)
     return "\n".join(f"{means:74}{found:>12}  {wanted:18}{verdict}" for means, found, wanted, verdict in rows)
 
 
@@ -72,7 +69,7 @@ def _measured(results: Results, machine: Mapping[str, str], command: str, cores:
     return "\n\n".join(parts)
 
 
-def _targets(results: Results, cores: int) -> list[tuple[str, ...]]:
+def _targets(results: Results, cores: int) -> list[tuple[str, str, str, str]]:
     return [
         (target.means, _shown(results.figures.get(target.key)), target.wanted, target.verdict(results.figures, cores))
         for target in TARGETS
@@ -88,7 +85,7 @@ def _busy(situations: Mapping[str, Mapping[str, float]], cores: int) -> str:
     return _rows(("", *parts, "who limits"), rows)
 
 
-def _rows(head: tuple[str, ...], rows: "list[tuple[str, ...]] | list[tuple[str, str]]") -> str:
+def _rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -17,7 +17,7 @@ TOOL_MODEL = "bench-tools"
 PACED_MODEL = "bench-paced"
 CONTEXT_WINDOW = 8_192
 # Never reached: a refusal would cost less.
-_PLENTY = "{ requests_per_minute = 1_000_000_000, tokens_per_minute = 1_000_000_000_000, concurrent_runs = 1_000_000_000 }"
+_PLENTY = "{ requests_per_minute = 1_000_000_000, tokens_per_minute = 1_000_000_000, concurrent_runs = 1_000_000_000 }"
 _CONFIG = """
 [server]
 listen = "127.0.0.1:0"
@@ -66,15 +66,19 @@ class Surroundings:
 @contextlib.asynccontextmanager
 async def server(folder: Path, around: Surroundings) -> AsyncIterator[Program]:
     """A server that keeps what it has in the folder, and its log beside that."""
-    folder.mkdir()
-    config = folder / "famulus.toml"
-    config.write_text(settings(folder / "data", around))
+    config = _config(folder, around)
     async with famulus("--config", str(config), "serve", log=folder / "log") as program:
         yield program
 
 
-def settings(data: Path, around: Surroundings) -> str:
-    """The server's configuration, as TOML."""
+def _config(folder: Path, around: Surroundings) -> Path:
+    folder.mkdir()
+    config = folder / "famulus.toml"
+    config.write_text(_settings(folder / "data", around))
+    return config
+
+
+def _settings(data: Path, around: Surroundings) -> str:
     said = {"folder": str(data), "database": around.database, "redis": around.redis}
     quoted = {name: json.dumps(text) for name, text in said.items()}
     text = _CONFIG.format(**quoted, sha256=hash_of_key(KEY), plenty=_PLENTY)

@@ -130,9 +130,7 @@ class Stage:
 
     async def _direct(self) -> System:
         http = openai.DefaultAsyncHttpxClient(trust_env=False)
-        client = openai.AsyncOpenAI(
-            base_url=self.around.upstream, api_key="none", max_retries=0, http_client=http
-        )
+        client = openai.AsyncOpenAI(base_url=self.around.upstream, api_key="none", max_retries=0, http_client=http)
         await self._stack.enter_async_context(client)
         return System("direct", Direct(client).ask, dict, ())
 
@@ -154,9 +152,7 @@ class Stage:
             self._litellm, _PROXY_SCRIPT, str(config), str(port), log=self.folder / "litellm.log", env=offline
         )
         program = await self._stack.enter_async_context(started)
-        session = await self._stack.enter_async_context(
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        )
+        session = await self._stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         return System(
             "LiteLLM",
             Proxy(session, f"http://127.0.0.1:{port}", key).ask,

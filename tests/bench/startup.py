@@ -85,10 +85,9 @@ async def _restart(folder: Path) -> float:
 
 async def _start_alone(folder: Path) -> float:
     """Without any settings it also starts the small language model."""
-    folder.mkdir()
     start = time.perf_counter()
-    arguments = ("serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder / "data"))
-    async with famulus(*arguments, log=folder / "log") as program:
+    arguments = ("serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder))
+    async with famulus(*arguments, log=folder.with_suffix(".log")) as program:
         await _healthy(program.address)
         return time.perf_counter() - start
 

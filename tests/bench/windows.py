@@ -60,7 +60,8 @@ async def _of(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """For each size, by turns: milliseconds to the first text, and of processors for a run."""
     short, *long = plan.sizes
-    threads = {short: [await _thread(program.address, short) for _ in range(plan.window_runs // _RUNS_PER_SHORT_THREAD)]}
+    shorts = plan.window_runs // _RUNS_PER_SHORT_THREAD
+    threads = {short: [await _thread(program.address, short) for _ in range(shorts)]}
     threads |= {size: [await _thread(program.address, size)] for size in long}
     for found in threads.values():
         for thread_id in found:
