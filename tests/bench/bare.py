@@ -16,10 +16,10 @@ import openai
 from famulus.v1.run_event_pb2 import RunEvent, TextDelta
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import GetRunRequest, GetRunResponse, StreamRunRequest, StreamRunResponse
-from famulus.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
+from famulus.v1.run_service_pb2_grpc import RunServiceServicer, add_RunServiceServicer_to_server
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.thread_service_pb2 import GetThreadRequest, GetThreadResponse
-from famulus.v1.thread_service_pb2_grpc import add_ThreadServiceServicer_to_server
+from famulus.v1.thread_service_pb2_grpc import ThreadServiceServicer, add_ThreadServiceServicer_to_server
 
 _DELTA = "response.output_text.delta"
 
@@ -29,7 +29,7 @@ class _Event(msgspec.Struct):
     delta: str = ""
 
 
-class _Runs:
+class _Runs(RunServiceServicer):
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client
         self._decoder = msgspec.json.Decoder(_Event)
@@ -54,7 +54,7 @@ class _Runs:
         return GetRunResponse(run=Run(id=request.run_id))
 
 
-class _Threads:
+class _Threads(ThreadServiceServicer):
     async def GetThread(self, request: GetThreadRequest, _: Any) -> GetThreadResponse:  # noqa: N802
         return GetThreadResponse(thread=Thread(id=request.thread_id))
 
@@ -64,11 +64,9 @@ async def main(upstream: str) -> None:
     http = openai.DefaultAsyncHttpxClient(trust_env=False)
     async with openai.AsyncOpenAI(base_url=upstream, api_key="none", max_retries=0, http_client=http) as client:
         server = grpc.aio.server()
-        # Without the methods that nobody calls here.
-        runs: Any = _Runs(client)
-        threads: Any = _Threads()
-        add_RunServiceServicer_to_server(runs, server)
-        add_ThreadServiceServicer_to_server(threads, server)
+        # Methods that nobody calls here are not there.
+        add_RunServiceServicer_to_server(_Runs(client), server)  # type: ignore[abstract]
+        add_ThreadServiceServicer_to_server(_Threads(), server)  # type: ignore[abstract]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(f"127.0.0.1:{port}", flush=True)

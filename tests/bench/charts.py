@@ -1,14 +1,16 @@
 """Charts as SVG: a line for each system over steps of equal width, or bars where the steps are no sizes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from bench.results import Chart
 
 _WIDTH, _HEIGHT = 720, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 64, 64
-_COLOURS = ("#0b6e99", "#8a8f98", "#c8553d", "#5b8c3a")
+# Those that stand in several charts have the same colour in all of them.
+_COLOURS = {"famulus": "#0b6e99", "bare": "#8a8f98", "LiteLLM": "#c8553d", "direct": "#5b8c3a"}
+_FURTHER = ("#0b6e99", "#c8553d", "#5b8c3a", "#8a8f98")
 _TEXT = "#333333"
 # Where lines are further apart than this, those at the bottom would lie on the axis.
 _LOGARITHMIC_FROM = 12.0
@@ -29,7 +31,7 @@ def draw(chart: Chart) -> str:
         *_grid(scale),
         *_steps(chart.steps),
         *(_bars(chart, scale) if chart.bars else _lines(chart, scale)),
-        *_legend(list(chart.lines)),
+        *_legend(_coloured(chart)),
         "</svg>\n",
     ]
     return "\n".join(parts)
@@ -53,6 +55,12 @@ class _Scale:
         if self.logarithmic:
             bottom, top, value = math.log10(bottom), math.log10(top), math.log10(max(value, bottom))
         return _HEIGHT - _BOTTOM - (value - bottom) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _coloured(chart: Chart) -> dict[str, str]:
+    """The colour of each line."""
+    further = iter(_FURTHER)
+    return {name: _COLOURS.get(name) or next(further) for name in chart.lines}
 
 
 def _round_up(step: float) -> float:
@@ -79,7 +87,7 @@ def _steps(steps: Sequence[str]) -> Iterator[str]:
 
 
 def _lines(chart: Chart, scale: _Scale) -> Iterator[str]:
-    for colour, line in zip(_COLOURS, chart.lines.values(), strict=False):
+    for colour, line in zip(_coloured(chart).values(), chart.lines.values(), strict=True):
         points = [(_x(number, len(line)), scale.y(value)) for number, value in enumerate(line) if value is not None]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
@@ -88,7 +96,7 @@ def _lines(chart: Chart, scale: _Scale) -> Iterator[str]:
 
 def _bars(chart: Chart, scale: _Scale) -> Iterator[str]:
     width = (_WIDTH - _LEFT - _RIGHT) / len(chart.steps) * 0.7 / len(chart.lines)
-    for row, (colour, line) in enumerate(zip(_COLOURS, chart.lines.values(), strict=False)):
+    for row, (colour, line) in enumerate(zip(_coloured(chart).values(), chart.lines.values(), strict=True)):
         for number, value in enumerate(line):
             if value is None:
                 continue
@@ -98,9 +106,9 @@ def _bars(chart: Chart, scale: _Scale) -> Iterator[str]:
             yield _text(x + width * 0.46, y - 5, f"{value:.2f}")
 
 
-def _legend(names: Sequence[str]) -> Iterator[str]:
+def _legend(colours: Mapping[str, str]) -> Iterator[str]:
     x = float(_LEFT)
-    for colour, name in zip(_COLOURS, names, strict=False):
+    for name, colour in colours.items():
         yield f'<rect x="{x:.1f}" y="36" width="12" height="12" fill="{colour}"/>'
         yield _text(x + 18, 46, name, anchor="start")
         x += 18 + 8.5 * len(name) + 24

@@ -23,21 +23,34 @@ _PLACE = "0" * 16
 class _Upstream:
     def __init__(self, deltas: int) -> None:
         self._scene = Scene(text=(_PLACE,) * deltas)
+        self._waiting: list[asyncio.Future[float]] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        answer = compose(self._scene, read_responses(await request.json()))
-        chunks = render_stream(ResponsesWire(), answer, None, first=True, paced=True).chunks
+        """The user says how many answers there will be: the first delta comes when all were asked for."""
+        prompt = read_responses(await request.json())
+        chunks = render_stream(ResponsesWire(), compose(self._scene, prompt), None, first=True, paced=True).chunks
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await response.write(chunks[0])
-        due = time.monotonic()
+        due = await self._start(int(prompt.user_text))
         for chunk in chunks[1:]:
-            due += PACE_SECONDS
             await asyncio.sleep(due - time.monotonic())
             # Only the first: what follows the last delta repeats the whole text.
             await response.write(chunk.replace(_PLACE.encode(), f"{time.monotonic():016.6f}".encode(), 1))
+            due += PACE_SECONDS
         await response.write_eof()
         return response
+
+    async def _start(self, expected: int) -> float:
+        """When the first delta of an answer is due: they begin evenly over the time between two deltas."""
+        begins: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting.append(begins)
+        if len(self._waiting) == expected:
+            now = time.monotonic()
+            for number, waiting in enumerate(self._waiting):
+                waiting.set_result(now + PACE_SECONDS * (1 + number / expected))
+            self._waiting = []
+        return await begins
 
 
 async def main(deltas: int) -> None:

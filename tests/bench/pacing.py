@@ -1,4 +1,7 @@
-"""W3: many runs whose deltas come one each 50 ms: how late they are, and what that costs."""
+"""W3: many runs whose deltas come one each 50 ms: how late they are, and what that costs.
+
+All runs have been started before the first delta comes: what a start costs is told by W2.
+"""
 
 import asyncio
 import statistics
@@ -46,7 +49,7 @@ async def measure(stage: Stage, plan: Plan) -> Results:
         "bare": stage.where_bare(stage.around.paced),
     }
     heard = {(name, runs): _Paced() for name in systems for runs in plan.paced}
-    for _ in range(max(1, plan.rounds // 2)):
+    for _ in range(plan.paced_rounds):
         for number in plan.paced:
             for name, (address, parts) in systems.items():
                 await _round(address, assistant_id, parts, stage.paced, number, plan, heard[name, number])
@@ -76,16 +79,14 @@ async def measure(stage: Stage, plan: Plan) -> Results:
 async def _round(
     address: str, assistant_id: str, parts: Parts, upstream: Parts, number: int, plan: Plan, heard: _Paced
 ) -> None:
-    """Starts runs evenly over the time between two deltas, and hears them to their ends."""
-    create = CreateRunRequest(assistant_id=assistant_id, additional_messages=[said("go on")], new_thread=Thread())
+    """Starts runs, and hears them to their ends; what is spent counts from the first delta on."""
+    create = CreateRunRequest(assistant_id=assistant_id, additional_messages=[said(str(number))], new_thread=Thread())
     request = Request(address, _METHOD, StreamRunRequest(create=create).SerializeToString())
     connections = [await Connection.open(address) for _ in range(-(-number // _STREAMS_OF_A_CONNECTION))]
-    delays: list[float] = []
+    delays, begun = list[float](), asyncio.Event()
+    calls = [connections[one % len(connections)].start(request, _hearing(delays, begun)) for one in range(number)]
+    await begun.wait()
     with accounted(parts, upstream) as spent:
-        calls = []
-        for one in range(number):
-            calls.append(connections[one % len(connections)].start(request, _hearing(delays)))
-            await asyncio.sleep(PACE_SECONDS / number)
         await asyncio.gather(*calls)
     for connection in connections:
         connection.close()
@@ -95,10 +96,12 @@ async def _round(
     heard.spent.add(spent)
 
 
-def _hearing(delays: list[float]) -> Callable[[bytes], None]:
+def _hearing(delays: list[float], begun: asyncio.Event) -> Callable[[bytes], None]:
     def hear(message: bytes) -> None:
         now = monotonic()
         events = StreamRunResponse.FromString(message).events
         delays.extend(now - float(event.text_delta.text) for event in events if event.HasField("text_delta"))
+        if delays:
+            begun.set()
 
     return hear

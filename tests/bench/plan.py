@@ -19,6 +19,7 @@ class Plan:
     paced: tuple[int, ...] = (200,)
     """W3: how many runs; the last number is the workload."""
     paced_deltas: int = 50
+    paced_rounds: int = 3
     watches: tuple[int, ...] = (10_000,)
     """W4: how many; the last number is the workload."""
     watched_runs: int = 1_000
@@ -37,8 +38,8 @@ class Plan:
 
 
 FULL = Plan(
-    rounds=7,
-    seconds=2.0,
+    rounds=5,
+    seconds=1.5,
     runs=(1, 2, 4, 8, 16, 32),
     starts=(1, 4, 16, 64),
     paced=(25, 50, 100, 200),
@@ -48,7 +49,8 @@ FULL = Plan(
 )
 QUICK = Plan(
     rounds=3,
-    seconds=0.8,
+    seconds=0.7,
+    paced_rounds=2,
     watches=(500, 2_000),
     watched_runs=100,
     watch_seconds=16.0,
@@ -64,6 +66,7 @@ TINY = Plan(
     deltas=20,
     paced=(5,),
     paced_deltas=5,
+    paced_rounds=1,
     watches=(10, 20),
     watched_runs=2,
     watch_seconds=0.2,
