@@ -7,6 +7,7 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 RUNS ?= 1000
 FUZZ_SECONDS ?= 300
+BENCH ?= full
 BIN := .venv/bin
 STUBS_PLUGIN := clients/plugins/python_stubs.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -64,8 +65,10 @@ chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=1
 fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=60 makes it shorter (Linux, x86_64)
 	PYTHONPATH=tests .venv-fuzz/bin/python -m fuzz $(FUZZ_SECONDS)
 
-bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
-	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
+bench: .venv/installed ## measure how fast everything is; BENCH=quick takes three minutes, ONLY=W1,W5 picks some
+	-$(MAKE) --no-print-directory .venv-litellm/installed
+	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) $(if $(ONLY),--only $(ONLY),--write) \
+		--litellm .venv-litellm/bin/python
 
 image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md
 	.ci/image
@@ -93,10 +96,12 @@ clean: ## remove what the other targets installed and cached
 # looks at the packages is none of them, and fuzzing has no wheels for other machines.
 .venv-stubs/installed: EXPORTED := --script $(STUBS_PLUGIN)
 .venv-k8s/installed: EXPORTED := --script k8s/policies.py
+.venv-litellm/installed: EXPORTED := --script tests/bench/litellm_proxy.py
 .venv-audit/installed: EXPORTED := --only-group audit
 .venv-fuzz/installed: EXPORTED := --no-dev --group fuzz --no-emit-workspace
 .venv-fuzz/installed: OURS := --editable clients/python --editable .
-.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock k8s/policies.py.lock
+.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock k8s/policies.py.lock \
+		tests/bench/litellm_proxy.py.lock
 	$(BIN)/python -m venv $(@D)
 	$(BIN)/uv export --quiet --locked $(EXPORTED) --output-file $(@D)/requirements.txt
 	$(@D)/bin/pip install --quiet --no-deps --require-hashes --requirement $(@D)/requirements.txt

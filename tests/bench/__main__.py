@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for skipped in results.skipped:
         print(f"*** {skipped} ***", file=sys.stderr)
     print(report.table(results, cores))
-    if asked.write:
+    if asked.write and asked.plan == "full":
         report.write(results, known, f"make bench BENCH={asked.plan}", cores, _PAGE)
     print(report.line(results))
     return 0
@@ -77,10 +77,10 @@ async def measure(names: Sequence[str], plan: Plan, litellm: Path | None) -> Res
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--plan", choices=sorted(_PLANS), default="full", help="how much; quick takes two minutes")
+    parser.add_argument("--plan", choices=sorted(_PLANS), default="full", help="how much; quick takes three minutes")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {','.join(WORKLOADS)}")
     parser.add_argument("--litellm", type=Path, help="the Python of an environment that has LiteLLM")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its charts")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, where it is the full plan")
     asked = parser.parse_args(arguments)
     for name in asked.only or ():
         if name not in WORKLOADS:

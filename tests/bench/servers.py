@@ -29,6 +29,8 @@ url = {redis}
 [log]
 level = "info"
 format = "json"
+[metrics]
+listen = "127.0.0.1:0"
 [[auth.keys]]
 name = "bench"
 tenant = "bench"
