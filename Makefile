@@ -67,7 +67,7 @@ fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=
 
 bench: .venv/installed ## measure how fast everything is; BENCH=quick takes three minutes, ONLY=W1,W5 picks some
 	-$(MAKE) --no-print-directory .venv-litellm/installed
-	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) $(if $(ONLY),--only $(ONLY),--write) \
+	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) $(if $(ONLY),--only $(ONLY)) $(if $(ONLY)$(filter-out full,$(BENCH)),,--write) \
 		--litellm .venv-litellm/bin/python
 
 image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md

@@ -40,7 +40,7 @@ class Plan:
 FULL = Plan(
     rounds=5,
     seconds=1.5,
-    runs=(1, 2, 4, 8, 16, 32),
+    runs=(1, 2, 4, 8, 16),
     starts=(1, 4, 16, 64),
     paced=(25, 50, 100, 200),
     watches=(1_000, 2_500, 5_000, 10_000),

@@ -58,14 +58,18 @@ def _measured(results: Results, machine: Mapping[str, str], command: str, cores:
     parts.append("## Who was busy\n\nCores that each part used, on average; `others` is what else ran on the machine.")
     parts.append(_busy(results.cores, cores))
     parts.append("## How it grows")
-    parts += [f"![{chart.title}]({folder}/{chart.name}.svg)" for chart in results.charts]
+    parts += [
+        f"![{chart.title}]({folder}/{chart.name}.svg)" for chart in sorted(results.charts, key=lambda chart: chart.name)
+    ]
     if results.profiles:
         parts.append("## Where the server's time goes\n\nShares of the samples of py-spy in which it did something.")
     for profile in results.profiles:
         shares = [(f"`{name}`", f"{share:.1%}") for name, share in profile.functions]
         parts.append(f"{profile.title}:\n\n{_rows(('function', 'share'), shares)}")
     parts.append("## All figures")
-    parts.append(_rows(("key", "found"), [(f"`{key}`", _shown(value)) for key, value in results.figures.items()]))
+    parts.append(
+        _rows(("key", "found"), [(f"`{key}`", _shown(value)) for key, value in sorted(results.figures.items())])
+    )
     return "\n\n".join(parts)
 
 
@@ -80,7 +84,7 @@ def _busy(situations: Mapping[str, Mapping[str, float]], cores: int) -> str:
     parts = list(dict.fromkeys(part for used in situations.values() for part in used))
     rows = [
         (name, *(f"{used[part]:.2f}" if part in used else "" for part in parts), limiting(used, cores))
-        for name, used in situations.items()
+        for name, used in sorted(situations.items())
     ]
     return _rows(("", *parts, "who limits"), rows)
 

@@ -36,6 +36,8 @@ class Results:
     """Who was busy: for each situation the processors that each part used."""
     profiles: list[Profile] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    """Names of workloads that ended with an error."""
 
     def add(self, other: "Results") -> None:
         """Takes over what another workload found out."""

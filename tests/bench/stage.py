@@ -31,6 +31,8 @@ tool_calls = [{{ name = "wait", arguments = {{}} }}]
 text = "one"
 """
 _PROXY_SCRIPT = Path(__file__).with_name("litellm_proxy.py")
+# LiteLLM closes connections that were idle for 5 seconds, and a request that meets that is lost.
+_REUSE_SECONDS = 2.0
 OURS = ("server", "Valkey", "PostgreSQL")
 """The parts of famulus that are its cost."""
 
@@ -152,7 +154,9 @@ class Stage:
             self._litellm, _PROXY_SCRIPT, str(config), str(port), log=self.folder / "litellm.log", env=offline
         )
         program = await self._stack.enter_async_context(started)
-        session = await self._stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        session = await self._stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_REUSE_SECONDS))
+        )
         return System(
             "LiteLLM",
             Proxy(session, f"http://127.0.0.1:{port}", key).ask,

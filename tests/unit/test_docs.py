@@ -28,6 +28,7 @@ PAGES = [
     DOCS / "architecture.md",
     DOCS / "audit.md",
     DOCS / "authentication.md",
+    DOCS / "benchmarks.md",
     DOCS / "configuration.md",
     DOCS / "encryption.md",
     DOCS / "errors.md",
