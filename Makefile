@@ -67,8 +67,8 @@ fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=
 
 bench: .venv/installed ## measure how fast everything is; BENCH=quick takes three minutes, ONLY=W1,W5 picks some
 	-$(MAKE) --no-print-directory .venv-litellm/installed
-	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) $(if $(ONLY),--only $(ONLY)) $(if $(ONLY)$(filter-out full,$(BENCH)),,--write) \
-		--litellm .venv-litellm/bin/python
+	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) --litellm .venv-litellm/bin/python \
+		$(if $(ONLY),--only $(ONLY)) $(if $(ONLY)$(filter-out full,$(BENCH)),,--write)
 
 image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md
 	.ci/image

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = machine.describe(asked.litellm)
     cores = psutil.cpu_count() or 1
     results = asyncio.run(measure(asked.only or list(WORKLOADS), _PLANS[asked.plan], asked.litellm))
-    for skipped in results.skipped:
-        print(f"*** {skipped} ***", file=sys.stderr)
+    for said in filter(None, (report.disturbed(results.cores, cores), *results.skipped)):
+        print(f"*** {said} ***", file=sys.stderr)
     print(report.table(results, cores))
     if asked.write:
         report.write(results, known, f"make bench BENCH={asked.plan}", cores, _PAGE)

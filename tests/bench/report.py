@@ -12,6 +12,8 @@ from bench.targets import TARGETS
 _BEGIN, _END = "<!-- measured: written by `make bench` -->", "<!-- end of what was measured -->"
 _BUSY = 0.85
 _FULL = 0.92
+# Of all cores: with more than this used by others, times say little, and ratios not much.
+_DISTURBING = 0.1
 
 
 def table(results: Results, cores: int) -> str:
@@ -51,9 +53,17 @@ def limiting(cores_of: Mapping[str, float], cores: int) -> str:
     return "nobody: waiting"
 
 
+def disturbed(situations: Mapping[str, Mapping[str, float]], cores: int) -> str:
+    """What to say where something else kept the machine busy; empty where nothing did."""
+    busy = {name: used["others"] for name, used in situations.items() if used["others"] > _DISTURBING * cores}
+    if not busy:
+        return ""
+    return f"The machine was NOT quiet: others used up to {max(busy.values()):.1f} cores, in {len(busy)} situations"
+
+
 def _measured(results: Results, machine: Mapping[str, str], command: str, cores: int, folder: str) -> str:
     parts = ["\n".join(f"- {name}: {value}" for name, value in {"command": f"`{command}`", **machine}.items())]
-    parts += [f"**{skipped}**" for skipped in results.skipped]
+    parts += [f"**{said}**" for said in (disturbed(results.cores, cores), *results.skipped) if said]
     parts.append(_rows(("figure", "found", "wanted", ""), _targets(results, cores)))
     parts.append("## Who was busy\n\nCores that each part used, on average; `others` is what else ran on the machine.")
     parts.append(_busy(results.cores, cores))

@@ -46,3 +46,4 @@ class Results:
         self.cores |= other.cores
         self.profiles += other.profiles
         self.skipped += other.skipped
+        self.failed += other.failed

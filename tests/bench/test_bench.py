@@ -52,7 +52,7 @@ def test_page_keeps_what_people_wrote_around_what_was_measured(tmp_path: Path) -
     results = Results(
         figures={"w5_vs_bare": 0.4},
         charts=[chart],
-        cores={"W5": {"client": 0.1, "server": 0.97}},
+        cores={"W5": {"client": 0.1, "server": 0.97, "others": 0.5}},
         profiles=[Profile(title="W5", functions=[("answer (calls.py)", 0.25)])],
     )
     for _ in range(2):
@@ -62,7 +62,8 @@ def test_page_keeps_what_people_wrote_around_what_was_measured(tmp_path: Path) -
     assert text.endswith("And what it means.\n")
     assert text.count("- machine: a small one\n") == 1
     assert "| 0.40 | at least 0.5 | NOT reached |" in text
-    assert "| W5 | 0.10 | 0.97 | the server |" in text
+    assert "| W5 | 0.10 | 0.97 | 0.50 | the server |" in text
+    assert "**The machine was NOT quiet: others used up to 0.5 cores, in 1 situations**" in text
     assert "| `answer (calls.py)` | 25.0% |" in text
     assert "a &lt; b" in (tmp_path / "benchmarks/w1.svg").read_text()
 
