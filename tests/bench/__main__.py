@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,8 @@ _PLANS = {"full": FULL, "quick": QUICK, "tiny": TINY}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, and prints what came out. The exit code is 0, whatever was reached, unless a workload failed."""
     asked = _arguments(arguments)
+    # As Ctrl-C does: what was started must not be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     known = machine.describe(asked.litellm)
     cores = psutil.cpu_count() or 1
     results = asyncio.run(measure(asked.only or list(WORKLOADS), _PLANS[asked.plan], asked.litellm))
