@@ -7,6 +7,7 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 RUNS ?= 1000
 FUZZ_SECONDS ?= 300
+BENCH ?= full
 BIN := .venv/bin
 STUBS_PLUGIN := clients/plugins/python_stubs.py
 
@@ -63,8 +64,10 @@ chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=1
 fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=60 makes it shorter (Linux, x86_64)
 	PYTHONPATH=tests .venv-fuzz/bin/python -m fuzz $(FUZZ_SECONDS)
 
-bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
-	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
+bench: .venv/installed ## measure how fast everything is; BENCH=quick takes three minutes, ONLY=W1,W5 picks some
+	-$(MAKE) --no-print-directory .venv-litellm/installed
+	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) --litellm .venv-litellm/bin/python \
+		$(if $(ONLY),--only $(ONLY)) $(if $(ONLY)$(filter-out full,$(BENCH)),,--write)
 
 image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md
 	.ci/image

@@ -17,10 +17,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # looks at the packages is none of them, and fuzzing has no wheels for other machines.
 .venv-stubs/installed: EXPORTED := --script $(STUBS_PLUGIN)
 .venv-k8s/installed: EXPORTED := --script k8s/policies.py
+.venv-litellm/installed: EXPORTED := --script tests/bench/litellm_proxy.py
 .venv-audit/installed: EXPORTED := --only-group audit
 .venv-fuzz/installed: EXPORTED := --no-dev --group fuzz --no-emit-workspace
 .venv-fuzz/installed: OURS := --editable clients/python --editable .
-.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock k8s/policies.py.lock
+.venv-%/installed: .venv/installed $(STUBS_PLUGIN).lock k8s/policies.py.lock tests/bench/litellm_proxy.py.lock
 	$(BIN)/python -m venv $(@D)
 	$(BIN)/uv export --quiet --locked $(EXPORTED) --output-file $(@D)/requirements.txt
 	$(@D)/bin/pip install --quiet --no-deps --require-hashes --requirement $(@D)/requirements.txt

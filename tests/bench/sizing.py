@@ -17,7 +17,7 @@ import grpc
 import psutil
 from redis.asyncio import Redis
 
-from bench.processes import launched
+from bench.processes import famulus
 from famulus.v1.assistant_pb2 import Assistant
 from famulus.v1.assistant_service_pb2 import EnsureAssistantRequest
 from famulus.v1.assistant_service_pb2_grpc import AssistantServiceStub
@@ -69,10 +69,12 @@ async def main() -> None:
         valkey = EmbeddedValkey(data_dir=folder)
         redis_url = await valkey.start()
         async with (
-            launched("fake-upstream", "--script", str(folder / "script.toml"), "--port", "0") as (_, upstream),
+            famulus(
+                "fake-upstream", "--script", str(folder / "script.toml"), "--port", "0", log=folder / "upstream.log"
+            ) as upstream,
             Redis.from_url(redis_url) as redis,
         ):
-            place = _Place(folder, upstream, postgres, redis_url, redis)
+            place = _Place(folder, upstream.address, postgres, redis_url, redis)
             for role in ("api", "worker", "all"):
                 async with place.server(role) as site:
                     figures |= await site.idle(role)
@@ -111,11 +113,11 @@ class _Place:
             f'[[models]]\nname = "bench"\nbackend = "responses"\nbase_url = "{self._upstream}"\n'
         )
         async with (
-            launched("--config", str(config), "serve") as (process, address),
-            grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+            famulus("--config", str(config), "serve", log=self._folder / "server.log") as program,
+            grpc.aio.insecure_channel(program.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
         ):
             database = await asyncpg.connect(url, server_settings=EVERYBODY)
-            site = _Site(psutil.Process(process.pid), address, channel, self._postgres, database, self._redis)
+            site = _Site(program.process, program.address, channel, self._postgres, database, self._redis)
             if role != "worker":
                 await site.prepare()
             yield site

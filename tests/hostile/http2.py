@@ -4,9 +4,9 @@ import socket
 import struct
 from collections.abc import Sequence
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _GOAWAY = 0, 1, 3, 4, 7
-_END_STREAM, _END_HEADERS = 1, 4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+END_STREAM, END_HEADERS = 1, 4
 _STREAM = 1
 
 
@@ -22,14 +22,14 @@ def call(address: str, path: str, message: bytes, headers: Sequence[tuple[bytes,
         (b"te", b"trailers"),
         (b"content-type", b"application/grpc"),
     )
-    block = b"".join(_literal(name, value) for name, value in (*usual, *headers))
+    block = b"".join(literal(name, value) for name, value in (*usual, *headers))
     body = struct.pack(">BI", 0, len(message)) + message
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(
-            _PREFACE
-            + _frame(_SETTINGS, 0, 0, b"")
-            + _frame(_HEADERS, _END_HEADERS, _STREAM, block)
-            + _frame(_DATA, _END_STREAM, _STREAM, body)
+            PREFACE
+            + frame(SETTINGS, 0, 0, b"")
+            + frame(HEADERS, END_HEADERS, _STREAM, block)
+            + frame(DATA, END_STREAM, _STREAM, body)
         )
         received = b""
         while not _has_ended(received):
@@ -45,16 +45,17 @@ def _has_ended(received: bytes) -> bool:
     while at + 9 <= len(received):
         length = int.from_bytes(received[at : at + 3])
         kind, flags = received[at + 3], received[at + 4]
-        if kind in {_RST_STREAM, _GOAWAY} or (kind == _HEADERS and flags & _END_STREAM):
+        if kind in {RST_STREAM, GOAWAY} or (kind == HEADERS and flags & END_STREAM):
             return at + 9 + length <= len(received)
         at += 9 + length
     return False
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """The bytes of a frame."""
     return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
-def _literal(name: bytes, value: bytes) -> bytes:
+def literal(name: bytes, value: bytes) -> bytes:
     """A header of at most 126 bytes, as it is."""
     return bytes([0, len(name)]) + name + bytes([len(value)]) + value
