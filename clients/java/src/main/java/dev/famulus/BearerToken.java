@@ -25,6 +25,19 @@ final class BearerToken {
     this.token = token;
   }
 
+  /**
+   * The header that shows a token.
+   *
+   * @throws IllegalArgumentException for a text that is no token
+   */
+  static String header(String token) {
+    String bare = token.strip(); // files end with a newline
+    if (bare.isEmpty() || !bare.chars().allMatch(letter -> letter > ' ' && letter <= '~')) {
+      throw new IllegalArgumentException("the token is empty, or not all of printable ASCII");
+    }
+    return "Bearer " + bare;
+  }
+
   /** Asks for the token in a thread of {@code executor}: to get a fresh one may take time. */
   ClientInterceptor on(Executor executor) {
     CallCredentials credentials = new Credentials(executor);
@@ -59,9 +72,12 @@ final class BearerToken {
     private void apply(MetadataApplier applier) {
       Metadata headers = new Metadata();
       try {
-        headers.put(KEY, "Bearer " + token.get());
-      } catch (RuntimeException failed) { // whatever it is, it ends the call and nothing else
-        applier.fail(Status.UNAVAILABLE.withDescription("there is no token").withCause(failed));
+        headers.put(KEY, header(token.get()));
+      } catch (Throwable failed) { // whatever it is, it ends the call and nothing else
+        applier.fail(
+            Status.UNAVAILABLE // a moment later there may be one
+                .withDescription("there is no token: " + failed)
+                .withCause(failed));
         return;
       }
       applier.apply(headers);
