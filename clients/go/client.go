@@ -29,11 +29,15 @@ type Client struct {
 }
 
 // Dial makes a client of the service at target: host:port, or any name of gRPC's such as dns:///famulus:8443, which
-// spreads calls over all addresses of the name. It does not wait for a connection. Close the client after use.
+// spreads calls over all addresses of the name. It does not wait for a connection, and refuses what cannot be right: a URL, or options that
+// contradict each other. Close the client after use.
 func Dial(target string, options ...Option) (*Client, error) {
 	var settings settings
 	for _, option := range options {
 		option(&settings)
+	}
+	if err := checkTarget(target); err != nil {
+		return nil, err
 	}
 	retry, err := settings.retry.withDefaults()
 	if err != nil {

@@ -14,9 +14,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -24,6 +26,8 @@ const (
 	keepaliveTimeout = 10 * time.Second
 	largestReceived  = 64 << 20 // bytes; a Snapshot holds all messages of a run
 )
+
+var errNoToken = errors.New("famulus: the token is empty, or not all of printable ASCII")
 
 var errTokenInPlaintext = errors.New(
 	"famulus: a token is sent over TLS only: pass WithTLS, or WithTokenInPlaintext where the way to the service is safe")
@@ -82,6 +86,9 @@ func dialOptions(target string, settings *settings) ([]grpc.DialOption, error) {
 		// Idle connections stay, as the streams of the next run should not wait for one.
 		grpc.WithIdleTimeout(0),
 	}
+	if settings.tokenFault != nil {
+		return nil, settings.tokenFault
+	}
 	if settings.token != nil {
 		secure := settings.tls != nil
 		if !secure && !settings.tokenInPlaintext && !isLoopback(target) {
@@ -100,13 +107,36 @@ type bearer struct {
 
 func (b *bearer) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	token, err := b.token(ctx)
-	if err != nil {
-		return nil, err
+	header := ""
+	if err == nil {
+		header, err = authorization(token)
 	}
-	return map[string]string{"authorization": "Bearer " + token}, nil
+	if err != nil {
+		return nil, status.Errorf(codes.Unavailable, "there is no token: %v", err) // a moment later there may be one
+	}
+	return map[string]string{"authorization": header}, nil
 }
 
 func (b *bearer) RequireTransportSecurity() bool { return b.secure }
+
+// authorization is the header that shows a token.
+func authorization(token string) (string, error) {
+	token = strings.TrimSpace(token) // files end with a newline
+	unprintable := func(letter rune) bool { return letter <= ' ' || letter > '~' }
+	if token == "" || strings.ContainsFunc(token, unprintable) {
+		return "", errNoToken
+	}
+	return "Bearer " + token, nil
+}
+
+// checkTarget refuses what is no target: gRPC would look for it in the DNS, again and again.
+func checkTarget(target string) error {
+	scheme, _, _ := strings.Cut(strings.ToLower(target), "://")
+	if strings.TrimSpace(target) == "" || scheme == "http" || scheme == "https" {
+		return fmt.Errorf("famulus: the target is not host:port, nor a name such as dns:///host:port: %q", target)
+	}
+	return nil
+}
 
 // isLoopback tells whether a target of gRPC's names this machine, as far as can be told without resolving names.
 func isLoopback(target string) bool {

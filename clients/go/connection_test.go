@@ -117,11 +117,52 @@ func TestAStreamGoesOnWithAFreshToken(t *testing.T) {
 	}
 }
 
-func TestAnErrorOfATokenSourceEndsTheCall(t *testing.T) {
-	source := func(context.Context) (string, error) { return "", errors.New("no token today") }
-	client := dial(t, newRuns(plain()).serve(t), famulus.WithTokenSource(source))
-	if seen := follow(client.StreamRun(t.Context(), create())); status.Code(seen.err) != codes.Unauthenticated {
-		t.Errorf("got %v", seen.err)
+func TestATokenSourceThatFailsIsAskedAgain(t *testing.T) {
+	shown := new(shown)
+	asked := 0
+	source := func(context.Context) (string, error) {
+		if asked++; asked == 1 {
+			return "", errors.New("no token yet")
+		}
+		return " token\n", nil // as files end
+	}
+	client := dial(t, newRuns(plain()).serve(t, shown.options()...), famulus.WithTokenSource(source))
+	if seen := follow(client.StreamRun(t.Context(), create())); seen.err != nil {
+		t.Fatal(seen.err)
+	}
+	if len(shown.values) != 1 || shown.values[0] != "Bearer token" {
+		t.Errorf("the server saw %q", shown.values)
+	}
+}
+
+func TestATokenSourceThatGoesOnFailingIsToldWhenPatienceEnds(t *testing.T) {
+	impatient := quick
+	impatient.GiveUpAfter = -1
+	for _, source := range []famulus.TokenSource{
+		func(context.Context) (string, error) { return "", errors.New("no token today") },
+		func(context.Context) (string, error) { return "no\ttoken today", nil },
+	} {
+		client := dial(t, newRuns(plain()).serve(t), famulus.WithTokenSource(source), famulus.WithRetryPolicy(impatient))
+		told := famulus.FromError(follow(client.StreamRun(t.Context(), create())).err)
+		if told.Code != codes.Unavailable || !strings.Contains(told.Message, "there is no token: ") {
+			t.Errorf("got %v", told)
+		}
+	}
+}
+
+func TestWhatIsNoTokenIsRefusedAtOnce(t *testing.T) {
+	for _, token := range []string{"", " \n", "two words", "line\nbreak", "tök"} {
+		if _, err := famulus.Dial("127.0.0.1:1", famulus.WithToken(token)); err == nil {
+			t.Errorf("%q was accepted", token)
+		}
+	}
+}
+
+func TestWhatIsNoTargetIsRefusedAtOnce(t *testing.T) {
+	for _, target := range []string{"", " ", "http://127.0.0.1:7461", "HTTPS://famulus.example"} {
+		if _, err := famulus.Dial(target); err == nil {
+			t.Errorf("%q was accepted", target)
+		}
 	}
 }
 
@@ -158,7 +199,7 @@ func TestTLSTrustsTheGivenAuthorityAndShowsTheOwnCertificate(t *testing.T) {
 	if err := call(ca.file, "", ""); status.Code(err) != codes.Unavailable {
 		t.Errorf("without a certificate: %v", err)
 	}
-	if err := call("", clientCert, clientKey); status.Code(err) != codes.Unavailable {
+	if err := call("", clientCert, clientKey); status.Code(err) != codes.Unavailable || famulus.FromError(err).Transient() {
 		t.Errorf("with another authority: %v", err)
 	}
 }

@@ -33,6 +33,9 @@ var brokenTransport = []string{
 	"cancelling all calls",
 }
 
+// mistrust is how crypto/tls words that a server's certificate is not to be trusted. It will not be a moment later either.
+const mistrust = "tls: failed to verify certificate"
+
 // noAddress is all that gRPC's balancer says of a target whose name DNS does not know.
 const noAddress = "no children to pick from"
 
@@ -142,7 +145,7 @@ func (e *Error) GRPCStatus() *status.Status {
 func (e *Error) Transient() bool {
 	switch e.Code {
 	case codes.Unavailable:
-		return true
+		return e.ReasonName != "" || !strings.Contains(e.Message, mistrust)
 	case codes.Aborted:
 		return e.Reason == famulusv1.ErrorReason_ERROR_REASON_SLOW_CONSUMER
 	case codes.Unauthenticated:

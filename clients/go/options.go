@@ -9,7 +9,7 @@ import (
 )
 
 // TokenSource returns a bearer token that is good now. It is called before each call, by many goroutines at once, and
-// should keep the token until it runs out. An error of it ends the call.
+// should keep the token until it runs out. An error of it is an outage: the call ends with codes.Unavailable.
 type TokenSource func(ctx context.Context) (string, error)
 
 // Option changes how a [Client] connects.
@@ -18,6 +18,7 @@ type Option func(*settings)
 type settings struct {
 	tls              *tls.Config
 	token            TokenSource
+	tokenFault       error
 	tokenInPlaintext bool
 	retry            RetryPolicy
 	dial             []grpc.DialOption
@@ -33,14 +34,16 @@ func WithTLS(config *tls.Config) Option {
 }
 
 // WithToken sends a bearer token with every call. Without [WithTLS], [Dial] refuses it unless the target is a loopback
-// address.
+// address. White space around it is taken off.
 func WithToken(token string) Option {
-	return WithTokenSource(func(context.Context) (string, error) { return token, nil })
+	_, fault := authorization(token)
+	source := func(context.Context) (string, error) { return token, nil }
+	return func(s *settings) { s.token, s.tokenFault = source, fault }
 }
 
 // WithTokenSource is [WithToken] where tokens run out before the client does: streams go on with a fresh one.
 func WithTokenSource(source TokenSource) Option {
-	return func(s *settings) { s.token = source }
+	return func(s *settings) { s.token, s.tokenFault = source, nil }
 }
 
 // WithTokenInPlaintext allows a token on a connection without TLS, such as one that a mesh encrypts.

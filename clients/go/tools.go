@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"reflect"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +23,8 @@ const largestOutput = 1 << 20
 // Handler answers a call of a function tool. The arguments are the text of a JSON object. What it returns is the output: a
 // string as it is, anything else as JSON.
 //
-// An error is told to the model: of a [*ToolError] its text, of any other the name of its type only. The context ends
+// An error is told to the model: of a [*ToolError] its text, of any other the name of its type only; that one is logged by
+// slog, and so is a panic. The context ends
 // with the tool's time-out and with the stream: a handler that goes on after that goes on for nobody.
 type Handler func(ctx context.Context, arguments json.RawMessage) (any, error)
 
@@ -95,7 +98,7 @@ func (t *toolbox) answerAll(ctx context.Context, calls []*famulusv1.ToolCall) []
 }
 
 func (t *toolbox) answer(ctx context.Context, call *famulusv1.ToolCall) *famulusv1.ToolOutput {
-	text, err := t.run(ctx, call.GetFunction())
+	text, err := t.run(ctx, call)
 	if err == nil {
 		text = clean(text)
 		if len(text) <= largestOutput {
@@ -106,12 +109,13 @@ func (t *toolbox) answer(ctx context.Context, call *famulusv1.ToolCall) *famulus
 	return &famulusv1.ToolOutput{CallId: call.GetId(), Output: toldToModel(err), IsError: true}
 }
 
-func (t *toolbox) run(ctx context.Context, call *famulusv1.FunctionCall) (string, error) {
-	handler := t.tools[call.GetName()]
+func (t *toolbox) run(ctx context.Context, call *famulusv1.ToolCall) (string, error) {
+	name := call.GetFunction().GetName()
+	handler := t.tools[name]
 	if handler == nil {
 		return "", ToolErrorf("there is no tool of this name")
 	}
-	arguments, err := argumentsOf(call.GetArgumentsJson())
+	arguments, err := argumentsOf(call.GetFunction().GetArgumentsJson())
 	if err != nil {
 		return "", err
 	}
@@ -129,6 +133,9 @@ func (t *toolbox) run(ctx context.Context, call *famulusv1.FunctionCall) (string
 		seconds := strconv.FormatFloat(t.timeout.Seconds(), 'f', -1, 64)
 		return "", ToolErrorf("the tool took longer than %s seconds", seconds)
 	}
+	if got.err != nil && ctx.Err() == nil && !meant(got.err) {
+		slog.ErrorContext(ctx, "a tool failed", "tool", name, "call_id", call.GetId(), "error", got.err)
+	}
 	return got.text, got.err
 }
 
@@ -140,9 +147,11 @@ type answer struct {
 // handle calls a handler. A panic in it, or runtime.Goexit, is an error like others: it must not end the program or leave
 // the run without an answer.
 func handle(ctx context.Context, handler Handler, arguments json.RawMessage, answered chan<- answer) {
-	got := answer{err: errPanic}
+	got := answer{err: new(panicked)}
 	defer func() {
-		_ = recover()
+		if value := recover(); value != nil {
+			got.err = &panicked{fmt.Sprintf("%v\n%s", value, debug.Stack())}
+		}
 		answered <- got
 	}()
 	result, err := handler(ctx, arguments)
@@ -154,7 +163,17 @@ func handle(ctx context.Context, handler Handler, arguments json.RawMessage, ans
 	got = answer{text, err}
 }
 
-var errPanic = errors.New("panic")
+// panicked is the error of a handler that did not return.
+type panicked struct{ trace string }
+
+// Error implements the error interface.
+func (p *panicked) Error() string { return "panic: " + p.trace }
+
+// meant tells whether an error says itself what the model is told.
+func meant(err error) bool {
+	own := new(ToolError)
+	return errors.As(err, &own) && own != nil
+}
 
 func argumentsOf(text string) (json.RawMessage, error) {
 	if text == "" {
@@ -189,7 +208,7 @@ func toldToModel(err error) string {
 	if own := new(ToolError); errors.As(err, &own) && own != nil {
 		return clean(own.Text)
 	}
-	if err == errPanic {
+	if _, ok := err.(*panicked); ok {
 		return "the tool failed: panic"
 	}
 	kind := reflect.TypeOf(err)

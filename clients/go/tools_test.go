@@ -1,10 +1,12 @@
 package famulus_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
@@ -101,6 +103,33 @@ func TestTheModelIsToldWhatWentWrongAndNothingElse(t *testing.T) {
 				famulus.WithTools(tools), famulus.WithToolTimeout(200*time.Millisecond))
 			if !output.IsError || output.Output != test.want {
 				t.Errorf("%.200v", output)
+			}
+		})
+	}
+}
+
+func TestWhatGoesWrongInAToolIsLoggedUnlessItIsForTheModel(t *testing.T) {
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	for name, test := range map[string]struct {
+		handler famulus.Handler
+		want    []string
+	}{
+		"error":      {fixed(nil, errors.New("secret")), []string{"a tool failed", "tool=tool", "call_id=call_1", "error=secret"}},
+		"panic":      {func(context.Context, json.RawMessage) (any, error) { panic("secret") }, []string{"panic: secret", "tools_test.go"}},
+		"tool error": {fixed(nil, famulus.ToolErrorf("told")), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logged bytes.Buffer
+			slog.SetDefault(slog.New(slog.NewTextHandler(&logged, nil)))
+			answer(t, toolCall("call_1", "tool", "{}"), famulus.WithTools(famulus.Tools{"tool": test.handler}))
+			for _, want := range test.want {
+				if !strings.Contains(logged.String(), want) {
+					t.Errorf("%q is not in %s", want, &logged)
+				}
+			}
+			if test.want == nil && logged.Len() > 0 {
+				t.Errorf("logged %s", &logged)
 			}
 		})
 	}

@@ -67,7 +67,7 @@ def test_message_is_answered_and_the_thread_can_be_resumed(address: str) -> None
     [
         (["--thread", "thread_missing"], "error: no such thread. Check the id"),
         (["--assistant", "asst_missing"], "error: no such assistant. Check the id"),
-        (["--model", "missing"], "error: no such model is configured (model missing). Name one"),
+        (["--model", "missing"], "error: no such model is configured: missing. Name one"),
     ],
 )
 def test_refusals_are_sentences_that_say_what_to_do(address: str, arguments: list[str], said: str) -> None:
@@ -89,7 +89,7 @@ def test_assistant_that_was_chosen_is_not_exchanged_where_its_model_is_gone(addr
         made = client.assistants.CreateAssistant(CreateAssistantRequest(assistant=lost)).assistant
     refused = run("chat", "--address", address, "--assistant", made.id, "-m", "Hello")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "error: no such model is configured (model gone)" in refused.stderr
+    assert "error: no such model is configured: gone" in refused.stderr
 
 
 def test_server_that_is_not_there_is_told_clearly() -> None:

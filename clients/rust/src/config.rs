@@ -37,14 +37,15 @@ impl ClientConfig {
         self
     }
 
-    /// A bearer token that goes with every call. Without TLS it is refused, unless the target is this machine.
+    /// A bearer token that goes with every call. Without TLS it is refused, unless the target is this machine. White
+    /// space around it is taken off.
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(Token::Fixed(token.into()));
         self
     }
 
     /// The same where tokens run out: `source` gives a good one. It is called before each call, and must not block: let a
-    /// task of yours fetch new tokens.
+    /// task of yours fetch new tokens. A text that cannot be a token is an outage.
     pub fn token_source(mut self, source: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.token = Some(Token::Source(Arc::new(source)));
         self

@@ -45,7 +45,7 @@ impl Interceptor for Bearer {
             Some(Token::Source(source)) => header(&source()),
         };
         let header =
-            header.ok_or(Status::unauthenticated("the token cannot be sent: it is no printable ASCII text"))?;
+            header.ok_or(Status::unavailable("there is no token: it is empty, or not all of printable ASCII"))?;
         request.metadata_mut().insert("authorization", header);
         Ok(request)
     }
@@ -58,6 +58,10 @@ impl fmt::Debug for Bearer {
 }
 
 fn header(token: &str) -> Option<MetadataValue<Ascii>> {
+    let token = token.trim(); // files end with a newline
+    if token.is_empty() || !token.bytes().all(|letter| letter.is_ascii_graphic()) {
+        return None;
+    }
     let mut header = MetadataValue::try_from(format!("Bearer {token}")).ok()?;
     header.set_sensitive(true);
     Some(header)
@@ -73,7 +77,7 @@ pub(crate) fn open(config: &ClientConfig) -> Result<Connection, ConfigError> {
         if let Token::Fixed(text) = token
             && header(text).is_none()
         {
-            return Err(ConfigError::new("the token is no printable ASCII text"));
+            return Err(ConfigError::new("the token is empty, or not all of printable ASCII"));
         }
     }
     let channel = match target.spread {
@@ -130,7 +134,7 @@ fn tls_config(target: &Target, tls: &Tls) -> ClientTlsConfig {
 }
 
 /// An error with all that it comes from: of tonic's own, the outermost text says next to nothing.
-fn told(error: &dyn std::error::Error) -> String {
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

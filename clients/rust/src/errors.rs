@@ -18,6 +18,8 @@ const BROKEN_TRANSPORT: [&str; 6] =
     ["RST_STREAM", "Stream removed", "onnection reset", "Socket closed", "GOAWAY", "Cancelling all calls"];
 /// All that a server says of a call which it cut off because it stops.
 const CUT_OFF: &str = "CANCELLED";
+/// How rustls words that a server's certificate is not to be trusted. It will not be a moment later either.
+const MISTRUST: &str = "invalid peer certificate";
 
 /// A call was refused or failed, or a stream broke and could not be resumed.
 ///
@@ -113,7 +115,7 @@ impl Error {
     /// what is missing.
     pub fn is_transient(&self) -> bool {
         match self.0.code {
-            Code::Unavailable => true,
+            Code::Unavailable => !self.0.reason_name.is_empty() || !self.0.message.contains(MISTRUST),
             Code::Aborted => self.reason() == ErrorReason::SlowConsumer,
             Code::Unauthenticated => self.reason() == ErrorReason::CredentialsExpired,
             Code::DataLoss => self.0.gap,

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
+use crate::connection::told;
 use crate::v1::tool_call::Call;
 use crate::v1::{ToolCall, ToolOutput};
 
@@ -99,9 +100,18 @@ impl Tools {
 
     async fn answer(&self, call: ToolCall) -> ToolOutput {
         let call_id = call.id.clone();
+        let name = match &call.call {
+            Some(Call::Function(function)) => function.name.clone(),
+            _ => String::new(),
+        };
         let (text, is_error) = match self.run(call).await {
             Ok(text) => (clean(text), false),
-            Err(error) => (clean(error.0), true),
+            Err(error) => {
+                if let Some(cause) = &error.cause {
+                    tracing::error!(tool = name, call_id, error = cause, "a tool failed");
+                }
+                (clean(error.text), true)
+            }
         };
         if text.len() > LARGEST_OUTPUT {
             let output = "the tool's result is larger than 1 MiB".to_owned();
@@ -141,23 +151,27 @@ impl fmt::Debug for Tools {
 /// Why a tool failed, as the model is told.
 ///
 /// [`ToolError::new`] has the text that you give. Any other error becomes one with `?`; of that the model sees the name
-/// of its type only, because its text may hold what is not the model's to see. (That is why this is no
-/// [`std::error::Error`] itself.)
+/// of its type only, because its text may hold what is not the model's to see: that goes to `tracing`. (That is why
+/// this is no [`std::error::Error`] itself.)
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ToolError(String);
+pub struct ToolError {
+    text: String,
+    cause: Option<String>,
+}
 
 impl ToolError {
     /// An error whose text is told to the model.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self { text: text.into(), cause: None }
     }
 }
 
 impl<E: std::error::Error> From<E> for ToolError {
-    fn from(_: E) -> Self {
+    fn from(error: E) -> Self {
         let path = std::any::type_name::<E>();
         let path = path.split('<').next().unwrap_or(path);
-        Self(format!("the tool failed: {}", path.rsplit("::").next().unwrap_or(path)))
+        let text = format!("the tool failed: {}", path.rsplit("::").next().unwrap_or(path));
+        Self { text, cause: Some(told(&error)) }
     }
 }
 

@@ -90,7 +90,10 @@ async fn configurations_that_make_no_sense_are_refused() {
     let refused = |config: ClientConfig| Client::connect(config).unwrap_err().to_string();
     assert!(refused(ClientConfig::new("a.example")).contains("host:port"));
     assert!(refused(ClientConfig::new("a.example:1").token("secret")).contains("TLS"));
-    assert!(refused(ClientConfig::new("127.0.0.1:1").token("line\nbreak")).contains("ASCII"));
+    assert!(refused(ClientConfig::new("")).contains("host:port"));
+    for token in ["", " \n", "two words", "line\nbreak", "tök"] {
+        assert!(refused(ClientConfig::new("127.0.0.1:1").token(token)).contains("ASCII"), "{token:?}");
+    }
     let policy = RetryPolicy { multiplier: 0.0, ..quick() };
     assert!(refused(ClientConfig::new("127.0.0.1:1").retry(policy)).contains("multiplier"));
     assert!(Client::connect(ClientConfig::new("a.example:1").token("secret").allow_plaintext_token()).is_ok());
@@ -108,12 +111,22 @@ async fn secrets_are_not_printed() {
 async fn a_token_goes_with_every_call_and_may_change() {
     let server = Scripted::serve(vec![vec![Act::Tell(whole())]]).await;
     let count = AtomicUsize::new(0);
-    let source = move || format!("token-{}", count.fetch_add(1, Ordering::SeqCst));
+    let source = move || format!("token-{}\n", count.fetch_add(1, Ordering::SeqCst)); // as files end
     let config = ClientConfig::new(server.address.to_string()).token_source(source);
     let client = Client::connect(config).unwrap();
     client.runs().get_run(GetRunRequest::default()).await.unwrap();
     read(&mut client.stream_run(CreateRunRequest::default()).start()).await.1.unwrap();
     assert_eq!(server.tokens(), ["Bearer token-0", "Bearer token-1"]);
+}
+
+#[tokio::test]
+async fn a_source_that_has_no_token_is_asked_again() {
+    let server = Scripted::serve(vec![vec![Act::Tell(whole())]]).await;
+    let count = AtomicUsize::new(0);
+    let source = move || if count.fetch_add(1, Ordering::SeqCst) == 0 { String::new() } else { "fresh".into() };
+    let config = ClientConfig::new(server.address.to_string()).token_source(source).retry(quick());
+    read(&mut Client::connect(config).unwrap().stream_run(CreateRunRequest::default()).start()).await.1.unwrap();
+    assert_eq!(server.tokens(), ["Bearer fresh"]);
 }
 
 #[tokio::test]
@@ -159,8 +172,11 @@ async fn tls_trusts_the_given_ca_only() {
     let server = Scripted::serve_with(ServerTlsConfig::new().identity(identity)).await;
     let tls = Tls::new().server_name("famulus.example");
     let target = server.address.to_string();
-    assert!(reads_all(&server, target.clone(), tls.clone()).await.is_err(), "nobody knows this CA");
-    assert!(reads_all(&server, target.clone(), Tls::new().ca_pem(certificates.ca.clone())).await.is_err(), "the name");
+    let other = Tls::new().ca_pem(certificates.ca.clone());
+    for (distrustful, what) in [(tls.clone(), "nobody knows this CA"), (other, "the name")] {
+        let error = reads_all(&server, target.clone(), distrustful).await.expect_err(what);
+        assert!(error.code() == Code::Unavailable && !error.is_transient(), "{what}: {error}");
+    }
     reads_all(&server, target, tls.ca_pem(certificates.ca)).await.unwrap();
 }
 

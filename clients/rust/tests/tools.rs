@@ -4,8 +4,9 @@
 
 mod scripted;
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use famulus::v1::{CreateRunRequest, FunctionCallProblem, Run, RunState, ToolCall, ToolOutput, tool_call::Call};
@@ -15,6 +16,9 @@ use scripted::{Act, Scripted, read, refusal, soon};
 use serde_json::{Value, json};
 use tokio::sync::{Barrier, Notify};
 use tonic::{Code, Status};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 
 /// A run that asks for these calls and ends once outputs came.
 async fn asks_for(calls: Vec<ToolCall>) -> Scripted {
@@ -68,6 +72,50 @@ async fn results_are_text_or_json() {
         output("call_1", r#"{"b":[1,null]}"#, false)
     );
     assert_eq!(answered("f", "{}", returns(json!(7))).await, output("call_1", "7", false));
+}
+
+/// Keeps the fields of events.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Visit for Log {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.lock().unwrap().push(format!("{}={value:?}", field.name()));
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("famulus")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test]
+async fn what_goes_wrong_in_a_tool_is_logged_unless_it_is_for_the_model() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let tools = Tools::new()
+        .add("refuses", async |_: Value| Err::<(), _>(ToolError::new("not today")))
+        .add("fails", async |_: Value| Ok("secret".parse::<i32>()?));
+    answered("refuses", "{}", tools.clone()).await;
+    assert!(log.0.lock().unwrap().is_empty());
+    answered("fails", "{}", tools).await;
+    let expected =
+        ["message=a tool failed", r#"tool="fails""#, r#"call_id="call_1""#, r#"error="invalid digit found in string""#];
+    assert_eq!(*log.0.lock().unwrap(), expected);
 }
 
 #[tokio::test]

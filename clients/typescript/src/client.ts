@@ -16,7 +16,7 @@ import { UserDataService } from "./gen/famulus/v1/user_data_service_pb.js";
 import { RunResult } from "./result.js";
 import { type RetryPolicy, retryPolicy } from "./retry.js";
 import { RunStream } from "./stream.js";
-import { Toolbox, type Tools } from "./tools.js";
+import { logToolError, type OnToolError, Toolbox, type Tools } from "./tools.js";
 import { type Sending, send, sendWait } from "./unary.js";
 import { link } from "./waiting.js";
 
@@ -32,6 +32,8 @@ export interface FamulusClientOptions extends ConnectionOptions {
 export interface ToolOptions {
   /** Answers the run's function calls. */
   readonly tools?: Tools | undefined;
+  /** Gets what a tool threw, where that is no ToolError; the model is told its class only. `console.error` by default. */
+  readonly onToolError?: OnToolError | undefined;
   /** How long each tool may take, in milliseconds. 60,000 by default. */
   readonly toolTimeoutMs?: number | undefined;
 }
@@ -145,12 +147,12 @@ export class FamulusClient implements AsyncDisposable {
   }
 
   #stream(followed: Followed, options: StreamOptions): RunStream {
-    const { tools, toolTimeoutMs = TOOL_TIMEOUT_MS } = options;
+    const { tools, toolTimeoutMs = TOOL_TIMEOUT_MS, onToolError = logToolError } = options;
     return new RunStream({
       runs: this.runs,
       following: new Following(followed, options.afterSequence ?? 0n, this.#policy),
       policy: this.#policy,
-      toolbox: tools && new Toolbox(tools, toolTimeoutMs),
+      toolbox: tools && new Toolbox(tools, toolTimeoutMs, onToolError),
       cancelOnExit: options.cancelOnExit ?? false,
       signals: [options.signal, this.#closing.signal],
     });

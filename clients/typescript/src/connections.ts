@@ -13,7 +13,10 @@ const LARGEST_RESPONSE = 64 << 20; // bytes: a Snapshot holds all messages of a 
 // A dead connection is noticed after 20 + 10 seconds; the server allows pings 10 seconds apart.
 const KEEPALIVE = { pingIntervalMs: 20_000, pingTimeoutMs: 10_000, pingIdleConnection: true };
 
-/** A bearer token; or what gives a good one, where tokens run out: it is called before each call. */
+/**
+ * A bearer token; or what gives a good one, where tokens run out: it is called before each call. White space around it is
+ * taken off. Where the function fails, that is an outage.
+ */
 export type Token = string | (() => string | Promise<string>);
 
 /** Keys and certificates, as PEM. */
@@ -67,10 +70,13 @@ export class Connections implements Transport {
   #current: number;
   #closed = false;
 
-  /** Throws TypeError where the URLs and the options make no sense together. */
+  /** Throws TypeError where the URLs and the options make no sense, or not together. */
   constructor(baseUrls: readonly string[], options: ConnectionOptions, random: () => number = Math.random) {
     if (baseUrls.length === 0) {
       throw new TypeError("no URL to connect to");
+    }
+    if (typeof options.token === "string") {
+      authorization(options.token);
     }
     this.#endpoints = baseUrls.map((baseUrl) => this.#endpoint(checked(baseUrl, options), options));
     // Many clients of the same list should not all begin with the first.
@@ -179,15 +185,24 @@ function sessionOptions({ ca, cert, key, serverName }: TlsOptions = {}): SecureC
 /** Shows the token with each call. */
 function bearer(token: Token): Interceptor {
   return (next) => async (request) => {
-    const current = typeof token === "string" ? token : await token();
+    let header: string;
     try {
-      request.header.set("authorization", `Bearer ${current}`);
-    } catch {
-      // The text of that error has the token in it.
-      throw new ConnectError("the token has characters that no header may have", Code.Unauthenticated);
+      header = authorization(typeof token === "string" ? token : await token());
+    } catch (error) {
+      // A moment later there may be one.
+      throw new ConnectError(`there is no token: ${error}`, Code.Unavailable, undefined, undefined, error);
     }
+    request.header.set("authorization", header);
     return next(request);
   };
+}
+
+function authorization(token: string): string {
+  const bare = token.trim(); // files end with a newline
+  if (!/^[!-~]+$/.test(bare)) {
+    throw new TypeError("the token is empty, or not all of printable ASCII");
+  }
+  return `Bearer ${bare}`;
 }
 
 /** Gives up on a connection that does not come about: the system would try for minutes. */

@@ -23,5 +23,5 @@ export type { CreateRunInit } from "./following.js";
 export { RunResult, textOf } from "./result.js";
 export type { RetryPolicy } from "./retry.js";
 export type { RunStream } from "./stream.js";
-export type { Tool, ToolContext, Tools } from "./tools.js";
+export type { OnToolError, Tool, ToolContext, Tools } from "./tools.js";
 export type { RunView } from "./view.js";

@@ -28,15 +28,26 @@ export type Tool = (args: any, context: ToolContext) => unknown;
 /** Tools by name. */
 export type Tools = Readonly<Record<string, Tool>>;
 
+/** Gets what a tool threw, with the tool's name and the id of the call. */
+export type OnToolError = (error: unknown, tool: string, callId: string) => void;
+
+/** Writes the error with its stack to standard error. */
+export function logToolError(error: unknown, tool: string, callId: string): void {
+  // biome-ignore lint/suspicious/noConsole: where nobody asks for it, it should not be lost
+  console.error(`famulus: the tool ${tool} failed, in the call ${callId}:`, error);
+}
+
 /** Answers function calls with tools by name; the timeout holds for each call by itself. */
 export class Toolbox {
   readonly #tools: Tools;
   readonly #timeoutMs: number;
+  readonly #onToolError: OnToolError;
   readonly #claimed = new Set<string>();
 
-  constructor(tools: Tools, timeoutMs: number) {
+  constructor(tools: Tools, timeoutMs: number, onToolError: OnToolError) {
     this.#tools = { ...tools };
     this.#timeoutMs = timeoutMs;
+    this.#onToolError = onToolError;
   }
 
   /** Ids of those calls that nobody claimed before: the caller must answer them. */
@@ -58,6 +69,9 @@ export class Toolbox {
       return output(call, written(await this.#run(call, signal)));
     } catch (error) {
       signal.throwIfAborted();
+      if (!(error instanceof ToolError)) {
+        this.#onToolError(error, call.call.case === "function" ? call.call.value.name : "", call.id);
+      }
       return output(call, toldOf(error), true);
     }
   }

@@ -39,12 +39,44 @@ test("a token goes with every call; a function is asked each time", async (t) =>
   );
 });
 
-test("a token that cannot be sent is not in the error", async () => {
-  await using client = new FamulusClient("http://127.0.0.1:1", { token: "two\nlines" });
-  await assert.rejects(client.waitRun({ runId: RUN_ID }), {
-    code: Code.Unauthenticated,
-    rawMessage: "the token has characters that no header may have",
-  });
+test("a source of tokens that fails is asked again", async (t) => {
+  const runs = new ScriptedRuns(LOG);
+  let count = 0;
+  const token = async () => {
+    count += 1;
+    if (count === 1) {
+      throw new Error("the door is closed");
+    }
+    return `t${count}\n`; // as files end
+  };
+  await using client = new FamulusClient(await serving(t, runs), { token, retry: HASTY });
+  assert.equal((await gather(client.watchRun({ runId: RUN_ID }))).length, LOG.length);
+  await client.runs.getRun({ runId: RUN_ID });
+  assert.deepEqual(
+    runs.headers.map((header) => header.get("authorization")),
+    ["Bearer t3"],
+  );
+});
+
+test("a source of tokens that goes on failing is told when patience ends", async (t) => {
+  const url = await serving(t, new ScriptedRuns(LOG));
+  const broken = () => {
+    throw new Error("the door is closed");
+  };
+  const sources: [() => string, RegExp][] = [
+    [broken, /there is no token: Error: the door is closed/],
+    [() => "no token", /there is no token: TypeError/],
+  ];
+  for (const [token, message] of sources) {
+    await using client = new FamulusClient(url, { token, retry: { ...HASTY, giveUpAfterMs: 0 } });
+    await assert.rejects(gather(client.watchRun({ runId: RUN_ID })), { code: Code.Unavailable, message });
+  }
+});
+
+test("a text that is no token is refused at once", () => {
+  for (const token of ["", " \n", "two words", "line\nbreak", "tök"]) {
+    assert.throws(() => new FamulusClient("http://127.0.0.1:1", { token }), TypeError, token);
+  }
 });
 
 test("a token leaves this machine over TLS only, unless that is allowed", () => {
@@ -58,6 +90,7 @@ test("a token leaves this machine over TLS only, unless that is allowed", () => 
 });
 
 test("URLs that make no sense are refused", () => {
+  assert.throws(() => new FamulusClient(""), TypeError);
   for (const url of ["127.0.0.1:7461", "localhost:7461", "ftp://127.0.0.1"]) {
     assert.throws(() => new FamulusClient(url), { name: "TypeError", message: /must begin with http:/ });
   }

@@ -15,7 +15,7 @@ const create = { assistantId: "asst_1" };
 async function answersTo(t: Parameters<typeof clientOf>[0], calls: ToolCall[], tools: Tools, toolTimeoutMs = 10_000) {
   const runs = new ScriptedRuns(withTools(...calls));
   const client = await clientOf(t, runs);
-  const result = await client.runToEnd({ create, tools, toolTimeoutMs });
+  const result = await client.runToEnd({ create, tools, toolTimeoutMs, onToolError: () => {} });
   assert.equal(result.text, "Done");
   assert.equal(runs.submitted.length, 1);
   return (runs.submitted[0]?.toolOutputs ?? []).map(({ output, isError }: ToolOutput) => [output, isError]);
@@ -67,6 +67,24 @@ for (const [what, tools, args, output, isError] of OUTCOMES) {
     assert.deepEqual(await answersTo(t, [call("call_1", "f", args)], tools), [[output, isError]]);
   });
 }
+
+test("what goes wrong in a tool is told to the process, unless it is for the model", async (t) => {
+  const calls = [call("call_1", "fails"), call("call_2", "explains")];
+  const secret = new Secret("password");
+  const tools: Tools = {
+    fails: () => Promise.reject(secret),
+    explains: () => Promise.reject(new ToolError("the shop is closed")),
+  };
+  const client = await clientOf(t, new ScriptedRuns(withTools(...calls)));
+  const log = t.mock.method(console, "error", () => {});
+  await client.runToEnd({ create, tools });
+  const logged = log.mock.calls.map(({ arguments: words }) => words);
+  assert.deepEqual(logged, [["famulus: the tool fails failed, in the call call_1:", secret]]);
+  const told: unknown[] = [];
+  const other = await clientOf(t, new ScriptedRuns(withTools(...calls)));
+  await other.runToEnd({ create, tools, onToolError: (...error) => told.push(error) });
+  assert.deepEqual(told, [[secret, "fails", "call_1"]]);
+});
 
 test("what every object inherits is no tool", async (t) => {
   assert.deepEqual(await answersTo(t, [call("call_1", "toString")], {}), [["there is no tool of this name", true]]);

@@ -212,7 +212,9 @@ def check_model(run: Run, models: Models) -> None:
     card = models.card(run.model)
     if card is None:
         raise FailedPrecondition(
-            reasons.ERROR_REASON_UNKNOWN_MODEL, "no such model is configured", metadata={"model": run.model}
+            reasons.ERROR_REASON_UNKNOWN_MODEL,
+            f"no such model is configured: {run.model}",
+            metadata={"model": run.model},
         )
     for tool in run.tools:
         kind = tool.WhichOneof("tool")

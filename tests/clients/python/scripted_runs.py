@@ -160,6 +160,7 @@ class ScriptedRuns(RunServiceServicer):
         self.log = list(log)
         self.plan = deque(plan)
         self.streams: list[Stream] = []
+        self.shown: list[str] = []  # by each call, of its credentials
         self.created: list[api.CreateRunRequest] = []
         self.lookups = 0
         self.submitted: list[api.SubmitToolOutputsRequest] = []
@@ -201,8 +202,12 @@ class ScriptedRuns(RunServiceServicer):
     def _serve(self, request: JoinRequest, context: grpc.ServicerContext) -> Iterator[Sequence[RunEvent]]:
         stream = Stream(self, request, context)
         self.streams.append(stream)
+        self._note(context)
         context.add_callback(stream.closed.set)
         return (self.plan.popleft() if self.plan else whole)(stream)
+
+    def _note(self, context: grpc.ServicerContext) -> None:
+        self.shown += [str(value) for key, value in context.invocation_metadata() if key == "authorization"]
 
     def _maybe_refuse(self, context: grpc.ServicerContext) -> None:
         if self.refusals:
@@ -222,6 +227,7 @@ class ScriptedRuns(RunServiceServicer):
         return api.CreateRunResponse(run=self.run)
 
     def GetRun(self, request: api.GetRunRequest, context: grpc.ServicerContext) -> api.GetRunResponse:
+        self._note(context)
         self.lookups += 1
         return api.GetRunResponse(run=self.run)
 

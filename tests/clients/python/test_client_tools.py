@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from clients.python.conftest import CREATE, QUICK, Follow
+from clients.python.conftest import CREATE, QUICK, Follow, follow_async
 from clients.python.scripted_runs import PATIENCE, ScriptedRuns, cut_after, refuse, repeats_all, serving, tells
 from clients.python.story import (
     COMPLETED,
@@ -61,6 +62,14 @@ def fails() -> str:
     raise ValueError("a password")
 
 
+def exits() -> str:
+    sys.exit("a password")
+
+
+async def exits_in_the_loop() -> str:
+    return exits()
+
+
 def explains() -> str:
     raise ToolError("the shop is closed")
 
@@ -83,6 +92,7 @@ async def test_the_model_is_told_what_went_wrong_and_nothing_else(follow: Follow
         (call("call_9", "huge"), "the tool's result is larger than 1 MiB"),
         (call("call_10", "weather", "[" * 100_000), "the arguments are not JSON"),
         (call("call_11", "stops"), "the tool failed: RuntimeError"),
+        (call("call_12", "exits"), "the tool failed: SystemExit"),
     ]
     tools: dict[str, Callable[..., Any]] = {
         "fails": fails,
@@ -92,6 +102,7 @@ async def test_the_model_is_told_what_went_wrong_and_nothing_else(follow: Follow
         "odd": object,
         "huge": lambda: "x" * (1 << 20) + "x",
         "stops": stops,
+        "exits": exits,
     }
     with serving(runs := ScriptedRuns(with_tools(*(asked for asked, _ in told)))) as target:
         seen = await follow(target, tools=tools, tool_timeout=0.3)
@@ -100,6 +111,24 @@ async def test_the_model_is_told_what_went_wrong_and_nothing_else(follow: Follow
     answers = outputs(runs)
     assert {call_id: answer.output for call_id, answer in answers.items()} == {asked.id: text for asked, text in told}
     assert all(answer.is_error for answer in answers.values())
+
+
+async def test_a_coroutine_that_exits_ends_neither_the_loop_nor_the_run() -> None:
+    with serving(runs := ScriptedRuns(with_tools(call("call_1", "exits")))) as target:
+        seen = await follow_async(target, tools={"exits": exits_in_the_loop})
+    assert (seen.error, outputs(runs)["call_1"].output) == (None, "the tool failed: SystemExit")
+
+
+async def test_what_goes_wrong_in_a_tool_is_logged_unless_it_is_for_the_model(
+    follow: Follow, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = with_tools(call("call_1", "fails"), call("call_2", "explains"))
+    with serving(ScriptedRuns(log)) as target:
+        await follow(target, tools={"fails": fails, "explains": explains})
+    (record,) = [record for record in caplog.records if record.name == "famulus"]
+    assert (record.getMessage(), record.levelname) == ("the tool fails failed", "ERROR")
+    assert record.exc_info is not None
+    assert repr(record.exc_info[1]) == "ValueError('a password')"
 
 
 async def test_text_that_the_service_would_refuse_is_mended(follow: Follow) -> None:

@@ -154,6 +154,7 @@ async def test_model_that_is_not_configured_is_refused_and_nothing_is_stored(sta
     refusal = await refused(stage.start(thread_id=thread.id, model="nonesuch"))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UNKNOWN_MODEL")
     assert refusal.metadata["model"] == "nonesuch"
+    assert refusal.message == "no such model is configured: nonesuch"
     assert await runs_of(stage, thread.id) == []
     assert await stage.messages(thread.id) == []
 

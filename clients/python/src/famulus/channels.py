@@ -2,14 +2,14 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
+from famulus.tokens import Bearer, CallCredentials
+
 Options = Sequence[tuple[str, Any]]
-# Or what gives one, where tokens run out before the client does.
-Token: TypeAlias = str | Callable[[], str]
 
 DEFAULTS: dict[str, Any] = {
     # A dead connection is noticed after 20 + 10 seconds; the server allows pings 10 seconds apart.
@@ -34,7 +34,10 @@ _TARGET = re.compile(r"(?:(?:dns|ipv4|ipv6):(?://[^/]*/)?)?(?:\[(?P<v6>[^\]]+)\]
 
 
 def channel_options(target: str, own: Options = ()) -> list[tuple[str, Any]]:
-    """The options of a channel to `target`; the caller's own ones win."""
+    """The options of a channel to `target`; the caller's own ones win. Raises ValueError for what is no target: gRPC
+    would look for it in the DNS, again and again."""
+    if not target.strip() or re.match(r"https?://", target, re.IGNORECASE):
+        raise ValueError(f"the target is not host:port, nor a name such as dns:///host:port: {target!r}")
     return list({**DEFAULTS, **(NO_PROXY if is_loopback(target) else {}), **dict(own)}.items())
 
 
@@ -53,29 +56,18 @@ def is_loopback(target: str) -> bool:
 
 
 def channel_credentials(
-    target: str, credentials: grpc.ChannelCredentials | None, token: Token | None
+    target: str, credentials: grpc.ChannelCredentials | None, bearer: Bearer | None, *, in_plaintext: bool
 ) -> grpc.ChannelCredentials | None:
-    """Credentials with which every call carries the token. Raises ValueError for a token that would leave this machine
-    without encryption."""
-    if token is None:
+    """Credentials with which every call carries the token; None for a channel in plaintext, where gRPC adds none.
+    Raises ValueError for a token that would leave this machine without encryption, unless that is allowed."""
+    if bearer is None or (credentials is None and in_plaintext):
         return credentials
     if credentials is None:
         if not is_loopback(target):
-            raise ValueError("a token is only sent over an encrypted channel: pass credentials, too")
+            raise ValueError(
+                "a token is only sent over an encrypted channel: pass credentials, too, "
+                "or token_in_plaintext=True where the way to the service is safe"
+            )
         credentials = grpc.local_channel_credentials()  # not encrypted; gRPC refuses peers that are not on this machine
-    return grpc.composite_channel_credentials(credentials, grpc.metadata_call_credentials(_Bearer(token)))
-
-
-class _Bearer(grpc.AuthMetadataPlugin):
-    """The metadata that shows a token; gRPC asks for it before each call, from threads of its own."""
-
-    def __init__(self, token: Token) -> None:
-        self._token = token
-
-    def __call__(self, _: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
-        try:
-            token = self._token if isinstance(self._token, str) else self._token()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the call and nothing else
-            callback((), error)
-        else:
-            callback((("authorization", f"Bearer {token}"),), None)
+    calls = grpc.metadata_call_credentials(CallCredentials(bearer))
+    return grpc.composite_channel_credentials(credentials, calls)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from famulus.channels import Options, Token, channel_credentials, channel_options
+from famulus.channels import Options, channel_credentials, channel_options
 from famulus.errors import FamulusError
 from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
 from famulus.stream import RunStream
+from famulus.tokens import Bearer, Token, in_plaintext
 from famulus.tools import Toolbox, Tools
 from famulus.tracing import traced
 from famulus.unary import send
@@ -45,17 +46,20 @@ class FamulusClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         token: Token | None = None,
+        token_in_plaintext: bool = False,
         options: Options = (),
         retry: RetryPolicy | None = None,
     ) -> None:
         """`target` is `host:port`, or any gRPC name such as `dns:///famulus:8443`. Without `credentials` the channel is
         not encrypted. `token` goes with every call as a bearer token; it needs `credentials`, unless the target is a
-        loopback address. Where tokens run out, pass what returns a good one: it is called, in a thread, before each
-        call. `options` are gRPC's."""
+        loopback address or `token_in_plaintext` allows it, as where a mesh encrypts. Where tokens run out, pass what
+        returns a good one: it is called, in a thread, before each call. `options` are gRPC's. Raises ValueError for a
+        target or a token that cannot be one."""
         arguments = channel_options(target, options)
-        secured = channel_credentials(target, credentials, token)
+        bearer = None if token is None else Bearer(token)
+        secured = channel_credentials(target, credentials, bearer, in_plaintext=token_in_plaintext)
         if secured is None:
-            self._channel = grpc.aio.insecure_channel(target, arguments)
+            self._channel = grpc.aio.insecure_channel(target, arguments, interceptors=in_plaintext(bearer))
         else:
             self._channel = grpc.aio.secure_channel(target, secured, arguments)
         self._retry = retry or RetryPolicy()

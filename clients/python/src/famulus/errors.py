@@ -29,6 +29,13 @@ BROKEN_TRANSPORT = (
     "GOAWAY",
     "Cancelling all calls",
 )
+# How gRPC words that the server's certificate is not to be trusted: it will not be a moment later either.
+MISTRUST = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "certificate signature failure",
+    "Hostname Verification Check failed",
+    "is not in peer certificate",
+)
 # All that a server says of a call which it cut off because it stops. What is cancelled here is told with other words.
 CUT_OFF = "CANCELLED"
 TRANSPORT_CODES = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
@@ -97,7 +104,7 @@ class FamulusError(Exception):
         """Whether it is the connection or the replica that failed, so that the same call may go well elsewhere; or the
         credentials ran out in the middle of it, so that it may go well with fresh ones."""
         if self.code is grpc.StatusCode.UNAVAILABLE:
-            return True
+            return bool(self.reason_name) or not any(words in self.message for words in MISTRUST)
         if self.code is grpc.StatusCode.ABORTED:
             return self.reason == ErrorReason.ERROR_REASON_SLOW_CONSUMER
         if self.code is grpc.StatusCode.UNAUTHENTICATED:

@@ -6,11 +6,13 @@ from typing import Self
 
 import grpc
 
-from famulus.channels import Options, Token, channel_credentials, channel_options
+from famulus.carrying import carrying
+from famulus.channels import Options, channel_credentials, channel_options
 from famulus.errors import FamulusError
 from famulus.following import Following, repeatable
 from famulus.retry import Outage, RetryPolicy
 from famulus.sync_stream import SyncRunStream
+from famulus.tokens import Bearer, Token
 from famulus.tools import Toolbox, Tools, refuse_async_tools
 from famulus.tracing import traced
 from famulus.unary import send_blocking
@@ -39,21 +41,26 @@ class FamulusSyncClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         token: Token | None = None,
+        token_in_plaintext: bool = False,
         options: Options = (),
         retry: RetryPolicy | None = None,
     ) -> None:
         """`target` is `host:port`, or any gRPC name such as `dns:///famulus:8443`. Without `credentials` the channel is
         not encrypted. `token` goes with every call as a bearer token; it needs `credentials`, unless the target is a
-        loopback address. Where tokens run out, pass what returns a good one: it is called, in a thread, before each
-        call. `options` are gRPC's."""
+        loopback address or `token_in_plaintext` allows it, as where a mesh encrypts. Where tokens run out, pass what
+        returns a good one: it is called, by any thread, before each call. `options` are gRPC's. Raises ValueError for a
+        target or a token that cannot be one."""
         arguments = channel_options(target, options)
-        secured = channel_credentials(target, credentials, token)
+        bearer = None if token is None else Bearer(token)
+        secured = channel_credentials(target, credentials, bearer, in_plaintext=token_in_plaintext)
         if secured is None:
             self._channel = grpc.insecure_channel(target, arguments)
         else:
             self._channel = grpc.secure_channel(target, secured, arguments)
         self._retry = retry or RetryPolicy()
         channel = traced(self._channel)
+        if secured is None and bearer is not None:
+            channel = carrying(channel, bearer.added_to)
         self.assistants = AssistantServiceStub(channel)
         self.threads = ThreadServiceStub(channel)
         self.runs = RunServiceStub(channel)

@@ -111,7 +111,11 @@ class SyncRunStream:
             self._answer(open_calls(self._look_up(self._policy)))
         while not following.finished:
             delay = 0.0
-            call = self._join()
+            try:
+                call = self._join()
+            except grpc.RpcError as error:  # there is no token for it
+                time.sleep(following.lost(FamulusError.from_rpc(error)))
+                continue
             try:
                 with Watchdog(call, self._policy.silence) as watchdog:
                     while not following.finished:

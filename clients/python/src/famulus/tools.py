@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import inspect
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,8 @@ from famulus.v1.tool_pb2 import ToolCall, ToolOutput
 
 Tools = Mapping[str, Callable[..., Any]]
 
+_logger = logging.getLogger("famulus")
+
 LARGEST_OUTPUT = 1 << 20  # bytes; the service takes no more
 
 
@@ -24,7 +27,8 @@ class Toolbox:
     """Answers function calls with callables by name; `timeout` is in seconds and holds for each call by itself.
 
     A callable gets the arguments as keyword arguments. What it returns is the output: text as it is, anything else as
-    JSON. When it raises, takes too long, is unknown or cannot take the arguments, the model is told.
+    JSON. When it raises, takes too long, is unknown or cannot take the arguments, the model is told. So it is when it
+    raises SystemExit, which would end the process for the sake of one call; KeyboardInterrupt passes.
     """
 
     def __init__(self, tools: Tools, *, timeout: float) -> None:
@@ -60,7 +64,7 @@ class Toolbox:
             if task is None or task.cancelling():
                 raise
             return _failed(call, error)  # the tool's own affair: something that it waited for was cancelled
-        except Exception as error:  # noqa: BLE001 (whatever a tool raises is for the model, and no end of the run)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (what a tool raises is for the model, and ends no run)
             return _failed(call, self._too_slow() if limit.expired() else error)
 
     async def _run(self, call: ToolCall) -> Any:
@@ -82,7 +86,7 @@ class Toolbox:
     def _collect(self, call: ToolCall, future: "Future[Any]", deadline: float) -> ToolOutput:
         try:
             return _succeeded(call, future.result(max(0.0, deadline - time.monotonic())))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if future.cancelled():
                 raise
             return _failed(call, error if future.done() else self._too_slow())
@@ -132,8 +136,12 @@ def _succeeded(call: ToolCall, result: Any) -> ToolOutput:
 
 
 def _failed(call: ToolCall, error: BaseException) -> ToolOutput:
-    # The text of any exception may hold what is not the model's to see.
-    text = str(error) if isinstance(error, ToolError) else f"the tool failed: {type(error).__name__}"
+    if isinstance(error, ToolError):
+        text = str(error)
+    else:
+        # The text of any exception may hold what is not the model's to see.
+        text = f"the tool failed: {type(error).__name__}"
+        _logger.error("the tool %s failed", call.function.name, exc_info=error, extra={"call_id": call.id})
     return ToolOutput(call_id=call.id, output=_clean(text), is_error=True)
 
 

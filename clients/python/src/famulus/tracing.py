@@ -1,10 +1,11 @@
 """Traces, where `opentelemetry-api` is installed: calls name the current span, and tools have spans of their own."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from famulus.carrying import carrying
 from famulus.v1.tool_pb2 import ToolCall
 
 _KEY = "traceparent"
@@ -12,7 +13,7 @@ _KEY = "traceparent"
 
 def traced(channel: Any) -> Any:
     """What stubs are made on, so that each call carries the context that is current when it is made."""
-    return channel if _opentelemetry() is None else _Channel(channel)
+    return channel if _opentelemetry() is None else carrying(channel, _with_context)
 
 
 @contextmanager
@@ -60,57 +61,3 @@ def _with_context(metadata: Any) -> Any:
     carrier: dict[str, str] = {}
     _opentelemetry().propagate.inject(carrier)
     return (*(metadata or ()), *carrier.items()) if carrier else metadata
-
-
-def _carrying(call: Callable[..., Any]) -> Callable[..., Any]:
-    def carry(
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        return call(
-            request,
-            timeout=timeout,
-            metadata=_with_context(metadata),
-            credentials=credentials,
-            wait_for_ready=wait_for_ready,
-            compression=compression,
-        )
-
-    return carry
-
-
-class _Method:
-    """A method of a stub, in all the ways in which it can be called. No interceptor: those of grpc.aio put a call of
-    their own around each."""
-
-    def __init__(self, method: Any) -> None:
-        self._call = _carrying(method)
-        for way in ("with_call", "future"):  # of threads only
-            if hasattr(method, way):
-                setattr(self, way, _carrying(getattr(method, way)))
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._call(*arguments, **options)
-
-
-class _Channel:
-    """Makes the methods of stubs, as a channel does."""
-
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-
-    def unary_unary(self, *arguments: Any, **options: Any) -> _Method:
-        return _Method(self._channel.unary_unary(*arguments, **options))
-
-    def unary_stream(self, *arguments: Any, **options: Any) -> _Method:
-        return _Method(self._channel.unary_stream(*arguments, **options))
-
-    def stream_unary(self, *arguments: Any, **options: Any) -> _Method:
-        return _Method(self._channel.stream_unary(*arguments, **options))
-
-    def stream_stream(self, *arguments: Any, **options: Any) -> _Method:
-        return _Method(self._channel.stream_stream(*arguments, **options))

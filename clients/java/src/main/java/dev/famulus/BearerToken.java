@@ -11,25 +11,31 @@ import io.grpc.ClientInterceptor;
 import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.Status;
-import java.util.Objects;
 import java.util.concurrent.Executor;
 import java.util.function.Supplier;
-import java.util.regex.Pattern;
 
 /** Shows a token with each call. */
 final class BearerToken {
   private static final Metadata.Key<String> KEY =
       Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
 
-  /**
-   * What gRPC sends as it is. Of anything else it writes all bytes into the log, and sends none.
-   */
-  private static final Pattern PRINTABLE = Pattern.compile("[ -~]*");
-
   private final Supplier<String> token;
 
   BearerToken(Supplier<String> token) {
     this.token = token;
+  }
+
+  /**
+   * The header that shows a token.
+   *
+   * @throws IllegalArgumentException for a text that is no token
+   */
+  static String header(String token) {
+    String bare = token.strip(); // files end with a newline
+    if (bare.isEmpty() || !bare.chars().allMatch(letter -> letter > ' ' && letter <= '~')) {
+      throw new IllegalArgumentException("the token is empty, or not all of printable ASCII");
+    }
+    return "Bearer " + bare;
   }
 
   /** Asks for the token in a thread of {@code executor}: to get a fresh one may take time. */
@@ -64,21 +70,16 @@ final class BearerToken {
     }
 
     private void apply(MetadataApplier applier) {
-      String current;
-      try {
-        current = Objects.requireNonNull(token.get());
-      } catch (RuntimeException failed) { // whatever it is, it ends the call and nothing else
-        applier.fail(Status.UNAVAILABLE.withDescription("there is no token").withCause(failed));
-        return;
-      }
-      if (!PRINTABLE.matcher(current).matches()) {
-        applier.fail(
-            Status.UNAUTHENTICATED.withDescription(
-                "the token has characters that no header may have, such as a line break"));
-        return;
-      }
       Metadata headers = new Metadata();
-      headers.put(KEY, "Bearer " + current);
+      try {
+        headers.put(KEY, header(token.get()));
+      } catch (Throwable failed) { // whatever it is, it ends the call and nothing else
+        applier.fail(
+            Status.UNAVAILABLE // a moment later there may be one
+                .withDescription("there is no token: " + failed)
+                .withCause(failed));
+        return;
+      }
       applier.apply(headers);
     }
   }

@@ -28,7 +28,8 @@ public final class ClientBuilder {
   private Consumer<ManagedChannelBuilder<?>> configuration = channel -> {};
 
   ClientBuilder(String target) {
-    this.target = Objects.requireNonNull(target);
+    Target.check(target);
+    this.target = target;
   }
 
   /**
@@ -83,18 +84,20 @@ public final class ClientBuilder {
   /**
    * Shows a token with every call.
    *
-   * @param bearer the token
+   * @param bearer the token; white space around it is taken off
    * @return this
+   * @throws IllegalArgumentException where it is empty, or not all of printable ASCII
    */
   public ClientBuilder token(String bearer) {
-    Objects.requireNonNull(bearer);
+    BearerToken.header(bearer);
     return token(() -> bearer);
   }
 
   /**
    * Shows a token with every call, where tokens run out before the client does.
    *
-   * @param bearer gives a token that is good; asked before each call, by several threads at a time
+   * @param bearer gives a token that is good; asked before each call, by several threads at a time.
+   *     If it throws, that is an outage: UNAVAILABLE, and tried again
    * @return this
    */
   public ClientBuilder token(Supplier<String> bearer) {

@@ -5,6 +5,7 @@ package dev.famulus;
 
 import dev.famulus.v1.ErrorReason;
 import io.grpc.Status;
+import java.security.cert.CertificateException;
 import java.time.Duration;
 import java.util.List;
 import java.util.Map;
@@ -172,7 +173,7 @@ public class FamulusException extends RuntimeException {
    */
   public boolean isTransient() {
     return switch (code) {
-      case UNAVAILABLE -> true;
+      case UNAVAILABLE -> !reasonName().isEmpty() || !isMistrust();
       case ABORTED -> reason() == ErrorReason.ERROR_REASON_SLOW_CONSUMER;
       case UNAUTHENTICATED -> reason() == ErrorReason.ERROR_REASON_CREDENTIALS_EXPIRED;
       default ->
@@ -180,6 +181,18 @@ public class FamulusException extends RuntimeException {
               && reasonName().isEmpty()
               && (description.equals(CUT_OFF) || BROKEN_TRANSPORT.matcher(description).find());
     };
+  }
+
+  /**
+   * Whether the server's certificate is not to be trusted: it will not be a moment later either.
+   */
+  private boolean isMistrust() {
+    for (Throwable error = getCause(); error != null; error = error.getCause()) {
+      if (error instanceof CertificateException) {
+        return true;
+      }
+    }
+    return false;
   }
 
   private ErrorDetails details() {

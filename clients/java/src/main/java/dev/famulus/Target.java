@@ -19,7 +19,21 @@ final class Target {
   private static final Pattern LOOPBACK =
       Pattern.compile("localhost|127(?:\\.\\d{1,3}){3}|(?:0*:)*:?0*1");
 
+  private static final Pattern URL = Pattern.compile("https?://.*", Pattern.CASE_INSENSITIVE);
+
   private Target() {}
+
+  /**
+   * Refuses what is no target: gRPC would look for it in the DNS, again and again.
+   *
+   * @throws IllegalArgumentException for a URL, or nothing
+   */
+  static void check(String target) {
+    if (target.isBlank() || URL.matcher(target).matches()) {
+      throw new IllegalArgumentException(
+          "the target is not host:port, nor a name such as dns:///host:port: \"" + target + '"');
+    }
+  }
 
   /** Whether it names this machine. */
   static boolean isLoopback(String target) {

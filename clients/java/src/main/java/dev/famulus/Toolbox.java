@@ -5,6 +5,7 @@ package dev.famulus;
 
 import dev.famulus.v1.ToolCall;
 import dev.famulus.v1.ToolOutput;
+import java.lang.System.Logger.Level;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -20,6 +21,7 @@ import java.util.concurrent.TimeoutException;
 
 /** Answers function calls with handlers by name; the time-out holds for each call by itself. */
 final class Toolbox {
+  private static final System.Logger LOG = System.getLogger("dev.famulus");
   private static final int LARGEST_OUTPUT = 1 << 20; // bytes; the service takes no more
 
   private final Map<String, ToolHandler> handlers;
@@ -77,6 +79,13 @@ final class Toolbox {
       Object value = result.get(Math.max(0, deadline - System.nanoTime()), TimeUnit.NANOSECONDS);
       return output.setOutput(checked(Json.output(value))).build();
     } catch (ExecutionException failed) {
+      if (!(failed.getCause() instanceof ToolException)) {
+        String name = call.getFunction().getName();
+        LOG.log(
+            Level.ERROR,
+            () -> "the tool " + name + " failed, in the call " + call.getId(),
+            failed.getCause());
+      }
       return output.setOutput(told(failed.getCause())).setIsError(true).build();
     } catch (ToolException unusable) {
       return output.setOutput(told(unusable)).setIsError(true).build();

@@ -34,6 +34,7 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.Supplier;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 
@@ -273,19 +274,20 @@ final class ClientTest {
   }
 
   @Test
-  void aTokenThatIsNoneOrCannotBeSentEndsTheCall() throws Exception {
+  void aSourceOfTokensThatFailsIsAskedAgain() throws Exception {
+    AtomicInteger number = new AtomicInteger();
+    Supplier<String> source =
+        () -> {
+          if (number.incrementAndGet() == 1) {
+            throw new IllegalStateException("the door is closed");
+          }
+          return "t" + number + "\n"; // as files end
+        };
     try (ScriptedRuns runs = new ScriptedRuns(plain());
-        FamulusClient broken = FamulusClient.builder(runs.target()).token("secret\n").build();
-        FamulusClient none = FamulusClient.builder(runs.target()).token(() -> null).build()) {
-      GetRunRequest request = GetRunRequest.getDefaultInstance();
-      StatusRuntimeException refused =
-          assertThrows(StatusRuntimeException.class, () -> broken.runs().getRun(request));
-      assertEquals(Status.Code.UNAUTHENTICATED, refused.getStatus().getCode());
-      assertFalse(refused.getMessage().contains("secret"));
-      StatusRuntimeException missing =
-          assertThrows(StatusRuntimeException.class, () -> none.runs().getRun(request));
-      assertEquals("there is no token", missing.getStatus().getDescription());
-      assertEquals(List.of(), runs.tokens);
+        FamulusClient client =
+            FamulusClient.builder(runs.target()).retry(QUICK).token(source).build()) {
+      assertEquals("Good morning, world", client.waitRun(RUN_ID).text());
+      assertEquals(List.of("Bearer t2"), runs.tokens);
     }
   }
 
@@ -296,6 +298,37 @@ final class ClientTest {
       FamulusException error = assertThrows(FamulusException.class, () -> client.waitRun("run_1"));
       assertEquals(Status.Code.UNAVAILABLE, error.code());
       assertTrue(error.getMessage().contains("Connection refused"), error.getMessage());
+    }
+  }
+
+  @Test
+  void aSourceOfTokensThatGoesOnFailingIsToldWhenPatienceEnds() throws Exception {
+    RetryPolicy impatient = QUICK.withGiveUpAfter(Duration.ZERO);
+    List<Supplier<String>> sources =
+        List.of(
+            () -> {
+              throw new AssertionError("the door is closed");
+            },
+            () -> "no token");
+    for (Supplier<String> source : sources) {
+      try (ScriptedRuns runs = new ScriptedRuns(plain());
+          FamulusClient client =
+              FamulusClient.builder(runs.target()).retry(impatient).token(source).build()) {
+        FamulusException error = assertThrows(FamulusException.class, () -> client.waitRun(RUN_ID));
+        assertEquals(Status.Code.UNAVAILABLE, error.code());
+        assertTrue(error.description().startsWith("there is no token: java.lang."));
+      }
+    }
+  }
+
+  @Test
+  void whatIsNoTokenOrNoTargetIsRefusedAtOnce() {
+    ClientBuilder builder = FamulusClient.builder("127.0.0.1:1");
+    for (String token : List.of("", " \n", "two words", "line\nbreak", "t\u00f6k")) {
+      assertThrows(IllegalArgumentException.class, () -> builder.token(token), token);
+    }
+    for (String target : List.of("", " ", "http://127.0.0.1:7461", "HTTPS://famulus.example")) {
+      assertThrows(IllegalArgumentException.class, () -> FamulusClient.builder(target), target);
     }
   }
 

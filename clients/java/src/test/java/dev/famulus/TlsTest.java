@@ -6,6 +6,7 @@ package dev.famulus;
 import static dev.famulus.Followed.CREATE;
 import static dev.famulus.Followed.QUICK;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -60,12 +61,13 @@ final class TlsTest {
         FamulusClient client =
             FamulusClient.builder(runs.target())
                 .tls(caller.certificate())
-                .retry(IMPATIENT)
+                .retry(QUICK.withGiveUpAfter(Duration.ofDays(1)))
                 .build()) {
       FamulusException error =
           assertThrows(FamulusException.class, () -> client.waitRun(Story.RUN_ID));
       assertEquals(Status.Code.UNAVAILABLE, error.code());
       assertTrue(error.description().contains("certification path"), error.description());
+      assertFalse(error.isTransient());
       assertEquals(List.of(), runs.tokens);
     }
   }

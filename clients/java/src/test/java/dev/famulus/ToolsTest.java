@@ -14,6 +14,7 @@ import static dev.famulus.Story.call;
 import static dev.famulus.Story.withTools;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.gson.JsonParser;
@@ -30,10 +31,15 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.CyclicBarrier;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.logging.Handler;
+import java.util.logging.LogRecord;
+import java.util.logging.Logger;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -42,6 +48,13 @@ import org.junit.jupiter.params.provider.ValueSource;
 /** Function tools answered by the client. */
 @Timeout(30)
 final class ToolsTest {
+  private static final Logger LOG = Logger.getLogger("dev.famulus");
+
+  @BeforeAll
+  static void beQuiet() {
+    LOG.setUseParentHandlers(false);
+  }
+
   record Weather(String city, int degrees) {}
 
   private static final ToolHandler WEATHER =
@@ -84,6 +97,45 @@ final class ToolsTest {
       follow(runs, StreamOptions.defaults().withTools(Map.of("meet", meet)));
       assertTrue(outputs(runs).values().stream().allMatch(each -> each.getOutput().equals("true")));
     }
+  }
+
+  @Test
+  void whatGoesWrongInAToolIsLoggedUnlessItIsForTheModel() throws Exception {
+    IllegalStateException defect = new IllegalStateException("a password");
+    Map<String, ToolHandler> tools =
+        Map.of(
+            "fails",
+            arguments -> {
+              throw defect;
+            },
+            "explains",
+            arguments -> {
+              throw new ToolException("the shop is closed");
+            });
+    List<LogRecord> records = new CopyOnWriteArrayList<>();
+    Handler handler =
+        new Handler() {
+          @Override
+          public void publish(LogRecord logged) {
+            records.add(logged);
+          }
+
+          @Override
+          public void flush() {}
+
+          @Override
+          public void close() {}
+        };
+    LOG.addHandler(handler);
+    try (ScriptedRuns runs =
+        new ScriptedRuns(withTools(call("1", "fails", ""), call("2", "explains", "")))) {
+      follow(runs, StreamOptions.defaults().withTools(tools));
+    } finally {
+      LOG.removeHandler(handler);
+    }
+    assertEquals(1, records.size());
+    assertEquals("the tool fails failed, in the call 1", records.get(0).getMessage());
+    assertSame(defect, records.get(0).getThrown());
   }
 
   @Test
