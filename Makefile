@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
 .PHONY: help run demo test test-server test-clients conformance lint audit sbom generate generate-check breaking \
-	k8s-check chaos fuzz bench image image-check clean
+	k8s-check chaos fuzz bench charts image image-check clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -66,6 +66,9 @@ fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=
 
 bench: .venv/installed ## measure how fast runs stream and begin, and what limits cost, on this machine
 	for part in stream threads limits; do PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
+
+charts: .venv/installed ## draw docs/charts from the dashboard's queries over five minutes of load; needs Prometheus
+	PYTHONPATH=tests $(BIN)/python -m monitoring docs/charts
 
 image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md
 	.ci/image

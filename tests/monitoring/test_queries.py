@@ -12,13 +12,23 @@ import pytest
 from monitoring.dashboard import Query, dashboard, queries
 from monitoring.load import Load
 from monitoring.prometheus import Prometheus, open_prometheus
-from monitoring.rules import alerts, program, records
+from monitoring.rules import ROOT, alerts, program, records
 from monitoring.world import World, open_world
 from postgres import PostgresServer
 
 CALLERS = 4
 # Long enough that all rates have two scrapes of each series, and short enough that nobody waits for it.
 PHASE_SECONDS = 3.0
+
+
+PAGES = ("docs/metrics.md", "docs/monitoring.md", "docs/runbooks.md")
+
+
+def documented() -> list[str]:
+    """The queries that pages name, each once; what is indented, or begins with an operator, belongs to what is above."""
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"^```promql\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return list(dict.fromkeys(query.strip() for block in blocks for query in re.split(r"\n(?![ )/-])", block.strip())))
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,11 @@ def test_alert_has_something_to_compare(seen: Seen, name: str) -> None:
     # `bool` has a comparison tell 0 or 1, in place of nothing.
     compared = re.sub(r"\s(==|>) ", r" \1 bool ", alerts()[name]["expr"])
     assert seen.prometheus.ask(compared, seen.at), compared
+
+
+@pytest.mark.parametrize("query", documented())
+def test_query_of_a_page_is_answered(seen: Seen, query: str) -> None:
+    assert seen.prometheus.ask(query, seen.at)
 
 
 def test_prometheus_runs_all_rules_without_an_error(seen: Seen) -> None:
