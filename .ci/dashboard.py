@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from panels import ROWS, Panel
+from panel import Panel
+from panels import ROWS
 
 RULES = Path(__file__).parent.parent / "k8s/components/monitoring/famulus.rules.yml"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -119,7 +120,7 @@ def panels() -> Iterator[dict[str, Any]]:
 
 
 def drawn(panel: Panel) -> dict[str, Any]:
-    bounds = {name: value for name, value in (("min", panel.least), ("max", panel.most)) if value is not None}
+    bounds = {"min": 0.0} if panel.most is None else {"min": 0.0, "max": panel.most}
     custom = {
         "drawStyle": "line",
         "fillOpacity": 30 if panel.stacked else 5,

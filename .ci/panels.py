@@ -1,30 +1,8 @@
 """What the dashboard shows: its rows, and what each panel asks of Prometheus."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from promql import HERE, MODEL, OURS, STREAMS, VARIANT, now, quantile, quantiles, rate
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One graph, or one number. `queries` are expressions by what the legend says of their series."""
-
-    title: str
-    description: str
-    unit: str
-    queries: dict[str, str]
-    width: int = 8
-    number: bool = False
-    stacked: bool = False
-    least: float | None = 0.0
-    most: float | None = None
-
-
-def number(title: str, description: str, unit: str, query: str, **more: Any) -> Panel:
-    return Panel(title, description, unit, {"": query}, width=4, number=True, **more)
-
+from panel import HERE, MODEL, OURS, STREAMS, VARIANT, Panel, now, number, quantile, quantiles, rate
 
 ENDED, COMPLETED = f'{MODEL},state!="cancelled"', f'{MODEL},state="completed"'
 HITS, STALE, LOOKED_UP = (f"{HERE},result{which}" for which in ('="hit"', '="stale"', '=~"hit|miss"'))

@@ -25,7 +25,7 @@ PAGES = ("docs/metrics.md", "docs/monitoring.md", "docs/runbooks.md")
 
 
 def documented() -> list[str]:
-    """The queries that pages name, each once; what is indented, or begins with an operator, belongs to what is above."""
+    """The queries that pages name, each once; what is indented, or begins with an operator, goes on with it."""
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^```promql\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return list(dict.fromkeys(query.strip() for block in blocks for query in re.split(r"\n(?![ )/-])", block.strip())))

@@ -1,4 +1,7 @@
-"""How the dashboard asks: of the replicas and models that its variables choose."""
+"""What a panel of the dashboard is, and how it asks: of the replicas and models that the variables choose."""
+
+from dataclasses import dataclass
+from typing import Any
 
 # What the variables of the dashboard choose.
 HERE = 'namespace=~"$namespace",job=~"$job",instance=~"$instance"'
@@ -6,6 +9,24 @@ MODEL = f'{HERE},model=~"$model"'
 VARIANT = f'{HERE},variant=~"$model"'
 STREAMS = 'method=~"RunService/(WatchRun|StreamRun)"'
 OURS = 'method!~"Health/.*|ServerReflection/.*"'
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One graph, or one number. `queries` are expressions by what the legend says of their series."""
+
+    title: str
+    description: str
+    unit: str
+    queries: dict[str, str]
+    width: int = 8
+    number: bool = False
+    stacked: bool = False
+    most: float | None = None
+
+
+def number(title: str, description: str, unit: str, query: str, **more: Any) -> Panel:
+    return Panel(title, description, unit, {"": query}, width=4, number=True, **more)
 
 
 def rate(name: str, by: str = "", where: str = HERE) -> str:
