@@ -30,7 +30,8 @@ class Chart:
 def drawn(chart: Chart) -> str:
     """The chart as a document of its own."""
     highest = max((value for points in chart.lines.values() for _, value in points), default=0.0)
-    ticks = _ticks(1.0 if chart.unit == "percentunit" and highest <= 1 else highest)
+    # Shares are a little more than 1 where one of two rates is a scrape ahead.
+    ticks = _ticks(1.0 if chart.unit == "percentunit" and highest < 1.05 else highest)
     top = ticks[-1]
 
     def x(seconds: float) -> float:

@@ -13,6 +13,8 @@ from famulus.v1.run_service_pb2 import RateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from run_stage import TOOLS, Stage
 
+# Longer than all stories but those of runs whose database goes away.
+_PATIENCE_SECONDS = 5.0
 _WORDS = ("rivers", "mountains", "islands", "lakes", "deserts", "forests", "valleys", "glaciers")
 
 
@@ -51,9 +53,12 @@ class Load:
                 group.create_task(live())
 
     async def tell(self, name: str) -> None:
-        """One story. What the server refuses meanwhile is part of it."""
+        """One story. What the server refuses meanwhile is part of it, and so is a caller who waits no longer."""
         try:
-            await self.stories[name][0]()
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self.stories[name][0]()
+        except TimeoutError:
+            pass
         except grpc.aio.AioRpcError as error:
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
                 raise

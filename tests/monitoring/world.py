@@ -20,6 +20,7 @@ ROLES = ("api", "worker")
 _CONFIG = """
 [server]
 data_dir = {folder}
+drain_seconds = 1.0
 [store]
 url = {database}
 [redis]
