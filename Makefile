@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make. Everything else is installed into .venv, at the versions of uv.lock.
 .PHONY: help run demo test test-server test-clients conformance lint audit sbom generate generate-check breaking \
-	k8s-check chaos fuzz bench image image-check clean
+	k8s-check chaos fuzz bench charts image image-check clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -68,6 +68,9 @@ bench: .venv/installed ## measure how fast everything is; BENCH=quick takes thre
 	-$(MAKE) --no-print-directory .venv-litellm/installed
 	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) --litellm .venv-litellm/bin/python \
 		$(if $(ONLY),--only $(ONLY)) $(if $(ONLY)$(filter-out full,$(BENCH)),,--write)
+
+charts: .venv/installed ## draw docs/charts from the dashboard's queries over five minutes of load; needs Prometheus
+	PYTHONPATH=tests $(BIN)/python -m monitoring docs/charts
 
 image: ## build the container image; IMAGE, BASE_IMAGE, EXTRAS=embedded, WEIGHTS=yes: docs/image.md
 	.ci/image

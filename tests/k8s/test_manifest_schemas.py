@@ -24,7 +24,7 @@ def test_kubernetes_takes_every_object(folder: str, version: str) -> None:
 
 def test_operators_take_the_objects_of_components(whole: Manifests) -> None:
     kinds = {one["kind"] for one in whole.objects if is_custom(one)}
-    assert kinds == {"ServiceMonitor", "GRPCRoute", "BackendTLSPolicy", "BackendTrafficPolicy"}
+    assert kinds == {"ServiceMonitor", "PrometheusRule", "GRPCRoute", "BackendTLSPolicy", "BackendTrafficPolicy"}
     for one in whole.objects:
         if is_custom(one):
             check_custom(one)
