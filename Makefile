@@ -5,18 +5,13 @@
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
-RUNS ?= 1000
-FUZZ_SECONDS ?= 300
-BENCH ?= full
 BIN := .venv/bin
-STUBS_PLUGIN := clients/plugins/python_stubs.py
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/installed ## start the server with all it needs and keep it running
 	$(BIN)/famulus-server demo --keep-serving
-
 demo: .venv/installed ## start the server, show one conversation, stop
 	$(BIN)/famulus-server demo
 
@@ -25,7 +20,6 @@ test: test-server $(if $(PYTEST_ARGS),,test-clients) ## run the tests; PYTEST_AR
 test-server: .venv/installed
 	$(MAKE) --no-print-directory -C k8s tools
 	$(BIN)/pytest $(PYTEST_ARGS)
-
 test-clients:
 	$(MAKE) -C clients build test
 
@@ -59,14 +53,14 @@ k8s-check: .venv/installed .venv-k8s/installed ## check the manifests in k8s/; n
 	$(MAKE) --no-print-directory -C k8s check
 
 chaos: .venv/installed ## kill, freeze and restart everything under load; RUNS=100 makes it shorter
-	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(RUNS)
+	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(or $(RUNS),1000)
 
 fuzz: .venv-fuzz/installed ## look for input that breaks a parser; FUZZ_SECONDS=60 makes it shorter (Linux, x86_64)
-	PYTHONPATH=tests .venv-fuzz/bin/python -m fuzz $(FUZZ_SECONDS)
+	PYTHONPATH=tests .venv-fuzz/bin/python -m fuzz $(or $(FUZZ_SECONDS),300)
 
 bench: .venv/installed ## measure how fast everything is; BENCH=quick takes three minutes, ONLY=W1,W5 picks some
 	-$(MAKE) --no-print-directory .venv-litellm/installed
-	PYTHONPATH=tests $(BIN)/python -m bench --plan $(BENCH) --litellm .venv-litellm/bin/python \
+	PYTHONPATH=tests $(BIN)/python -m bench --plan $(or $(BENCH),full) --litellm .venv-litellm/bin/python \
 		$(if $(ONLY),--only $(ONLY)) $(if $(ONLY)$(filter-out full,$(BENCH)),,--write)
 
 charts: .venv/installed ## draw docs/charts from the dashboard's queries over five minutes of load; needs Prometheus

@@ -1,4 +1,5 @@
 # The environments that the targets of the Makefile run in, each made once and again when its lock has changed.
+STUBS_PLUGIN := clients/plugins/python_stubs.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # uv only reads the lock; pip installs, because it obeys the machine's settings (index, proxy, certificates).
