@@ -14,11 +14,11 @@ import psutil
 
 from bench import (
     calls,
+    fleet,
     limiter,
     machine,
     pacing,
     profiles,
-    replicas,
     report,
     starts,
     startup,
@@ -39,7 +39,7 @@ WORKLOADS: Mapping[str, Measure] = {
     "W4": watches.measure,
     "W5": calls.measure,
     "W6": windows.measure,
-    "W7": replicas.measure,
+    "W7": fleet.measure,
     "W8": startup.measure,
     "limiter": limiter.measure,
     "profile": profiles.measure,
