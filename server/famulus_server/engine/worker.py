@@ -27,6 +27,8 @@ from famulus_server.ports import STOP, WORK, Claimed, Clock, Hints, Lease, Store
 _POLL_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _RENEWALS_PER_LEASE = 3
+# Of the time between two renewals: after so much one that failed is tried again.
+_AGAIN_SHARE = 0.1
 # Of a lease: a worker that could not renew for this long stops its runs by itself, before others may claim them.
 _GIVE_UP_SHARE = 2 / 3
 _SWEEP_BATCH = 100
@@ -137,10 +139,10 @@ class Worker:
             self._hints.listen(STOP, self._hear_stop),
         ]
         self._claiming = asyncio.create_task(self._claim_loop(), name="claim")
-        self._others = [
+        self._others = [asyncio.create_task(self._renew_loop(), name="renew")]
+        self._others += [
             asyncio.create_task(self._repeat(step, pause, early), name=step.__name__)
             for step, pause, early in (
-                (self._renew, self.lease.seconds / _RENEWALS_PER_LEASE, None),
                 (self._obey, _SWEEP_SECONDS, self._hint),
                 (self._sweep, _SWEEP_SECONDS, None),
                 (self._forget, _FORGET_SECONDS, None),
@@ -205,6 +207,14 @@ class Worker:
             self._wake.clear()
             await self._attempt(self._fill)
             await _pause(_POLL_SECONDS, self._wake)
+
+    async def _renew_loop(self) -> None:
+        """One renewal that fails must not cost the runs: the next one in its turn would come too late for them."""
+        now = asyncio.get_running_loop().time
+        between = self.lease.seconds / _RENEWALS_PER_LEASE
+        while True:
+            await self._attempt(self._renew)
+            await asyncio.sleep(max(between * _AGAIN_SHARE, self._renewed + between - now()))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause: float, early: asyncio.Event | None) -> None:
         early = early or asyncio.Event()
@@ -281,7 +291,8 @@ class Worker:
         except (TimeoutError, Unavailable):
             if loop.time() < give_up_at:
                 raise
-            kept = set()
+            # All that is held by now: so what is claimed from now on is not to be given up for it.
+            held, kept, self._renewed = dict(self._executions), set(), loop.time()
         else:
             self._renewed = started
         _give_up(held, kept)

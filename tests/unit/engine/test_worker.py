@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -15,12 +16,13 @@ from famulus.v1.run_pb2 import RunState
 from famulus_server.engine import lifecycle
 from famulus_server.engine import worker as worker_module
 from famulus_server.engine.clock import SystemClock
-from famulus_server.engine.control import Control, Interruption
+from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.ledger import Settled
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.worker import Worker
 from famulus_server.ports import Claimed, Lease, Queue, Store
+from famulus_server.store.refusals import unavailable
 from famulus_server.store.sqlite import SqliteStore
 from unit.engine.alone import NoEventLog, NoHints, NoThreadCache, ledger, run_metrics
 
@@ -45,6 +47,34 @@ class Executions:
         await self._act(claimed, control)
 
 
+class Working:
+    """Stands for the executor, too: works until it is interrupted, and then until the `end`."""
+
+    def __init__(self) -> None:
+        self.interrupted: list[tuple[str, Interruption]] = []
+        self.end = asyncio.Event()
+        self._begun: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._given_up = asyncio.Event()
+
+    async def execute(self, claimed: Claimed, control: Control) -> None:
+        self._begun[claimed.run.id].set()
+        try:
+            with control.interruptible():
+                await asyncio.Event().wait()
+        except Interrupted as interrupted:
+            self.interrupted.append((claimed.run.id, interrupted.why))
+            self._given_up.set()
+        await self.end.wait()
+
+    async def begun(self, run_id: str) -> None:
+        """Returns once it works on this run."""
+        await self._begun[run_id].wait()
+
+    async def given_up(self) -> None:
+        """Returns once any run was interrupted."""
+        await self._given_up.wait()
+
+
 def open_worker(
     store: Store,
     executions: Any,
@@ -52,6 +82,7 @@ def open_worker(
     slots: int = 8,
     event_log: NoEventLog | None = None,
     thread_cache: NoThreadCache | None = None,
+    lease: Lease = LEASE,
 ) -> Worker:
     feed = Feed(event_log=event_log or NoEventLog())
     made = Worker(
@@ -61,7 +92,7 @@ def open_worker(
         thread_cache=thread_cache or NoThreadCache(),
         executor=executions,
         hints=NoHints(),
-        lease=LEASE,
+        lease=lease,
         slots=slots,
         policies=Policies(),
         metrics=run_metrics(),
@@ -136,6 +167,71 @@ async def test_run_at_work_keeps_its_lease(store: SqliteStore, monkeypatch: pyte
     await asyncio.wait_for(renewed.wait(), 10.0)
     assert len(executions.given) == 1
     await made.close(grace=1.0)
+
+
+class Renewals:
+    """The renewals of a worker on a store: counted once they were done, and refused while that is `away`."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done = 0
+        self.away = False
+        self._write = store.write
+        self._changed = asyncio.Condition()
+        monkeypatch.setattr(store, "write", self._counting)
+
+    async def come_to(self, count: int) -> None:
+        """Returns once so many were done or refused."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.done >= count)
+
+    async def _counting(self, unit: Any) -> Any:
+        result = await self._write(unit)
+        if not isinstance(result, set):
+            return result
+        async with self._changed:
+            self.done += 1
+            self._changed.notify_all()
+        if self.away:
+            raise unavailable()
+        return result
+
+
+async def test_renewal_that_fails_costs_no_run(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewals = Renewals(store, monkeypatch)
+    executions = Working()
+    await queue(store, "long")
+    made = open_worker(store, executions, lease=Lease(owner="me", seconds=1.5))
+    async with asyncio.timeout(10.0):
+        await executions.begun("long")
+        renewals.away = True
+        await renewals.come_to(renewals.done + 1)
+        renewals.away = False
+        await renewals.come_to(renewals.done + 2)
+    assert executions.interrupted == []
+    executions.end.set()
+    await made.close(grace=0.0)
+
+
+async def test_run_that_begins_behind_an_outage_is_not_given_up_for_it(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_POLL_SECONDS", 0.02)
+    renewals = Renewals(store, monkeypatch)
+    executions = Working()
+    await queue(store, "before")
+    made = open_worker(store, executions, lease=Lease(owner="me", seconds=0.6))
+    async with asyncio.timeout(10.0):
+        await executions.begun("before")
+        renewals.away = True
+        # That does not end it at once: there is something to renew all the time.
+        await executions.given_up()
+        renewals.away = False
+        await queue(store, "behind")
+        await executions.begun("behind")
+        await renewals.come_to(renewals.done + 2)
+    assert executions.interrupted == [("before", Interruption.LEASE_LOST)]
+    executions.end.set()
+    await made.close(grace=0.0)
 
 
 async def test_run_whose_lease_somebody_else_has_is_interrupted(
