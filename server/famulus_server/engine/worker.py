@@ -139,15 +139,17 @@ class Worker:
             self._hints.listen(STOP, self._hear_stop),
         ]
         self._claiming = asyncio.create_task(self._claim_loop(), name="claim")
-        self._others = [asyncio.create_task(self._renew_loop(), name="renew")]
-        self._others += [
-            asyncio.create_task(self._repeat(step, pause, early), name=step.__name__)
-            for step, pause, early in (
-                (self._obey, _SWEEP_SECONDS, self._hint),
-                (self._sweep, _SWEEP_SECONDS, None),
-                (self._forget, _FORGET_SECONDS, None),
-                (self._drop_deleted, _DROP_SECONDS, None),
-            )
+        self._others = [
+            asyncio.create_task(self._renew_loop(), name="renew"),
+            *(
+                asyncio.create_task(self._repeat(step, pause, early), name=step.__name__)
+                for step, pause, early in (
+                    (self._obey, _SWEEP_SECONDS, self._hint),
+                    (self._sweep, _SWEEP_SECONDS, None),
+                    (self._forget, _FORGET_SECONDS, None),
+                    (self._drop_deleted, _DROP_SECONDS, None),
+                )
+            ),
         ]
 
     async def close(self, *, grace: float) -> None:
