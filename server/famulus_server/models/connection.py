@@ -58,7 +58,8 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
         max_retries=0,  # `retry` is the only place that tries again
         http_client=DefaultAioHttpClient(
             timeout=httpx2.Timeout(None, connect=settings.connect_timeout),  # the rest: our own timers
-            # Worker slots bound the turns; a second bound here would make them wait for each other unseen.
+            # Worker slots bound the turns; a second bound here (aiohttp's 0: none) would make them wait for each other
+            # unseen.
             limits=httpx2.Limits(max_connections=0, max_keepalive_connections=_IDLE_CONNECTIONS),
             follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
             # A proxy that the environment names would look for this machine's servers on its own machine.
