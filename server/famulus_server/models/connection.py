@@ -49,17 +49,18 @@ async def load_sdk() -> None:
 
 def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
     import httpx2
-    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+    from openai import AsyncOpenAI, DefaultAioHttpClient
 
     host = httpx2.URL(settings.base_url).host
     client = AsyncOpenAI(
         base_url=settings.base_url,
         api_key=settings.api_key or _NO_KEY,
         max_retries=0,  # `retry` is the only place that tries again
-        http_client=DefaultAsyncHttpxClient(
+        http_client=DefaultAioHttpClient(
             timeout=httpx2.Timeout(None, connect=settings.connect_timeout),  # the rest: our own timers
-            # Worker slots bound the turns; a second bound here would make them wait for each other unseen.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
+            # Worker slots bound the turns; a second bound here (aiohttp's 0: none) would make them wait for each other
+            # unseen.
+            limits=httpx2.Limits(max_connections=0, max_keepalive_connections=_IDLE_CONNECTIONS),
             follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
             # A proxy that the environment names would look for this machine's servers on its own machine.
             trust_env=not is_loopback(host),

@@ -146,12 +146,21 @@ def _failures() -> tuple[type[Exception], ...]:
 def _translate(error: Exception, *, opened: bool) -> ModelError:
     import openai
 
-    cause = type(error.__cause__ or error).__name__
+    cause = _root(error)
     match error:
         case TimeoutError():
             return ModelTimeout("no event in time")
-        case openai.APITimeoutError():
+        # The SDK takes every connection that is lost before the answer for a time-out.
+        case openai.APITimeoutError() if isinstance(cause, TimeoutError):
             return ModelTimeout("no connection in time")
         case openai.APIStatusError():
             return from_status(error.status_code, error.response.headers, error.body)
-    return ModelProtocolError(f"the stream was cut: {cause}") if opened else ModelUnavailable(f"no answer: {cause}")
+    kind = type(cause).__name__
+    return ModelProtocolError(f"the stream was cut: {kind}") if opened else ModelUnavailable(f"no answer: {kind}")
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised because of, and so on."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

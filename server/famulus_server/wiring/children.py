@@ -65,7 +65,7 @@ async def _embedded_models(
             progress(f"no local model: {error}")
             progress("using the scripted upstream instead: it answers by a script")
     if settings.with_scripted_model:
-        # Here, because aiohttp takes a third of all the other imports together, and production needs it not.
+        # Here, because aiohttp takes a third of all the other imports together; models need it only after the start.
         from famulus_server.embedded.upstream import ScriptedUpstream, default_script, load_script
 
         script = load_script(Path(settings.embedded.script)) if settings.embedded.script else default_script()
