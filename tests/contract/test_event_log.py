@@ -19,6 +19,8 @@ from famulus_server.coordination import backlog, event_log, streams
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
+from famulus_server.engine.packing import events_of, pack
+from famulus_server.ports import EventBatch
 
 KEY = "famulus:{run_1}:events"
 LEFT_ALONE = "Redis unreachable"
@@ -51,16 +53,26 @@ async def log(url: str) -> AsyncIterator[RedisEventLog]:
     await opened.close()
 
 
-def events(*sequences: int, text: str = "x") -> list[RunEvent]:
-    return [RunEvent(sequence=sequence, text_delta=TextDelta(text=text)) for sequence in sequences]
+def delta(sequence: int, text: str = "x") -> RunEvent:
+    return RunEvent(sequence=sequence, text_delta=TextDelta(text=text))
 
 
-def takeover(sequence: int, *, discards_after: int) -> RunEvent:
-    return RunEvent(sequence=sequence, attempt_started=AttemptStarted(discards_after_sequence=discards_after))
+def alone(event: RunEvent) -> EventBatch:
+    [batch] = pack([event])
+    return batch
 
 
-def sequences(found: Sequence[RunEvent]) -> list[int]:
-    return [event.sequence for event in found]
+def events(*sequences: int, text: str = "x") -> list[EventBatch]:
+    """As when they come one by one."""
+    return [alone(delta(sequence, text)) for sequence in sequences]
+
+
+def takeover(sequence: int, *, discards_after: int) -> EventBatch:
+    return alone(RunEvent(sequence=sequence, attempt_started=AttemptStarted(discards_after_sequence=discards_after)))
+
+
+def sequences(found: Sequence[EventBatch]) -> list[int]:
+    return [event.sequence for event in events_of(found)]
 
 
 async def read(log: RedisEventLog, *, after: int = 0, limit: int = 1_000) -> list[int]:
@@ -101,17 +113,34 @@ async def test_events_behind_a_sequence_are_read_up_to_a_limit(log: RedisEventLo
     assert await read(log, after=2**62) == []
 
 
+async def test_batch_comes_back_whole_also_to_who_has_a_part_of_it(log: RedisEventLog) -> None:
+    [batch] = pack(map(delta, range(1, 101)))
+    log.publish("run_1", [batch])
+    await log.flush()
+    assert await log.read("run_1", after_sequence=60, limit=1) == [batch]
+    assert await log.read("run_1", after_sequence=100, limit=1) == []
+
+
+async def test_late_batch_is_counted_with_its_events(log: RedisEventLog) -> None:
+    log.publish("run_1", events((2 << 32) + 1))
+    await log.flush()
+    with capture_logs():
+        log.publish("run_1", pack(map(delta, range(1, 8))))
+        await log.flush()
+    assert log.lost == 7
+
+
 async def test_runs_do_not_see_each_other(log: RedisEventLog) -> None:
     log.publish("run_1", events(1))
     log.publish("run_2", events(1, 2))
     assert await read(log) == [1]
 
 
-async def test_entry_id_is_the_sequence(log: RedisEventLog, redis: Redis) -> None:
-    log.publish("run_1", [*events(1, 2), takeover((3 << 32) + 1, discards_after=1)])
+async def test_entry_id_is_the_last_sequence_of_its_batch(log: RedisEventLog, redis: Redis) -> None:
+    log.publish("run_1", [*events(1), *pack(map(delta, range(2, 6))), takeover((3 << 32) + 1, discards_after=1)])
     await log.flush()
     entries: Any = await redis.xrange(KEY)
-    assert [entry for entry, _ in entries] == [b"1-0", b"2-0", b"12884901889-0"]
+    assert [entry for entry, _ in entries] == [b"1-0", b"5-0", b"12884901889-0"]
 
 
 async def test_late_writer_is_refused_and_hurts_nobody(log: RedisEventLog) -> None:
@@ -132,7 +161,7 @@ async def test_late_writer_is_refused_and_hurts_nobody(log: RedisEventLog) -> No
 async def test_only_the_newest_events_of_a_long_run_are_kept(
     log: RedisEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_MAX_EVENTS", 100)
+    monkeypatch.setattr(streams, "_MAX_BATCHES", 100)
     log.publish("run_1", events(*range(1, 1_001)))
     kept = await read(log)
     assert kept == list(range(kept[0], 1_001))
@@ -440,13 +469,13 @@ class Memory:
 
     def __init__(self, log: RedisEventLog) -> None:
         self._log = log
-        self.runs: dict[str, list[RunEvent]] = {}
+        self.runs: dict[str, list[EventBatch]] = {}
 
-    def publish(self, run_id: str, *published: RunEvent) -> None:
+    def publish(self, run_id: str, *published: EventBatch) -> None:
         self.runs.setdefault(run_id, []).extend(published)
         self._log.publish(run_id, published)
 
-    def replay(self) -> Iterator[tuple[str, Sequence[RunEvent]]]:
+    def replay(self) -> Iterator[tuple[str, Sequence[EventBatch]]]:
         yield from self.runs.items()
 
 
@@ -474,7 +503,7 @@ async def test_valkey_that_comes_back_empty_gets_all_that_is_in_memory(
     memory: Memory, redis: Redis, valkey: EmbeddedValkey, tmp_path: Path, *, meanwhile: bool
 ) -> None:
     log = memory._log
-    ended = RunEvent(sequence=3, run_state_changed=RunStateChanged(run=Run(state=RunState.RUN_STATE_COMPLETED)))
+    ended = alone(RunEvent(sequence=3, run_state_changed=RunStateChanged(run=Run(state=RunState.RUN_STATE_COMPLETED))))
     memory.publish("run_0", *events(1, 2), ended)
     log.finish("run_0")
     memory.publish("run_1", *events(*range(1, 1_201)))

@@ -10,10 +10,12 @@ import pytest
 from redis.asyncio import Redis
 
 from famulus.v1.run_event_pb2 import RunEvent, TextDelta
+from famulus.v1.run_service_pb2 import WatchRunResponse
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.encryption.aes import AesKey
+from famulus_server.engine.packing import events_of, pack
 from famulus_server.ports import Sealer
 
 pytestmark = pytest.mark.usefixtures("unhurried")
@@ -51,13 +53,14 @@ async def open_log(url: str) -> AsyncIterator[Open]:
 
 
 async def publish(log: RedisEventLog, *sequences: int, run_id: str = "run_1") -> None:
-    log.publish(run_id, [RunEvent(sequence=number, text_delta=TextDelta(text="xyzzy")) for number in sequences])
+    for number in sequences:
+        log.publish(run_id, pack([RunEvent(sequence=number, text_delta=TextDelta(text="xyzzy"))]))
     await log.flush()
 
 
 async def read(log: RedisEventLog, run_id: str = "run_1") -> list[int]:
     await log.flush()
-    return [event.sequence for event in await log.read(run_id, after_sequence=0, limit=100)]
+    return [event.sequence for event in events_of(await log.read(run_id, after_sequence=0, limit=100))]
 
 
 def contents(folder: Path) -> bytes:
@@ -72,7 +75,7 @@ async def test_sealed_events_are_not_to_be_read_in_redis_and_come_back(
     stored: Any = await redis.xrange(STREAM % "run_1")
     assert [entry for entry, _ in stored] == [b"1-0", b"2-0"]
     assert all(b"xyzzy" not in fields[b"e"] for _, fields in stored)
-    [event, _] = await log.read("run_1", after_sequence=0, limit=10)
+    [event, _] = events_of(await log.read("run_1", after_sequence=0, limit=10))
     assert event.text_delta.text == "xyzzy"
     # Nor in its files.
     await redis.config_set("appendfsync", "always")
@@ -86,7 +89,7 @@ async def test_without_encryption_they_stand_there_as_they_are(open_log: Open, r
     await publish(open_log(None), 1)
     stored: Any = await redis.xrange(STREAM % "run_1")
     [(_, fields)] = stored
-    assert RunEvent.FromString(fields[b"e"]).text_delta.text == "xyzzy"
+    assert WatchRunResponse.FromString(fields[b"e"]).events[0].text_delta.text == "xyzzy"
 
 
 @pytest.mark.parametrize("before", [None, OTHERS], ids=["plain", "with another key"])
@@ -108,7 +111,7 @@ async def test_damaged_event_is_lost_with_those_before_it_and_other_runs_are_not
         value = fields[b"e"]
         await redis.xadd(STREAM % "run_1", {"e": value[:-1] + b"\x00\x00" if entry == b"2-0" else value}, id=entry)
     found = await log.read_many({"run_1": 0, "run_2": 0}, limit=10)
-    assert {run_id: [event.sequence for event in events] for run_id, events in found.items()} == {
+    assert {run_id: [batch.last for batch in batches] for run_id, batches in found.items()} == {
         "run_1": [3, 4],
         "run_2": [1, 2],
     }

@@ -18,6 +18,7 @@ from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.hints import RedisHints
 from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
+from famulus_server.engine.packing import pack
 from famulus_server.ports import STOP, WORK, events_topic
 
 HEARING_LOST, HEARING_AGAIN = "hints (hearing) unreachable", "hints (hearing) reachable again"
@@ -137,9 +138,9 @@ async def test_event_log_hints_at_what_can_be_read(replicas: tuple[RedisHints, R
     ear = await connected(replicas[0], events_topic("run_1"))
     log = RedisEventLog(url=url, patience=Patience())
     log.open()
-    log.publish("run_1", [RunEvent(sequence=1)])
+    log.publish("run_1", pack([RunEvent(sequence=1)]))
     assert await ear.hears() == ""
-    assert [event.sequence for event in await log.read("run_1", after_sequence=0, limit=10)] == [1]
+    assert [batch.last for batch in await log.read("run_1", after_sequence=0, limit=10)] == [1]
     await log.close()
 
 

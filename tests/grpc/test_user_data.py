@@ -36,7 +36,7 @@ from famulus.v1.user_data_service_pb2 import (
 )
 from famulus.v1.user_data_service_pb2_grpc import UserDataServiceStub
 from famulus_server.embedded.upstream import Match, Scene, ScriptedUpstream, ToolCall
-from famulus_server.engine.feed import is_last
+from famulus_server.engine import lifecycle
 from famulus_server.engine.policy import Budget, Budgets, CallerQuotas, ModelPrice, Policy, Quota, Tier
 from killable_server import open_killable
 from postgres import query
@@ -345,7 +345,7 @@ async def test_user_deleted_during_runs_leaves_no_orphan_and_no_event(tmp_path: 
             receipt = await delete(user_data, user_id)
             assert (receipt.counts.threads, receipt.counts.runs) == (1, 1)
             try:
-                assert is_last((await watching)[-1])
+                assert (await watching)[-1].run_state_changed.run.state in lifecycle.FINAL
             except grpc.aio.AioRpcError as error:
                 assert refusal(error).reason in ("THREAD_DELETED", "RESOURCE_NOT_FOUND")  # noqa: PT017 - or it has ended
             assert (await refused(stage.get(run.id))).code == grpc.StatusCode.NOT_FOUND

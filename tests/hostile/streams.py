@@ -19,6 +19,7 @@ from famulus_server.embedded.upstream.responses import ResponsesWire
 from famulus_server.embedded.upstream.script import Quirk, Scene, ToolCall
 from famulus_server.embedded.upstream.script import Usage as Tokens
 from famulus_server.embedded.upstream.wire import Wire
+from famulus_server.engine.packing import Packer, events_of
 from famulus_server.engine.turn import TurnRecorder, TurnResult
 from famulus_server.errors import ModelError
 from famulus_server.models.chat import ChatReader
@@ -91,19 +92,19 @@ def read(api: Api, chunks: Iterable[bytes], *, max_line_bytes: int = 1_000_000) 
     run = Run(id="run_1", thread_id="thread_1", tools=[Tool(function=FunctionTool(name=FUNCTION))])
     run.stream_reasoning = True
     recorder = TurnRecorder(run=run, next_position=1, taken_call_ids=set(), clock=_Clock(), ids=_Ids())
-    events: list[RunEvent] = []
+    packer = Packer(last_sequence=0, now=_Clock().now())
     try:
         for chunk in chunks:
-            events += recorder.take(reader.read(decoder.feed(chunk)))
+            recorder.take(reader.read(decoder.feed(chunk)), packer)
             if reader.ended:
                 break
         else:
-            events += recorder.take(reader.finish())
+            recorder.take(reader.finish(), packer)
     except ModelError as error:
         return type(error)
     result = recorder.finish()
     _check(result)
-    return events, result
+    return events_of(packer.close()), result
 
 
 def _check(result: TurnResult) -> None:

@@ -14,7 +14,7 @@ from grpc.aio import ServicerContext
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.calls import Call, current_call, enter, log_request
-from famulus_server.api.wire import checked, checked_stream, reading
+from famulus_server.api.wire import checked, checked_stream, reading, writing
 from famulus_server.errors import Aborted
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its types only
@@ -86,7 +86,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         return shapes[handler.request_streaming, handler.response_streaming](
             stream if handler.response_streaming else answer,
             request_deserializer=reading(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            response_serializer=writing(handler.response_serializer),
         )
 
     async def _write(self, context: _Context, response: Any) -> None:

@@ -1,11 +1,10 @@
 """RunService."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import (
     CancelRunRequest,
@@ -23,7 +22,6 @@ from famulus.v1.run_service_pb2 import (
     RateRunRequest,
     RateRunResponse,
     StreamRunRequest,
-    StreamRunResponse,
     SubmitToolOutputsRequest,
     SubmitToolOutputsResponse,
     UpdateRunRequest,
@@ -31,7 +29,6 @@ from famulus.v1.run_service_pb2 import (
     WaitRunRequest,
     WaitRunResponse,
     WatchRunRequest,
-    WatchRunResponse,
 )
 from famulus.v1.run_service_pb2_grpc import RunServiceServicer
 from famulus.v1.run_step_pb2 import RunStep
@@ -66,21 +63,22 @@ class RunServicer(RunServiceServicer):
         validation.check_create(request)
         return CreateRunResponse(run=await self._create(current_tenant(), request))
 
-    async def StreamRun(self, request: StreamRunRequest, _: object) -> AsyncIterator[StreamRunResponse]:
+    # The responses of streams are serialized already.
+    async def StreamRun(self, request: StreamRunRequest, _: object) -> AsyncIterator[bytes]:  # type: ignore[override]
         validation.check_stream(request)
         tenant = current_tenant()
         run = await self._create(tenant, request.create, kept=not request.cancel_on_disconnect)
         current_call().made.update(run_id=run.id, thread_id=run.thread_id)
         # Closed here: a caller who goes away must not be noticed by garbage collection only.
-        async with aclosing(self._events(tenant, run.id, request)) as batches:
-            async for events in batches:
-                yield StreamRunResponse(events=events)
+        async with aclosing(self._events(tenant, run.id, request)) as responses:
+            async for response in responses:
+                yield response
 
-    async def WatchRun(self, request: WatchRunRequest, _: object) -> AsyncIterator[WatchRunResponse]:
+    async def WatchRun(self, request: WatchRunRequest, _: object) -> AsyncIterator[bytes]:  # type: ignore[override]
         validation.check_watch(request)
-        async with aclosing(self._events(current_tenant(), request.run_id, request)) as batches:
-            async for events in batches:
-                yield WatchRunResponse(events=events)
+        async with aclosing(self._events(current_tenant(), request.run_id, request)) as responses:
+            async for response in responses:
+                yield response
 
     async def WaitRun(self, request: WaitRunRequest, _: object) -> WaitRunResponse:
         validation.check_one(request)
@@ -148,20 +146,20 @@ class RunServicer(RunServiceServicer):
 
     async def _events(
         self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest
-    ) -> AsyncGenerator[Sequence[RunEvent], None]:
-        """Batches of events. Whatever error ends them tells the sequence after which to resume (contract 13)."""
+    ) -> AsyncGenerator[bytes, None]:
+        """Serialized responses. Whatever error ends them tells the sequence after which to resume (contract 13)."""
         call = current_call()
         call.error_facts["last_sequence"] = str(request.after_sequence)
-        batches = self._watch.watch(tenant, run_id, request.after_sequence)
+        watching = self._watch.watch(tenant, run_id, request.after_sequence)
         try:
-            async with aclosing(batches):
-                async for events in self._drain.until_started(batches):
-                    if events:
+            async with aclosing(watching):
+                async for batches in self._drain.until_started(watching):
+                    if batches:
                         # Before they are sent: an error comes behind them, also where their reader is too slow.
-                        call.error_facts["last_sequence"] = str(events[-1].sequence)
+                        call.error_facts["last_sequence"] = str(batches[-1].last)
                     self._metrics.add(STREAM_RESPONSES)
-                    self._metrics.add(STREAM_EVENTS, amount=len(events))
-                    yield events
+                    self._metrics.add(STREAM_EVENTS, amount=sum(batch.count for batch in batches))
+                    yield b"".join(batch.payload for batch in batches)
         except (asyncio.CancelledError, GeneratorExit):
             # A stop of the server also cancels calls in the end, but the caller did not go away then.
             if request.cancel_on_disconnect and not (call.let_go or self._drain.started):

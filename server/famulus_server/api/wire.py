@@ -1,4 +1,4 @@
-"""Reading requests off the wire.
+"""Reading requests off the wire, and writing responses to it.
 
 gRPC answers UNKNOWN when a deserializer fails, before any layer is entered. So ours never fails: it returns a
 `_Refused` in the request's place, which raises once the layers are around the call.
@@ -43,6 +43,15 @@ def reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
         return request
 
     return read
+
+
+def writing(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """A serializer that lets through what is serialized already: events are so once, for all who watch them."""
+
+    def write(response: Any) -> bytes:
+        return response if serialize is None or isinstance(response, bytes) else serialize(response)
+
+    return write
 
 
 def checked(request: Any) -> Any:

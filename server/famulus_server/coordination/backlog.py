@@ -1,11 +1,11 @@
 """What waits to be written to the event log: bounded, the oldest go first."""
 
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from famulus.v1.run_event_pb2 import RunEvent
+from famulus_server.ports import EventBatch
 
 # In events and bytes. More than this waiting means that Redis is away, or far too slow.
 _MAX_EVENTS = 50_000
@@ -18,47 +18,35 @@ _BATCH_BYTES = 1024 * 1024
 
 
 class Entry(NamedTuple):
-    """Sequences and serialized events, consecutive, to append to a run's stream, which is then kept for so many
-    seconds; None removes the stream.
+    """Events without a jump to append to a run's stream, which is then kept for so many seconds; None removes the
+    stream.
 
-    `follows` is the last sequence that must be there for the stream to be whole. `again` tells that these may have
-    been written before, `patient` that they may wait for what comes before them: another replica may be about to write
-    it.
+    `again` tells that these may have been written before, `patient` that they may wait for what comes before them:
+    another replica may be about to write it.
     """
 
     run_id: str
-    payloads: Sequence[tuple[int, bytes]] | None
+    batches: Sequence[EventBatch] | None
     seconds: int
-    follows: int = 0
     again: bool = False
     patient: bool = True
 
     def weigh(self) -> tuple[int, int]:
         """How many events, and how many bytes."""
-        payloads = self.payloads or ()
-        return len(payloads), sum(len(payload) for _, payload in payloads)
+        batches = self.batches or ()
+        return sum(batch.count for batch in batches), sum(len(batch.payload) for batch in batches)
 
 
-def entries_of(run_id: str, events: Sequence[RunEvent], *, seconds: int, again: bool = False) -> Iterator[Entry]:
+def entries_of(run_id: str, batches: Iterable[EventBatch], *, seconds: int, again: bool = False) -> Iterator[Entry]:
     """The events, in an Entry for each stretch without a jump. What is written again does not wait."""
-    payloads: list[tuple[int, bytes]] = []
-    follows = 0
-    for event in events:
-        if not payloads or event.sequence != payloads[-1][0] + 1:
-            if payloads:
-                yield Entry(run_id, payloads, seconds, follows, again, patient=not again)
-            payloads, follows = [], _follows(event)
-        # Serialized here, once: what waits is then as large as it is counted, and holds nobody's objects.
-        payloads.append((event.sequence, event.SerializeToString()))
-    if payloads:
-        yield Entry(run_id, payloads, seconds, follows, again, patient=not again)
-
-
-def _follows(event: RunEvent) -> int:
-    # What an attempt takes back may be missing before it (contract 11).
-    if event.HasField("attempt_started"):
-        return min(event.attempt_started.discards_after_sequence, event.sequence - 1)
-    return event.sequence - 1
+    stretch: list[EventBatch] = []
+    for batch in batches:
+        if stretch and batch.first != stretch[-1].last + 1:
+            yield Entry(run_id, stretch, seconds, again, patient=not again)
+            stretch = []
+        stretch.append(batch)
+    if stretch:
+        yield Entry(run_id, stretch, seconds, again, patient=not again)
 
 
 class Backlog:
@@ -82,7 +70,7 @@ class Backlog:
 
     def put(self, entry: Entry) -> None:
         """Adds an entry, and drops the oldest where there is no room."""
-        if entry.payloads is None:
+        if entry.batches is None:
             self._remove(entry)
             return
         self._entries.append(entry)
@@ -119,7 +107,7 @@ class Backlog:
     def wait(self, entries: Sequence[Entry]) -> None:
         """What was taken, and not written, is first in line again."""
         for entry in reversed(entries):
-            if entry.payloads is None:
+            if entry.batches is None:
                 self._remove(entry)
                 continue
             self._entries.appendleft(entry)
@@ -135,13 +123,13 @@ class Backlog:
         """Of each run of which events wait, the sequence that they follow; they go on without a gap."""
         starts: dict[str, int] = {}
         for entry in self._entries:
-            if entry.payloads:
-                starts.setdefault(entry.run_id, entry.follows)
+            if entry.batches:
+                starts.setdefault(entry.run_id, entry.batches[0].follows)
         return starts
 
     def forget(self, run_ids: Container[str]) -> None:
         """Drops the events of these runs, which will be written from elsewhere."""
-        kept = [entry for entry in self._entries if not (entry.payloads and entry.run_id in run_ids)]
+        kept = [entry for entry in self._entries if not (entry.batches and entry.run_id in run_ids)]
         self._entries = deque(kept)
         self._events = self._bytes = 0
         for entry in kept:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Backlog, Entry, entries_of
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.loading import load
 from famulus_server.coordination.patience import Patience
 from famulus_server.coordination.replay import Replay
 from famulus_server.coordination.writer import Writer
-from famulus_server.ports import Sealer
+from famulus_server.ports import EventBatch, Sealer
 
 if TYPE_CHECKING:
     from famulus_server.coordination.streams import RedisStreams
@@ -35,7 +34,7 @@ _OVERTAKING_PAUSE = 0.01
 
 _log = structlog.get_logger(__name__)
 
-Memory = Callable[[], Iterable[tuple[str, Sequence[RunEvent]]]]
+Memory = Callable[[], Iterable[tuple[str, Sequence[EventBatch]]]]
 
 
 class RedisEventLog:
@@ -90,8 +89,8 @@ class RedisEventLog:
         """Returns once everything published so far is written, or could not be."""
         await self._writer.flush()
 
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        for entry in entries_of(run_id, events, seconds=_ACTIVE_SECONDS):
+    def publish(self, run_id: str, batches: Sequence[EventBatch]) -> None:
+        for entry in entries_of(run_id, batches, seconds=_ACTIVE_SECONDS):
             self._put(entry)
 
     def finish(self, run_id: str) -> None:
@@ -101,11 +100,11 @@ class RedisEventLog:
         self._replay.forget(run_id)
         self._put(Entry(run_id, None, _ENDED_SECONDS))
 
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[EventBatch]:
         found = await self.read_many({run_id: after_sequence}, limit=limit)
         return found.get(run_id, [])
 
-    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[RunEvent]]:
+    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[EventBatch]]:
         connecting = self._writer.connecting
         if connecting is None:
             return {}
@@ -166,7 +165,7 @@ class RedisEventLog:
         now = asyncio.get_running_loop().time()
         self._waiting = {run_id: self._waiting.get(run_id, now + _OVERTAKING_SECONDS) for run_id in run_ids}
         patient = {run_id for run_id, until in self._waiting.items() if now < until}
-        waiting = [entry for entry in batch if entry.run_id in run_ids and entry.payloads is not None]
+        waiting = [entry for entry in batch if entry.run_id in run_ids and entry.batches is not None]
         self._backlog.wait([entry._replace(patient=entry.run_id in patient) for entry in waiting])
         await asyncio.sleep(_OVERTAKING_PAUSE)
 
@@ -175,9 +174,9 @@ class RedisEventLog:
         # Nothing is awaited from here on: backlog and memory belong together.
         starts = self._backlog.starts()
         memory = {
-            run_id: tuple(events)
-            for run_id, events in self._memory()
-            if events and not _reaches(starts.get(run_id), tails.get(run_id, 0), events[0].sequence)
+            run_id: tuple(batches)
+            for run_id, batches in self._memory()
+            if batches and not _reaches(starts.get(run_id), tails.get(run_id, 0), batches[0].first)
         }
         # What waits of these runs is part of what is remembered of them.
         self._backlog.forget(memory)

@@ -1,11 +1,9 @@
 """What this process remembers of its runs, written again to a Redis that may have forgotten it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Entry, entries_of
-from famulus_server.engine import lifecycle
+from famulus_server.ports import EventBatch
 
 # What is written again at a time: newer events of other runs come in between.
 _BATCH_EVENTS = 500
@@ -19,7 +17,7 @@ class Replay:
     def __init__(self, *, active_seconds: int, ended_seconds: int) -> None:
         self._active_seconds = active_seconds
         self._ended_seconds = ended_seconds
-        self._runs: dict[str, Sequence[RunEvent]] = {}
+        self._runs: dict[str, Sequence[EventBatch]] = {}
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -27,12 +25,12 @@ class Replay:
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._runs
 
-    def start(self, memory: Mapping[str, Sequence[RunEvent]], tails: Mapping[str, int]) -> None:
+    def start(self, memory: Mapping[str, Sequence[EventBatch]], tails: Mapping[str, int]) -> None:
         """From now on: of each run, what comes behind the last sequence that is there already."""
         self._runs = {}
-        for run_id, events in memory.items():
+        for run_id, batches in memory.items():
             tail = tails.get(run_id, 0)
-            missing = [event for event in events if event.sequence > tail]
+            missing = [batch for batch in batches if batch.last > tail]
             if missing:
                 self._runs[run_id] = missing
 
@@ -55,19 +53,21 @@ class Replay:
             if count < len(missing):
                 self._runs[run_id] = missing[count:]
             taken.extend(entries_of(run_id, missing[:count], seconds=self._seconds(missing[-1]), again=True))
-            events, size = events + count, size + weight
+            events += sum(batch.count for batch in missing[:count])
+            size += weight
         return taken
 
-    def _seconds(self, last: RunEvent) -> int:
-        ended = last.HasField("run_state_changed") and last.run_state_changed.run.state in lifecycle.FINAL
-        return self._ended_seconds if ended else self._active_seconds
+    def _seconds(self, last: EventBatch) -> int:
+        return self._ended_seconds if last.ends else self._active_seconds
 
 
-def _fit(events: Iterable[RunEvent], *, most: int, size: int) -> tuple[int, int]:
-    count = weight = 0
-    for event in islice(events, most):
+def _fit(batches: Iterable[EventBatch], *, most: int, size: int) -> tuple[int, int]:
+    """How many batches, and their bytes: with no more than `most` events and `size` bytes but for the last."""
+    count = events = weight = 0
+    for batch in batches:
         count += 1
-        weight += event.ByteSize()
-        if weight >= size:
+        events += batch.count
+        weight += len(batch.payload)
+        if events >= most or weight >= size:
             break
     return count, weight

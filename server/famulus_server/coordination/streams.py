@@ -1,39 +1,41 @@
-"""Redis Streams as the event log uses them: one stream per run, the entry id is the event's sequence (contract 11)."""
+"""Redis Streams as the event log uses them: one stream per run, one entry per batch of events, whose id is its last
+sequence (contract 11)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from redis.exceptions import ResponseError
 
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination.backlog import Entry
 from famulus_server.coordination.channels import channel_of
 from famulus_server.coordination.connection import Line, Reader, reason
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.patience import Patience
-from famulus_server.ports import Sealer, events_topic
+from famulus_server.engine.packing import unpack
+from famulus_server.ports import EventBatch, Sealer, events_topic
 
-# What a stream keeps of a run, in events.
-_MAX_EVENTS = 10_000
+# What a stream keeps of a run, in batches of events.
+_MAX_BATCHES = 10_000
 _WRITE_TIMEOUT = 1.0
-# An answer with as many events gets no more runs: this process must not take its own work for Redis's silence.
-_ANSWER_EVENTS = 256
+# An answer with so much gets no more runs: this process must not take its own work for Redis's silence.
+_ANSWER_BATCHES = 256
+_ANSWER_BYTES = 256 * 1024
 _STREAMS_AT_A_TIME = 500
 _FIELD = b"e"
 # No sequence is higher: behind it, nothing is accepted.
 _END = b"9223372036854775807-0"
-# No event begins with this: who knows no encryption takes a sealed one for damaged, never for another event.
+# No batch begins with this: who knows no encryption takes a sealed one for damaged, never for another event.
 _SEALED = b"\x00"
 
 # One unit, so that a Redis which refuses in between cannot leave a hole: whether it is full is asked before the first
 # write only, which therefore has to be an XADD. Where the stream lacks what comes before these events, nothing is
 # written if they may wait (-1). Otherwise it starts anew with them; its last id stays, and with it the refusal of late
 # writers.
-# KEYS: stream. ARGV: events to keep, seconds to keep them, what must be there, whether they may wait, channel, then id
-# and event by turns.
+# KEYS: stream. ARGV: batches to keep, seconds to keep them, what must be there, whether they may wait, channel, then id
+# and batch by turns. Answers how many were refused: the first of them, since ids grow.
 _APPEND = b"""
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local hole = (last and tonumber(string.match(last[1], '%d+')) or 0) < tonumber(ARGV[3])
@@ -56,20 +58,23 @@ end
 return refused
 """
 _NOT_YET = -1
-# Events behind an id of each stream, until the answer is large: how many streams were looked at, and of those with
-# events, which one it is (from 1) and the events.
-# KEYS: streams. ARGV: most events of a stream, how many events make an answer large, then the id for each.
+# Batches behind an id of each stream, until the answer is large: how many streams were looked at, and of those with
+# any, which one it is (from 1) and the batches.
+# KEYS: streams. ARGV: most batches of a stream, how many batches and bytes make an answer large, then the id for each.
 _READ = b"""
-local limit, large = tonumber(ARGV[1]), tonumber(ARGV[2])
-local found, count = {}, 0
+local limit, many, large = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local found, count, size = {}, 0, 0
 for i, key in ipairs(KEYS) do
-  if count >= large then return {i - 1, found} end
-  local entries = redis.pcall('XRANGE', key, '(' .. ARGV[i + 2], '+', 'COUNT', limit)
+  if count >= many or size >= large then return {i - 1, found} end
+  local entries = redis.pcall('XRANGE', key, '(' .. ARGV[i + 3], '+', 'COUNT', limit)
   if entries.err and string.find(entries.err, 'WRONGTYPE', 1, true) ~= 1 then return entries end
   if #entries > 0 then
-    local events = {}
-    for j, entry in ipairs(entries) do events[j] = entry[2][2] end
-    found[#found + 1] = {i, events}
+    local batches = {}
+    for j, entry in ipairs(entries) do
+      batches[j] = entry[2][2]
+      size = size + #entry[2][2]
+    end
+    found[#found + 1] = {i, batches}
     count = count + #entries
   end
 end
@@ -97,13 +102,17 @@ class Written:
 
 @dataclass(slots=True)
 class _Call:
-    """One command. `events` counts those in it, `again` those that were sent before, which come first."""
+    """One command, and the batches in it; the first `again` of them were sent before."""
 
     arguments: list[str | bytes | int]
     run_id: str = ""
-    last: int = 0
-    events: int = 0
+    batches: list[EventBatch] = field(default_factory=list)
     again: int = 0
+
+    def lost(self, refused: int) -> int:
+        """How many events are not there, where so many batches, the first, were refused: what was sent before was
+        not lost, but there."""
+        return sum(batch.count for batch in self.batches[self.again : refused])
 
 
 class RedisStreams:
@@ -119,19 +128,20 @@ class RedisStreams:
         await self._line.close()
         await self._reader.close()
 
-    async def read(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[RunEvent]]:
-        """Events behind a sequence of each run, at most `limit` each, where there are any. Raises RedisUnavailable."""
-        found: dict[str, list[RunEvent]] = {}
+    async def read(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[EventBatch]]:
+        """Batches behind a sequence of each run, at most `limit` each, where there are any. Raises RedisUnavailable."""
+        found: dict[str, list[EventBatch]] = {}
         run_ids = list(cursors)
         start = 0
         while start < len(run_ids):
             some = run_ids[start : start + _STREAMS_AT_A_TIME]
             ids = [f"{cursors[run_id]}-0" for run_id in some]
-            looked_at, streams = await self._ask_reader(len(some), *map(_key, some), limit, _ANSWER_EVENTS, *ids)
+            bounds = limit, _ANSWER_BATCHES, _ANSWER_BYTES
+            looked_at, streams = await self._ask_reader(len(some), *map(_key, some), *bounds, *ids)
             for number, payloads in streams:
                 run_id = some[number - 1]
-                if events := self._events(run_id, payloads):
-                    found[run_id] = events
+                if batches := self._open(run_id, payloads):
+                    found[run_id] = batches
             start += looked_at
         return found
 
@@ -164,16 +174,16 @@ class RedisStreams:
             if answer == _NOT_YET:
                 waiting.add(call.run_id)
             elif isinstance(answer, ResponseError):
-                refused += call.events - call.again
-            elif call.events:
-                refused += max(0, answer - call.again)
+                refused += call.lost(len(call.batches))
+            elif call.batches:
+                refused += call.lost(answer)
         return Written(refused, frozenset(waiting))
 
     def _seal(self, run_id: str, payload: bytes) -> bytes:
         return payload if self._sealer is None else _SEALED + self._sealer.seal(payload, run_id.encode())
 
-    def _events(self, run_id: str, payloads: Sequence[bytes]) -> list[RunEvent]:
-        """The events; of those that cannot all be opened, the ones behind the last that cannot: there may be a gap at
+    def _open(self, run_id: str, payloads: Sequence[bytes]) -> list[EventBatch]:
+        """The batches; of those that cannot all be opened, the ones behind the last that cannot: there may be a gap at
         the start, and nowhere else."""
         if self._sealer is None:
             return _parse(payloads)
@@ -201,7 +211,7 @@ def _calls(batch: Iterable[Entry], seal: Callable[[str, bytes], bytes]) -> list[
     open_calls: dict[str, _Call] = {}
     for entry in batch:
         key = _key(entry.run_id)
-        if entry.payloads is None:
+        if entry.batches is None:
             open_calls.pop(entry.run_id, None)
             # An empty stream that refuses everything: a late worker must not bring back what was deleted (contract 24).
             calls += [
@@ -210,31 +220,31 @@ def _calls(batch: Iterable[Entry], seal: Callable[[str, bytes], bytes]) -> list[
                 _Call(["EXPIRE", key, entry.seconds]),
             ]
             continue
-        if not entry.payloads:
+        if not entry.batches:
             open_calls.pop(entry.run_id, None)
             calls.append(_Call(["EXPIRE", key, entry.seconds]))
             continue
         call = open_calls.get(entry.run_id)
-        if call is None or entry.follows != call.last:
+        follows = entry.batches[0].follows
+        if call is None or follows != call.batches[-1].last:
             channel = channel_of(events_topic(entry.run_id))
             may_wait = int(entry.patient)
-            arguments: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, _MAX_EVENTS, entry.seconds, entry.follows]
+            arguments: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, _MAX_BATCHES, entry.seconds, follows]
             arguments += [may_wait, channel]
             call = _Call(arguments, run_id=entry.run_id)
             open_calls[entry.run_id] = call
             calls.append(call)
-        for sequence, payload in entry.payloads:
-            call.arguments += (f"{sequence}-0", seal(entry.run_id, payload))
-        call.last = entry.payloads[-1][0]
-        call.events += len(entry.payloads)
-        call.again += len(entry.payloads) if entry.again else 0
+        for appended in entry.batches:
+            call.arguments += (f"{appended.last}-0", seal(entry.run_id, appended.payload))
+        call.batches += entry.batches
+        call.again += len(entry.batches) if entry.again else 0
     return calls
 
 
-def _parse(payloads: Sequence[bytes]) -> list[RunEvent]:
+def _parse(payloads: Sequence[bytes]) -> list[EventBatch]:
     try:
-        return [RunEvent.FromString(payload) for payload in payloads]
-    except DecodeError as error:
+        return [unpack(payload) for payload in payloads]
+    except (DecodeError, ValueError) as error:
         raise RedisUnavailable("what is in a stream is not ours") from error
 
 

@@ -17,6 +17,7 @@ from famulus_server.engine.asking import Asking, Parked, Question
 from famulus_server.engine.control import Control, Interrupted, Interruption
 from famulus_server.engine.feed import Draft, Feed, RunLog
 from famulus_server.engine.ledger import Ledger, Settled
+from famulus_server.engine.packing import Packer
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.routing import Router
 from famulus_server.engine.run_metrics import RunMetrics
@@ -148,7 +149,7 @@ class Executor:
         progress = _Progress(claimed.tenant, run, log, control, log.last_sequence, span)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
-            self._publish(progress, [facts.attempt_started(run.attempt, run.last_sequence)])
+            self._tell(progress, facts.attempt_started(run.attempt, run.last_sequence))
         return progress
 
     async def _work(self, progress: _Progress) -> None:
@@ -210,7 +211,7 @@ class Executor:
         except ModelError as error:
             await self._model_failed(progress, recorder, question, error)
         except Parked as parked:
-            self._publish(progress, [facts.retry_scheduled(parked.code, parked.seconds)])
+            self._tell(progress, facts.retry_scheduled(parked.code, parked.seconds))
             tracing.park(progress.span, parked.code, parked.seconds)
             wake_time = self._clock.now() + timedelta(seconds=parked.seconds)
             await self._settle(progress, Settlement(state=lifecycle.QUEUED, wake_time=wake_time))
@@ -238,7 +239,9 @@ class Executor:
             ):
                 async for events in stream:
                     tracing.retries(progress.span, events)
-                    self._publish(progress, recorder.take(events))
+                    packer = self._packer(progress)
+                    recorder.take(events, packer)
+                    self._publish(progress, packer)
         except TimeoutError:
             if expiry.expired():
                 raise _Expired from None
@@ -321,10 +324,10 @@ class Executor:
         stored, pause = known.last_sequence, _pause(error, known.turn_attempt)
         progress.run = await self._insist(progress, lambda: self._store.write(unit))
         self._metrics.used(progress.tenant, progress.run, usage)
-        self._publish(progress, [facts.attempt_started(progress.run.attempt, stored)])
+        self._tell(progress, facts.attempt_started(progress.run.attempt, stored))
         tracing.start_over(progress.span, progress.run)
         if pause:
-            self._publish(progress, [facts.retry_scheduled(error.code, pause)])
+            self._tell(progress, facts.retry_scheduled(error.code, pause))
             tracing.retry(progress.span, error.code, pause)
             # An interruption, or the end of the run's time, is dealt with by the turn that follows.
             with contextlib.suppress(Interrupted), progress.control.interruptible():
@@ -378,12 +381,20 @@ class Executor:
                     raise
                 await asyncio.sleep(_STORE_PAUSE)
 
-    def _publish(self, progress: _Progress, events: Sequence[RunEvent]) -> None:
+    def _tell(self, progress: _Progress, event: RunEvent) -> None:
+        packer = self._packer(progress)
+        packer.add(event)
+        self._publish(progress, packer)
+
+    def _packer(self, progress: _Progress) -> Packer:
+        return Packer(last_sequence=progress.sequence, now=self._clock.now())
+
+    def _publish(self, progress: _Progress, packer: Packer) -> None:
         if progress.log.deleted:
             raise LeaseLost(progress.run.id)
-        if events:
-            progress.sequence = facts.number(events, progress.sequence, self._clock.now())
-            self._feed.publish(progress.run.id, events)
+        if batches := packer.close():
+            progress.sequence = batches[-1].last
+            self._feed.publish(progress.run.id, batches)
 
 
 class _Expired(Exception):

@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from famulus.v1.message_pb2 import Message
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_step_pb2 import RunStep
-from famulus_server.engine import lifecycle
-from famulus_server.ports import EventLog
+from famulus_server.engine.packing import fitting, fresh
+from famulus_server.ports import EventBatch, EventLog
 
 # Per run, kept in memory for watchers that are close behind; older events are in the EventLog.
 _MAX_BYTES = 4 * 1024 * 1024
-# What an event takes in memory on top of its serialized size, roughly.
-_EVENT_BYTES = 1024
+# What a batch takes in memory on top of its payload, roughly.
+_BATCH_BYTES = 256
+# Looked at for one response: more would not fit, unless they are tiny.
+_MAX_BATCHES = 256
 # How many logs that nobody uses stay in memory for late watchers, and how large they may be together.
 _MAX_IDLE = 256
 _MAX_IDLE_BYTES = 64 * 1024 * 1024
@@ -37,14 +38,6 @@ class Draft:
 
     messages: list[Message] = field(default_factory=list)
     steps: list[RunStep] = field(default_factory=list)
-
-
-def continues(event: RunEvent, last_sequence: int) -> bool:
-    """Whether an event may come right behind a sequence: it is the next one, or starts an attempt that takes back all
-    that it jumps over, the one jump that a log may have."""
-    if event.sequence == last_sequence + 1:
-        return True
-    return event.HasField("attempt_started") and event.attempt_started.discards_after_sequence <= last_sequence
 
 
 class RunLog:
@@ -64,22 +57,18 @@ class RunLog:
         self.bytes = 0
         self.draft: Callable[[], Draft] = Draft
         self._floor = last_sequence
-        self._events: list[RunEvent] = []
-        self._sequences: list[int] = []
-        self._sizes: list[int] = []
+        self._batches: list[EventBatch] = []
         self._changed: asyncio.Future[None] | None = None
 
-    def append(self, events: Sequence[RunEvent]) -> None:
-        """Adds events and wakes the watchers. Where some are missing before them, what came earlier is forgotten."""
-        if not continues(events[0], self.last_sequence):
-            self.forget(events[0].sequence - 1)
-        for event in events:
-            size = event.ByteSize()
-            self._events.append(event)
-            self._sequences.append(event.sequence)
-            self._sizes.append(size)
-            self.bytes += size + _EVENT_BYTES
-        self.last_sequence = events[-1].sequence
+    def append(self, batches: Sequence[EventBatch]) -> None:
+        """Adds new events and wakes the watchers. Where some are missing before them, what came earlier is
+        forgotten."""
+        for batch in batches:
+            if batch.follows > self.last_sequence:
+                self.forget(batch.first - 1)
+            self._batches.append(batch)
+            self.bytes += len(batch.payload) + _BATCH_BYTES
+            self.last_sequence = batch.last
         if self.bytes > _MAX_BYTES:
             self._trim()
         self._wake()
@@ -88,30 +77,23 @@ class RunLog:
         """Goes on behind a sequence, without what came before: watchers read that elsewhere, or get a Snapshot."""
         self.last_sequence = self._floor = last_sequence
         self.bytes = 0
-        self._events, self._sequences, self._sizes = [], [], []
+        self._batches = []
         self._wake()
 
-    def after(self, sequence: int, *, limit: int, max_bytes: int) -> Sequence[RunEvent] | None:
-        """At most `limit` events (and, but for the first, `max_bytes`) behind a sequence; None if some are gone."""
+    def after(self, sequence: int, *, max_bytes: int) -> Sequence[EventBatch] | None:
+        """What is behind a sequence, at most `max_bytes` but for the first batch; None if some of it is gone."""
         if sequence < self._floor:
             return None
-        start = bisect_right(self._sequences, sequence)
-        end = min(start + limit, len(self._events))
-        total = 0
-        for index in range(start, end):
-            total += self._sizes[index]
-            if total > max_bytes:
-                end = max(index, start + 1)
-                break
-        return self._events[start:end]
+        start = bisect_right(self._batches, sequence, key=_last)
+        return fresh(fitting(self._batches[start : start + _MAX_BATCHES], max_bytes), sequence)
 
     def reaches(self, sequence: int) -> bool:
         """Whether all that follows a sequence, as far as it is known, is in memory."""
         return sequence >= self._floor
 
-    def all(self) -> Sequence[RunEvent]:
+    def all(self) -> Sequence[EventBatch]:
         """All events that are in memory."""
-        return self._events
+        return self._batches
 
     async def wait(self) -> None:
         """Returns at the next change. Call it without awaiting anything after having looked."""
@@ -134,11 +116,12 @@ class RunLog:
     def _trim(self) -> None:
         # Down to half, so that trimming is rare and its cost per event constant.
         count = 0
-        while self.bytes > _MAX_BYTES // 2 and count < len(self._events) - 1:
-            self.bytes -= self._sizes[count] + _EVENT_BYTES
+        while self.bytes > _MAX_BYTES // 2 and count < len(self._batches) - 1:
+            self.bytes -= len(self._batches[count].payload) + _BATCH_BYTES
             count += 1
-        self._floor = self._sequences[count - 1]
-        del self._events[:count], self._sequences[:count], self._sizes[:count]
+        if count:
+            self._floor = self._batches[count - 1].last
+            del self._batches[:count]
 
 
 class Feed:
@@ -200,27 +183,27 @@ class Feed:
             log.draft = Draft
             self._leave(run_id, log)
 
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        """Shows numbered events to watchers here, and sends them to the EventLog for those elsewhere."""
-        if not events:
+    def publish(self, run_id: str, batches: Sequence[EventBatch]) -> None:
+        """Shows events to watchers here, and sends them to the EventLog for those elsewhere."""
+        if not batches:
             return
-        log = self.open(run_id, events[0].sequence - 1)
+        log = self.open(run_id, batches[0].first - 1)
         if log.ended:
             return
-        self._show(run_id, log, events)
+        self._show(run_id, log, batches)
         log.ours = True
-        self._event_log.publish(run_id, events)
-        if is_last(events[-1]):
+        self._event_log.publish(run_id, batches)
+        if batches[-1].ends:
             self._event_log.finish(run_id)
 
-    def copy(self, run_id: str, log: RunLog, events: Sequence[RunEvent]) -> None:
+    def copy(self, run_id: str, log: RunLog, batches: Sequence[EventBatch]) -> None:
         """Shows what is new of events that came from the EventLog to watchers here. It may have lost what comes before
         them, but has no hole: the log then goes on without that."""
-        if not log.ended and events[-1].sequence > log.last_sequence:
-            self._show(run_id, log, events)
+        if not log.ended and batches[-1].last > log.last_sequence:
+            self._show(run_id, log, batches)
             log.ours = False
 
-    def memory(self) -> Iterable[tuple[str, Sequence[RunEvent]]]:
+    def memory(self) -> Iterable[tuple[str, Sequence[EventBatch]]]:
         """The runs of which this process made the newest events, each with those in memory: what the EventLog may have
         lost."""
         for run_id, log in list(self._logs.items()):
@@ -234,12 +217,10 @@ class Feed:
             log.end(deleted=True)
         self._event_log.drop(run_id)
 
-    def _show(self, run_id: str, log: RunLog, events: Sequence[RunEvent]) -> None:
+    def _show(self, run_id: str, log: RunLog, batches: Sequence[EventBatch]) -> None:
         # What is here already was read from the store, or from the EventLog, before it was told.
-        fresh = [event for event in events if event.sequence > log.last_sequence]
-        if fresh:
-            log.append(fresh)
-        if is_last(events[-1]):
+        log.append(fresh(batches, log.last_sequence))
+        if batches[-1].ends:
             log.end()
         if not log.users:
             self._rest(run_id, log)
@@ -264,6 +245,5 @@ class Feed:
         return self._logs.pop(run_id, None)
 
 
-def is_last(event: RunEvent) -> bool:
-    """Whether nothing follows an event: the run has ended."""
-    return event.HasField("run_state_changed") and event.run_state_changed.run.state in lifecycle.FINAL
+def _last(batch: EventBatch) -> int:
+    return batch.last

@@ -24,7 +24,7 @@ _POLL_SECONDS = 1.0
 # Of so many followed runs each second: with more of them a round takes longer, and does not cost more.
 _RUNS_PER_SECOND = 2_000
 _RUNS_PER_READ = 500
-_EVENTS_PER_READ = 256
+_BATCHES_PER_READ = 256
 
 _log = structlog.get_logger(__name__)
 
@@ -153,13 +153,13 @@ class Follower:
         waiting = {followed_id: log.last_sequence for followed_id, _, log in self._elsewhere(run_ids)}
         while waiting:
             some = dict(list(waiting.items())[:_RUNS_PER_READ])
-            found = await self._event_log.read_many(some, limit=_EVENTS_PER_READ)
+            found = await self._event_log.read_many(some, limit=_BATCHES_PER_READ)
             for run_id in some:
                 del waiting[run_id]
             for run_id, _, log in self._elsewhere(found):
                 before = log.last_sequence
                 self._feed.copy(run_id, log, found[run_id])
-                if log.last_sequence > before and len(found[run_id]) == _EVENTS_PER_READ:
+                if log.last_sequence > before and len(found[run_id]) == _BATCHES_PER_READ:
                     waiting[run_id] = log.last_sequence
 
     async def _compare(self, run_ids: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.packing import pack
 from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.ports import WORK, Hints, Store, Transaction
 
@@ -49,7 +50,7 @@ class Ledger:
 
     def announce(self, settled: Settled) -> None:
         """Publishes the facts of what is stored now."""
-        self._feed.publish(settled.run.id, settled.facts)
+        self._feed.publish(settled.run.id, pack(settled.facts))
         log = self._feed.find(settled.run.id)
         if log is not None:
             log.stored_sequence = settled.run.last_sequence

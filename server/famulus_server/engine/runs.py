@@ -18,6 +18,7 @@ from famulus_server.engine.feed import Feed
 from famulus_server.engine.gate import Gate
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.messages import messages_of, prepare
+from famulus_server.engine.packing import events_of
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.settlement import end_waiting, lock, move
@@ -269,8 +270,9 @@ class RunDesk:
         return run, messages
 
     async def _until_stopped(self, tenant: str, run: Run) -> None:
-        async with contextlib.aclosing(self._watch.watch(tenant, run.id, run.last_sequence)) as batches:
-            async for events in batches:
+        async with contextlib.aclosing(self._watch.watch(tenant, run.id, run.last_sequence)) as watching:
+            async for batches in watching:
+                events = events_of(batches)
                 runs = [event.run_state_changed.run for event in events if event.HasField("run_state_changed")]
                 runs += [event.snapshot.run for event in events if event.HasField("snapshot")]
                 if any(seen.state in _STOPPED for seen in runs):

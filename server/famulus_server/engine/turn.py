@@ -25,7 +25,6 @@ from famulus.v1.run_event_pb2 import (
     RefusalDelta,
     RunEvent,
     StepStarted,
-    TextDelta,
     ToolCallDelta,
 )
 from famulus.v1.run_pb2 import Run, Usage
@@ -35,6 +34,7 @@ from famulus_server.engine import facts, tools
 from famulus_server.engine.clock import timestamp
 from famulus_server.engine.feed import Draft
 from famulus_server.engine.fields import copy_of
+from famulus_server.engine.packing import Packer
 from famulus_server.errors import ModelProtocolError
 from famulus_server.ports import (
     Allowance,
@@ -130,47 +130,44 @@ class TurnRecorder:
         # Whether the model has said anything, shown or not: from then on a retry is a new attempt (contract 18).
         self.heard = False
 
-    def take(self, events: Sequence[ModelEvent]) -> list[RunEvent]:
-        """The run events that these model events mean. Raises ModelProtocolError where a bound is passed."""
-        result: list[RunEvent] = []
+    def take(self, events: Sequence[ModelEvent], packer: Packer) -> None:
+        """Packs the run events that these model events mean. Raises ModelProtocolError where a bound is passed."""
         for event in events:
             self.heard = self.heard or not isinstance(event, Retrying | Allowance)
             match event:
                 case TextChunk():
-                    writing = self._message(event.item, result)
+                    writing = self._message(event.item, packer)
                     index, part = writing.part(event.part, refusal=False)
                     part.chunks.append(event.text)
-                    delta = TextDelta(message_id=writing.message.id, part_index=index, text=event.text)
-                    result.append(RunEvent(text_delta=delta))
+                    packer.add_text(writing.message.id, index, event.text)
                     self._count(event.text)
                 case CallChunk():
-                    self._call(event, result)
+                    self._call(event, packer)
                 case ReasoningChunk():
                     if self._run.stream_reasoning:
-                        result.append(RunEvent(reasoning_delta=ReasoningDelta(text=event.text)))
+                        packer.add(RunEvent(reasoning_delta=ReasoningDelta(text=event.text)))
                         self._count(event.text)
                 case RefusalChunk():
-                    writing = self._message(event.item, result)
+                    writing = self._message(event.item, packer)
                     index, part = writing.part(event.part, refusal=True)
                     part.chunks.append(event.text)
                     refusal = RefusalDelta(message_id=writing.message.id, part_index=index, refusal=event.text)
-                    result.append(RunEvent(refusal_delta=refusal))
+                    packer.add(RunEvent(refusal_delta=refusal))
                     self._count(event.text)
                 case AnnotationChunk():
-                    writing = self._message(event.item, result)
+                    writing = self._message(event.item, packer)
                     index, part = writing.part(event.part, refusal=False)
                     part.annotations.append(event.annotation)
                     added = AnnotationAdded(
                         message_id=writing.message.id, part_index=index, annotation=event.annotation
                     )
-                    result.append(RunEvent(annotation_added=added))
+                    packer.add(RunEvent(annotation_added=added))
                 case Retrying():
-                    result.append(facts.retry_scheduled(event.code, event.delay))
+                    packer.add(facts.retry_scheduled(event.code, event.delay))
                 case TurnEnded():
                     self.ended = event
                     if any(map(_is_built_in_call, event.items)):
-                        self._tool_step(result)
-        return result
+                        self._tool_step(packer)
 
     def draft(self) -> Draft:
         """What there is so far, as a Snapshot shows it: unfinished until its end is stored and told."""
@@ -222,7 +219,7 @@ class TurnRecorder:
         self._add_usage(steps)
         return TurnResult(messages, steps, [], [], False)
 
-    def _message(self, item: int, result: list[RunEvent]) -> _Writing:
+    def _message(self, item: int, packer: Packer) -> _Writing:
         writing = self._writing.get(item)
         if writing is None:
             now = timestamp(self._clock.now())
@@ -237,13 +234,13 @@ class TurnRecorder:
             )
             step = self._step()
             step.message_creation.message_id = message.id
-            result.append(RunEvent(step_started=StepStarted(step=step)))
-            result.append(RunEvent(message_started=MessageStarted(message=message)))
+            packer.add(RunEvent(step_started=StepStarted(step=step)))
+            packer.add(RunEvent(message_started=MessageStarted(message=message)))
             writing = self._writing[item] = _Writing(message, step)
         return writing
 
-    def _call(self, event: CallChunk, result: list[RunEvent]) -> None:
-        step = self._tool_step(result)
+    def _call(self, event: CallChunk, packer: Packer) -> None:
+        step = self._tool_step(packer)
         calling = self._calling.get(event.item)
         first = calling is None
         if calling is None:
@@ -264,13 +261,13 @@ class TurnRecorder:
             name=calling.name if first else "",
             arguments_json_delta=event.arguments,
         )
-        result.append(RunEvent(tool_call_delta=delta))
+        packer.add(RunEvent(tool_call_delta=delta))
 
-    def _tool_step(self, result: list[RunEvent]) -> RunStep:
+    def _tool_step(self, packer: Packer) -> RunStep:
         if self._call_step is None:
             self._call_step = self._step()
             self._call_step.tool_calls.SetInParent()
-            result.append(RunEvent(step_started=StepStarted(step=self._call_step)))
+            packer.add(RunEvent(step_started=StepStarted(step=self._call_step)))
         return self._call_step
 
     def _step(self) -> RunStep:

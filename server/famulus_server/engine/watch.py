@@ -12,15 +12,17 @@ from famulus.v1.run_pb2 import Run
 from famulus.v1.run_step_pb2 import RunStep
 from famulus_server.engine import lifecycle
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.feed import Feed, RunLog, continues
+from famulus_server.engine.feed import Feed, RunLog
 from famulus_server.engine.follower import Follower
 from famulus_server.engine.messages import messages_of
+from famulus_server.engine.packing import fitting, fresh, pack
 from famulus_server.errors import NotFound, OutOfRange
-from famulus_server.ports import Clock, EventLog, Store, Transaction
+from famulus_server.ports import Clock, EventBatch, EventLog, Store, Transaction
 
 # One response: small enough to stay under gRPC's 4 MiB, large enough to make an event cheap.
-_MAX_EVENTS = 256
-_MAX_BYTES = 1024 * 1024
+_MAX_BYTES = 256 * 1024
+# What the EventLog is asked for at a time.
+_MAX_BATCHES = 256
 # How often a Snapshot looks whether log and store fit together; after that it shows what is stored.
 _FIT_TRIES = 100
 _FIT_SECONDS = 0.005
@@ -49,8 +51,8 @@ class Watch:
         self._clock = clock
         self._heartbeat_seconds = heartbeat_seconds
 
-    async def watch(self, tenant: str, run_id: str, after_sequence: int) -> AsyncGenerator[Sequence[RunEvent], None]:
-        """Batches of events behind a sequence; an empty one is a heartbeat. Ends after the terminal event.
+    async def watch(self, tenant: str, run_id: str, after_sequence: int) -> AsyncGenerator[Sequence[EventBatch], None]:
+        """Events behind a sequence, as they come; none is a heartbeat. Ends after the terminal event.
 
         Raises NotFound (also when the thread is deleted meanwhile) and OutOfRange.
         """
@@ -62,17 +64,17 @@ class Watch:
             else self._live(tenant, run, after_sequence)
         )
         async with contextlib.aclosing(batches):
-            async for events in batches:
-                yield events
+            async for some in batches:
+                yield some
 
-    async def _live(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[RunEvent], None]:
+    async def _live(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[EventBatch], None]:
         async with self._follower.following(tenant, run) as log:
             said = time.monotonic()
             while True:
-                events = await self._next(tenant, run.id, log, cursor)
-                if events:
-                    cursor = events[-1].sequence
-                    yield events
+                batches = await self._next(tenant, run.id, log, cursor)
+                if batches:
+                    cursor = batches[-1].last
+                    yield batches
                     said = time.monotonic()
                 elif log.deleted:
                     raise NotFound("run", run.id, reason=reasons.ERROR_REASON_THREAD_DELETED)
@@ -83,38 +85,36 @@ class Watch:
                     yield ()
                     said = time.monotonic()
 
-    async def _next(self, tenant: str, run_id: str, log: RunLog, cursor: int) -> Sequence[RunEvent]:
+    async def _next(self, tenant: str, run_id: str, log: RunLog, cursor: int) -> Sequence[EventBatch]:
         """What follows a sequence as far as it is known here."""
-        events = log.after(cursor, limit=_MAX_EVENTS, max_bytes=_MAX_BYTES)
-        if events is not None or log.deleted:
-            return events or ()
-        events = await self._behind(run_id, cursor)
-        if not events:
-            snapshot = await self._snapshot(tenant, run_id, log)
+        batches = log.after(cursor, max_bytes=_MAX_BYTES)
+        if batches is not None or log.deleted:
+            return batches or ()
+        batches = await self._behind(run_id, cursor)
+        if not batches:
             # Of a run that is executed elsewhere only what is stored can be shown: perhaps that is older.
-            events = [snapshot] if snapshot.sequence > cursor else []
-        return events
+            batches = fresh(await self._snapshot(tenant, run_id, log), cursor)
+        return batches
 
-    async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[RunEvent], None]:
+    async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[EventBatch], None]:
         """The events of a run that ended and is no longer in memory."""
         _check_end(cursor, run.last_sequence)
         while cursor < run.last_sequence:
-            events = await self._behind(run.id, cursor) or [await self._snapshot(tenant, run.id, None)]
-            cursor = events[-1].sequence
-            yield events
+            batches = await self._behind(run.id, cursor) or await self._snapshot(tenant, run.id, None)
+            cursor = batches[-1].last
+            yield batches
 
-    async def _behind(self, run_id: str, cursor: int) -> list[RunEvent]:
+    async def _behind(self, run_id: str, cursor: int) -> Sequence[EventBatch]:
         """What the EventLog has right behind a sequence, as far as it goes without a gap."""
-        events = await self._event_log.read(run_id, after_sequence=cursor, limit=_MAX_EVENTS)
-        whole: list[RunEvent] = []
-        for event in events:
-            if not continues(event, cursor):
+        whole: list[EventBatch] = []
+        for batch in fresh(await self._event_log.read(run_id, after_sequence=cursor, limit=_MAX_BATCHES), cursor):
+            if batch.follows > cursor:
                 break
-            whole.append(event)
-            cursor = event.sequence
-        return whole
+            whole.append(batch)
+            cursor = batch.last
+        return fitting(whole, _MAX_BYTES)
 
-    async def _snapshot(self, tenant: str, run_id: str, log: RunLog | None) -> RunEvent:
+    async def _snapshot(self, tenant: str, run_id: str, log: RunLog | None) -> Sequence[EventBatch]:
         """The run as of now, the turn under way included."""
 
         async def read(tx: Transaction) -> tuple[Run, list[RunStep], list[Message]]:
@@ -141,7 +141,7 @@ class Watch:
             run.state = lifecycle.IN_PROGRESS
         event = RunEvent(sequence=sequence, snapshot=Snapshot(run=run, steps=steps, messages=messages))
         event.event_time.CopyFrom(timestamp(self._clock.now()))
-        return event
+        return pack([event])
 
     async def _changes(self, log: RunLog, cursor: int, *, until: float) -> bool:
         """Waits for the log to change; False once it is time for a heartbeat."""

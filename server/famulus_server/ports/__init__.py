@@ -39,6 +39,7 @@ from famulus_server.ports.erasure import (
     Lifetimes,
 )
 from famulus_server.ports.event_log import (
+    EventBatch,
     EventLog,
 )
 from famulus_server.ports.hints import (
@@ -147,6 +148,7 @@ __all__ = [
     "Deletion",
     "Deletions",
     "Demand",
+    "EventBatch",
     "EventLog",
     "Hints",
     "Ids",

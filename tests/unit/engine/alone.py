@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.engine.aftermath import Aftermath
 from famulus_server.engine.clock import SystemClock
 from famulus_server.engine.feed import Feed
@@ -11,18 +10,18 @@ from famulus_server.engine.ledger import Ledger
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.worker import Worker
-from famulus_server.ports import Demand, Lease, Limit, Refused, Remembered, Store
+from famulus_server.ports import Demand, EventBatch, Lease, Limit, Refused, Remembered, Store
 from famulus_server.telemetry.metrics import Measurements
 
 
 class NoEventLog:
     """Keeps nothing."""
 
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None: ...
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+    def publish(self, run_id: str, batches: Sequence[EventBatch]) -> None: ...
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[EventBatch]:
         return []
 
-    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[RunEvent]]:
+    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[EventBatch]]:
         return {}
 
     def finish(self, run_id: str) -> None: ...

@@ -15,6 +15,7 @@ from famulus_server.engine.clock import TimeOrderedIds
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.feed import Feed
+from famulus_server.engine.packing import events_of
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.pseudonyms import Pseudonyms
 from famulus_server.engine.routing import Router
@@ -119,7 +120,7 @@ async def ask_to_cancel(store: Store) -> None:
 def told(feed: Feed) -> list[RunEvent]:
     log = feed.find("run_1")
     assert log is not None
-    return list(log.after(log._floor, limit=1_000, max_bytes=1 << 30) or ())
+    return events_of(log.all())
 
 
 async def test_cancel_that_meets_the_end_of_the_turn_wins_and_is_told_once(

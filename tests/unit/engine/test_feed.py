@@ -9,8 +9,10 @@ from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, 
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import feed as feed_module
 from famulus_server.engine.feed import Feed, RunLog
+from famulus_server.engine.packing import events_of, pack
+from famulus_server.ports import EventBatch
 
-ALL = {"limit": 1_000, "max_bytes": 1 << 30}
+ALL = {"max_bytes": 1 << 30}
 
 
 class RecordingEventLog:
@@ -19,13 +21,13 @@ class RecordingEventLog:
     def __init__(self) -> None:
         self.told: list[tuple[str, str, list[int]]] = []
 
-    def publish(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        self.told.append(("publish", run_id, [event.sequence for event in events]))
+    def publish(self, run_id: str, batches: Sequence[EventBatch]) -> None:
+        self.told.append(("publish", run_id, [event.sequence for event in events_of(batches)]))
 
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[EventBatch]:
         return []
 
-    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[RunEvent]]:
+    async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[EventBatch]]:
         return {}
 
     def finish(self, run_id: str) -> None:
@@ -35,20 +37,30 @@ class RecordingEventLog:
         self.told.append(("drop", run_id, []))
 
 
-def deltas(*sequences: int, text: str = "x") -> list[RunEvent]:
-    return [RunEvent(sequence=sequence, text_delta=TextDelta(text=text)) for sequence in sequences]
+def delta(sequence: int, text: str = "x") -> RunEvent:
+    return RunEvent(sequence=sequence, text_delta=TextDelta(text=text))
 
 
-def started_over(sequence: int, *, discards_after: int = 0) -> RunEvent:
-    return RunEvent(sequence=sequence, attempt_started=AttemptStarted(discards_after_sequence=discards_after))
+def alone(event: RunEvent) -> EventBatch:
+    [batch] = pack([event])
+    return batch
 
 
-def changed(sequence: int, state: "RunState.ValueType") -> RunEvent:
-    return RunEvent(sequence=sequence, run_state_changed=RunStateChanged(run=Run(state=state)))
+def deltas(*sequences: int, text: str = "x") -> list[EventBatch]:
+    """As when they come one by one."""
+    return [alone(delta(sequence, text)) for sequence in sequences]
 
 
-def sequences(events: Sequence[RunEvent] | None) -> list[int] | None:
-    return None if events is None else [event.sequence for event in events]
+def started_over(sequence: int, *, discards_after: int = 0) -> EventBatch:
+    return alone(RunEvent(sequence=sequence, attempt_started=AttemptStarted(discards_after_sequence=discards_after)))
+
+
+def changed(sequence: int, state: "RunState.ValueType") -> EventBatch:
+    return alone(RunEvent(sequence=sequence, run_state_changed=RunStateChanged(run=Run(state=state))))
+
+
+def sequences(batches: Sequence[EventBatch] | None) -> list[int] | None:
+    return None if batches is None else [event.sequence for event in events_of(batches)]
 
 
 @pytest.fixture
@@ -92,12 +104,29 @@ def test_log_that_missed_events_goes_on_behind_them_and_says_that_older_ones_are
     assert log.after(8, **ALL) is None
 
 
-def test_batches_are_bounded_by_number_and_by_bytes_but_never_empty() -> None:
+def test_what_is_given_is_bounded_by_number_and_by_bytes_but_never_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     log = RunLog(last_sequence=0)
     log.append(deltas(1, 2, 3, 4, text="y" * 1_000))
-    assert sequences(log.after(0, limit=2, max_bytes=1 << 30)) == [1, 2]
-    assert sequences(log.after(0, limit=100, max_bytes=2_500)) == [1, 2]
-    assert sequences(log.after(0, limit=100, max_bytes=1)) == [1]
+    assert sequences(log.after(0, max_bytes=2_500)) == [1, 2]
+    assert sequences(log.after(0, max_bytes=1)) == [1]
+    monkeypatch.setattr(feed_module, "_MAX_BATCHES", 3)
+    assert sequences(log.after(0, **ALL)) == [1, 2, 3]
+
+
+def test_who_has_a_part_of_a_batch_gets_the_rest() -> None:
+    log = RunLog(last_sequence=0)
+    log.append(pack(map(delta, range(1, 6))))
+    log.append(deltas(6))
+    assert sequences(log.after(0, **ALL)) == [1, 2, 3, 4, 5, 6]
+    assert sequences(log.after(3, **ALL)) == [4, 5, 6]
+    assert sequences(log.after(4, max_bytes=1)) == [5]
+
+
+def test_copy_that_overlaps_with_what_is_here_shows_nothing_twice(feed: Feed) -> None:
+    log = feed.open("run_1", 0)
+    feed.copy("run_1", log, pack(map(delta, range(1, 4))))
+    feed.copy("run_1", log, [*pack(map(delta, range(2, 6))), *pack(map(delta, range(4, 8)))])
+    assert sequences(log.after(0, **ALL)) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_long_log_is_trimmed_at_its_old_end_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +139,7 @@ def test_long_log_is_trimmed_at_its_old_end_and_says_so(monkeypatch: pytest.Monk
     assert kept == list(range(991, 1_001))
     oldest = next(after for after in range(1_000) if log.after(after, **ALL) is not None)
     assert sequences(log.after(oldest, **ALL)) == list(range(oldest + 1, 1_001))
-    assert 30 <= 1_000 - oldest <= 100
+    assert 130 <= 1_000 - oldest <= 280
 
 
 def test_newest_event_is_kept_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +152,7 @@ def test_newest_event_is_kept_however_large_it_is(monkeypatch: pytest.MonkeyPatc
 
 def test_small_events_count_with_what_they_take_in_memory() -> None:
     log = RunLog(last_sequence=0)
-    for sequence in range(1, 10_001):
+    for sequence in range(1, 20_001):
         log.append(deltas(sequence))
     assert log.after(5_000, **ALL) is None
     assert 2_000 * 1_024 < log.bytes <= 4_096 * 1_024

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from contract.samples import OTHER, TENANT, MovableClock, add_run, add_thread, run
-from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
 from famulus_server.engine.watch import Watch
 from famulus_server.errors import NotFound
-from famulus_server.ports import Store
+from famulus_server.ports import EventBatch, Store
 from unit.engine.alone import NoEventLog, NoHints
 
 
@@ -68,7 +67,7 @@ class SpiedEventLog(NoEventLog):
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[RunEvent]:
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[EventBatch]:
         self.asked.append(run_id)
         return []
 
