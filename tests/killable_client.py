@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
-from pathlib import Path
 
 from famulus import FamulusClient
 from famulus.v1.run_event_pb2 import RunEvent
@@ -17,7 +16,7 @@ async def watch_and_die(target: str, run_id: str, count: int) -> list[RunEvent]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "killable_client", target, run_id, str(count)),
         stdout=PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     told, _ = await process.communicate()
     assert process.returncode == -signal.SIGKILL

@@ -26,7 +26,7 @@ async def open_killable(
 ) -> AsyncIterator[tuple[Stage, Process]]:
     """A server on this folder, and its process, which is killed in the end if it still lives. `settings` are those of
     `stage_settings`; its lease is short."""
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **(environ or {})}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environ or {})}
     settings["worker"] = {"lease_seconds": LEASE_SECONDS} | settings.get("worker", {})
     told = json.dumps({"folder": str(folder), "base_url": upstream.base_url} | settings)
     command = (sys.executable, "-m", "killable_server", told)
