@@ -28,6 +28,8 @@ _ACTIVE_SECONDS = 24 * 3_600
 _ENDED_SECONDS = 3_600
 # Each is some milliseconds of work for this process: more at a time would take each other's work for Redis's silence.
 _READS_AT_A_TIME = 4
+# From one write to the next: of many runs with a delta now and then, many deltas go together.
+_GATHERING_SECONDS = 0.005
 # How long events wait for what another replica is about to write before them, and how often they are tried meanwhile.
 _OVERTAKING_SECONDS = 0.25
 _OVERTAKING_PAUSE = 0.01
@@ -53,6 +55,7 @@ class RedisEventLog:
             connect=self._connect,
             is_due=lambda: bool(self._backlog or self._replay),
             write=self._write,
+            pause=_GATHERING_SECONDS,
         )
         self._reads = asyncio.Semaphore(_READS_AT_A_TIME)
         # Counted since this was made: events and bytes of events that were written.

@@ -30,7 +30,8 @@ class Writer(Generic[C]):
 
     `connect` makes the connections, and may import what they need. `is_due` tells whether there is something to write;
     `write` writes some of it, and raises RedisUnavailable and nothing else: the writer has to outlive whatever goes
-    wrong. `lost` is called where it did.
+    wrong. `lost` is called where it did. After each write it waits for `pause` seconds: what comes meanwhile goes
+    together.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Writer(Generic[C]):
         is_due: Callable[[], bool],
         write: Callable[[C], Awaitable[None]],
         lost: Callable[[], None] = lambda: None,
+        pause: float = 0.0,
     ) -> None:
         self._name = name
         self._connect = connect
         self._is_due = is_due
         self._write = write
         self._lost = lost
+        self._pause = pause
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._state = Reachability(name=f"{name} (writing)")
@@ -106,3 +109,4 @@ class Writer(Generic[C]):
                 await self._state.pause()
             else:
                 self._state.found()
+                await asyncio.sleep(self._pause)

@@ -46,6 +46,9 @@ _SECOND_PAUSE = 1.0
 # Between tries while the store is away.
 _STORE_PAUSE = 0.25
 _MAX_PAUSE = 10.0
+# How many runs store what a turn made at the same time. Where many end together, what others say is shown meanwhile: it
+# does not wait until all of them are stored.
+_MOST_SETTLING = 8
 # What a worker that stops working on a run leaves instead of its lease: anybody may claim the run at once.
 NOBODYS = Lease(owner="", seconds=0)
 
@@ -103,6 +106,7 @@ class Executor:
         self._clock = clock
         self._ids = ids
         self._tracer = tracer
+        self._settling = asyncio.Semaphore(_MOST_SETTLING)
 
     async def execute(self, claimed: Claimed, control: Control) -> None:
         """Works on the run until it is released. Raises nothing but cancellation."""
@@ -366,7 +370,11 @@ class Executor:
             sequence = progress.sequence
             return await settle(tx, progress.tenant, known, sequence=sequence, wanted=wanted, policy=policy, now=now)
 
-        settled = await self._insist(progress, lambda: self._ledger.write(known.id, unit))
+        async def store() -> Settled:
+            async with self._settling:
+                return await self._ledger.write(known.id, unit)
+
+        settled = await self._insist(progress, store)
         progress.run, progress.sequence = settled.run, settled.run.last_sequence
         self._metrics.used(progress.tenant, settled.run, wanted.usage)
         self._metrics.called(settled.run, wanted.steps)

@@ -8,11 +8,8 @@ from google.protobuf.duration_pb2 import Duration
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_event_pb2 import (
     AttemptStarted,
-    MessageCompleted,
     RetryScheduled,
     RunEvent,
-    RunStateChanged,
-    StepCompleted,
     ToolCallsRequested,
     ToolOutputReceived,
 )
@@ -42,17 +39,24 @@ def number(events: Sequence[RunEvent], last_sequence: int, now: datetime) -> int
 
 def state_changed(run: Run) -> RunEvent:
     """The fact that a run has a new state."""
-    return RunEvent(run_state_changed=RunStateChanged(run=run))
+    # Filled in place: made of parts it would be copied for each of them.
+    event = RunEvent()
+    event.run_state_changed.run.CopyFrom(run)
+    return event
 
 
 def step_completed(step: RunStep) -> RunEvent:
     """The fact that a step ended."""
-    return RunEvent(step_completed=StepCompleted(step=step))
+    event = RunEvent()
+    event.step_completed.step.CopyFrom(step)
+    return event
 
 
 def message_completed(message: Message) -> RunEvent:
     """The fact that a message is stored."""
-    return RunEvent(message_completed=MessageCompleted(message=message))
+    event = RunEvent()
+    event.message_completed.message.CopyFrom(message)
+    return event
 
 
 def calls_requested(calls: Sequence[ToolCall]) -> RunEvent:

@@ -58,7 +58,7 @@ class RunLog:
         self.draft: Callable[[], Draft] = Draft
         self._floor = last_sequence
         self._batches: list[EventBatch] = []
-        self._changed: asyncio.Future[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def append(self, batches: Sequence[EventBatch]) -> None:
         """Adds new events and wakes the watchers. Where some are missing before them, what came earlier is
@@ -97,10 +97,12 @@ class RunLog:
 
     async def wait(self) -> None:
         """Returns at the next change. Call it without awaiting anything after having looked."""
-        if self._changed is None or self._changed.done():
-            self._changed = asyncio.get_running_loop().create_future()
-        # Shielded: the future is shared, and one watcher that goes away must not cancel it for the others.
-        await asyncio.shield(self._changed)
+        change = asyncio.get_running_loop().create_future()
+        self._waiting.add(change)
+        try:
+            await change
+        finally:
+            self._waiting.discard(change)
 
     def end(self, *, deleted: bool = False) -> None:
         """No event will follow."""
@@ -110,8 +112,9 @@ class RunLog:
         self._wake()
 
     def _wake(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+        for change in self._waiting:
+            if not change.done():
+                change.set_result(None)
 
     def _trim(self) -> None:
         # Down to half, so that trimming is rare and its cost per event constant.
