@@ -71,7 +71,8 @@ _LOOK_SECONDS = 10.0
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that accepts calls. `default_model` is the best model to try it with; what `policies` holds may be
-    exchanged, and who may call by `admit`, unless nobody is asked who he is."""
+    exchanged, and who may call by `admit`, unless nobody is asked who he is. `warming` is done once everything that is
+    imported late is there."""
 
     address: str
     models: tuple[str, ...]
@@ -81,6 +82,7 @@ class RunningServer:
     admit: Callable[[AuthSettings], None] | None = None
     health_address: str = ""
     metrics_address: str = ""
+    warming: "asyncio.Task[None] | None" = None
 
 
 @contextlib.asynccontextmanager
@@ -274,6 +276,7 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         looks = Upkeep([Chore(waiting.look, _LOOK_SECONDS)])
         looks.open()
         stack.push_async_callback(looks.close)
+        warming = None
         if role != "api":
             worker.open()
             stack.push_async_callback(worker.close, grace=settings.server.drain_seconds)
@@ -285,7 +288,8 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             )
             upkeep.open()
             stack.push_async_callback(upkeep.close)
-            stack.push_async_callback(end, asyncio.create_task(models.warm_up()))
+            warming = asyncio.create_task(models.warm_up())
+            stack.push_async_callback(end, warming)
         # Streams must be told to resume elsewhere before the runs they watch are waited for.
         stack.callback(server.drain)
         yield RunningServer(
@@ -297,4 +301,5 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
             admit=admit if known is not None else None,
             health_address=server.health_address,
             metrics_address=metrics_address,
+            warming=warming,
         )
