@@ -70,7 +70,7 @@ class RunServicer(RunServiceServicer):
         run = await self._create(tenant, request.create, kept=not request.cancel_on_disconnect)
         current_call().made.update(run_id=run.id, thread_id=run.thread_id)
         # Closed here: a caller who goes away must not be noticed by garbage collection only.
-        async with aclosing(self._events(tenant, run.id, request)) as responses:
+        async with aclosing(self._events(tenant, run.id, request, known=run)) as responses:
             async for response in responses:
                 yield response
 
@@ -145,12 +145,12 @@ class RunServicer(RunServiceServicer):
         return run
 
     async def _events(
-        self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest
+        self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest, *, known: Run | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Serialized responses. Whatever error ends them tells the sequence after which to resume (contract 13)."""
         call = current_call()
         call.error_facts["last_sequence"] = str(request.after_sequence)
-        watching = self._watch.watch(tenant, run_id, request.after_sequence)
+        watching = self._watch.watch(tenant, run_id, request.after_sequence, known=known)
         try:
             async with aclosing(watching):
                 async for batches in self._drain.until_started(watching):

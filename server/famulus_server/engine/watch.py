@@ -51,12 +51,17 @@ class Watch:
         self._clock = clock
         self._heartbeat_seconds = heartbeat_seconds
 
-    async def watch(self, tenant: str, run_id: str, after_sequence: int) -> AsyncGenerator[Sequence[EventBatch], None]:
-        """Events behind a sequence, as they come; none is a heartbeat. Ends after the terminal event.
+    async def watch(
+        self, tenant: str, run_id: str, after_sequence: int, *, known: Run | None = None
+    ) -> AsyncGenerator[Sequence[EventBatch], None]:
+        """Events behind a sequence, as they come; none is a heartbeat. Ends after the terminal event. Who has the run
+        from the store, as a moment ago, saves it another look.
 
         Raises NotFound (also when the thread is deleted meanwhile) and OutOfRange.
         """
-        run = await self._store.read(lambda tx: tx.runs.get(tenant, run_id))
+        log = self._feed.find(run_id)
+        # Without a log here, what happened since that moment would never be told.
+        run = known if known and log else await self._store.read(lambda tx: tx.runs.get(tenant, run_id))
         log = self._feed.find(run_id)
         batches = (
             self._past(tenant, run, after_sequence)
