@@ -1,11 +1,10 @@
 """What each role may do. A method that does not stand here may not be called by anybody."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call
+from famulus_server.api.calls import Call, Method, Proceed
 from famulus_server.engine.policy import Role
 from famulus_server.errors import PermissionDenied
 
@@ -83,11 +82,13 @@ class Roles:
     """The layer that refuses callers whose roles do not include the method. It comes after the one that finds out who
     calls; where nobody is asked for that, as for the health of the server, it asks for no role either."""
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if call.caller is not None:
-            check(call.method, call.caller.roles)
-        yield
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        async def check_roles(call: Call) -> None:
+            if call.caller is not None:
+                check(method.name, call.caller.roles)
+            await proceed(call)
+
+        return check_roles
 
 
 def check(method: str, roles: frozenset[str]) -> None:
