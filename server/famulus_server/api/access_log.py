@@ -9,7 +9,6 @@ from famulus_server.api.calls import Call, Method, Proceed
 from famulus_server.api.request_ids import REQUEST_ID_HEADER, logged_id
 from famulus_server.ports import Ids
 
-_log = structlog.get_logger()
 # Probes come every second or so: they are no news.
 QUIET = ("/grpc.health.", "/grpc.reflection.")
 
@@ -22,7 +21,9 @@ class AccessLog:
         self._stopwatch = stopwatch
 
     def around(self, method: Method, proceed: Proceed) -> Proceed:
-        quiet = method.name.startswith(QUIET)
+        # Bound here, once: otherwise structlog would make a logger for each line.
+        logger = structlog.get_logger().bind()
+        line = logger.debug if method.name.startswith(QUIET) else logger.info
 
         async def log(call: Call) -> None:
             call.request_id = logged_id(call.headers) or self._ids.new("req")
@@ -33,7 +34,6 @@ class AccessLog:
             try:
                 await proceed(call)
             finally:
-                line = _log.debug if quiet else _log.info
                 line(
                     "call",
                     code=call.code,

@@ -83,22 +83,26 @@ class Roles:
     calls; where nobody is asked for that, as for the health of the server, it asks for no role either."""
 
     def around(self, method: Method, proceed: Proceed) -> Proceed:
+        allowed = who_may(method.name)
+
         async def check_roles(call: Call) -> None:
-            if call.caller is not None:
-                check(method.name, call.caller.roles)
+            if call.caller is not None and allowed.isdisjoint(call.caller.roles):
+                raise _refusal(method.name)
             await proceed(call)
 
         return check_roles
 
 
-def check(method: str, roles: frozenset[str]) -> None:
-    """Raises PermissionDenied unless one of the roles, or one that it includes, may call the method."""
+def who_may(method: str) -> frozenset[str]:
+    """The roles that may call the method: the one that it needs, and those that include that."""
+    needed = METHODS.get(method)
+    return frozenset(role for role, included in INCLUDED.items() if role == needed or needed in included)
+
+
+def _refusal(method: str) -> PermissionDenied:
     needed = METHODS.get(method)
     if needed is None:
-        raise PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "no role may call this method")
-    if not any(role == needed or needed in INCLUDED.get(role, ()) for role in roles):  # type: ignore[call-overload]
-        raise PermissionDenied(
-            reasons.ERROR_REASON_PERMISSION_DENIED,
-            f"this needs the role {needed}",
-            metadata={"role": needed},
-        )
+        return PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "no role may call this method")
+    return PermissionDenied(
+        reasons.ERROR_REASON_PERMISSION_DENIED, f"this needs the role {needed}", metadata={"role": needed}
+    )
