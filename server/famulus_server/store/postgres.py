@@ -20,6 +20,7 @@ from famulus_server.store.postgres_session import (
     Conflict,
     Connection,
     ConnectionLost,
+    NotAlone,
     PostgresSession,
     Refused,
     Statements,
@@ -29,7 +30,7 @@ from famulus_server.store.postgres_session import (
 )
 from famulus_server.store.postgres_tenants import TenantConnection, warn_of_unbound_role
 from famulus_server.store.refusals import overloaded, unavailable
-from famulus_server.store.session import NotAlone, RunAgain, Stats
+from famulus_server.store.session import RunAgain, Stats
 from famulus_server.store.transaction import SqlTransaction
 
 if TYPE_CHECKING:

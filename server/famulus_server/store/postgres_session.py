@@ -11,7 +11,7 @@ from famulus_server.ports import Clock
 from famulus_server.store import queries
 from famulus_server.store.postgres_tenants import EVERYBODY, Visible, alone, show
 from famulus_server.store.queries import Scope
-from famulus_server.store.session import NotAlone, Row
+from famulus_server.store.session import Row
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -56,6 +56,10 @@ class Refused(Exception):
 
 class Conflict(Exception):
     """The transaction was undone in favour of another one."""
+
+
+class NotAlone(Exception):
+    """More than one statement: they need a transaction, so as to see one moment."""
 
 
 @dataclass(slots=True)

@@ -29,10 +29,6 @@ class RunAgain(Exception):
         self.otherwise = otherwise
 
 
-class NotAlone(Exception):
-    """More than one statement: they need a transaction, so as to see one moment."""
-
-
 class Session(Protocol):
     """Runs named queries (`queries.sql`) in one transaction. Arguments are bound to `$1`, `$2`, ..."""
 

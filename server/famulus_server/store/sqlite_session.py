@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from famulus_server.ports import Clock
 from famulus_server.store.refusals import unavailable
-from famulus_server.store.session import NotAlone, Row, RunAgain
+from famulus_server.store.session import Row, RunAgain
 
 T = TypeVar("T")
 
@@ -39,14 +39,13 @@ class SqliteSession:
         self._queries = queries
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
-        self._queries_left: int | None = None
         self.statements = 0
 
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
-        rows = await self.all(name, *args, lock=lock)
+    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:  # noqa: ARG002 - one writer
+        rows = self._query(name, args).fetchall()
         return rows[0] if rows else None
 
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:  # noqa: ARG002 - one writer
@@ -61,10 +60,6 @@ class SqliteSession:
     async def run_many(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         for row in rows:
             self._query(name, row)
-
-    def allow(self, queries: int | None) -> None:
-        """So many queries may be run from now on, and one more raises NotAlone; None: any number."""
-        self._queries_left = queries
 
     def command(self, statement: str) -> Row | None:
         """Runs BEGIN, COMMIT and their kin; returns what they say of themselves, if they do."""
@@ -92,10 +87,6 @@ class SqliteSession:
             self._connection = None
 
     def _query(self, name: str, args: Iterable[object]) -> sqlite3.Cursor:
-        if self._queries_left is not None:
-            if not self._queries_left:
-                raise NotAlone
-            self._queries_left -= 1
         return self._execute(self._queries[name], _bound(args))
 
     def _execute(self, statement: str, parameters: Mapping[str, object]) -> sqlite3.Cursor:
