@@ -7,8 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from famulus.v1.run_service_pb2 import CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus.v1.tool_pb2 import FunctionTool, Tool, ToolOutput
 from famulus.v1.usage_service_pb2 import UsageDimension
-from famulus_server.api.calls import Call, Caller
+from famulus_server.api.calls import Call, Caller, Method, Proceed
 from famulus_server.config import SCRIPTED_MODEL
 from serving import Refusal, refusal, said
 
@@ -40,11 +39,13 @@ class HeaderCaller:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        headers = dict(call.context.invocation_metadata() or ())
-        call.caller = replace(self._caller, tenant=str(headers.get(HEADER, self._caller.tenant)))
-        yield
+    def around(self, _: Method, proceed: Proceed) -> Proceed:
+        async def know(call: Call) -> None:
+            tenant = dict(call.headers).get(HEADER, self._caller.tenant)
+            call.caller = replace(self._caller, tenant=str(tenant))
+            await proceed(call)
+
+        return know
 
 
 def services() -> frozenset[str]:

@@ -30,7 +30,7 @@ from famulus.v1.thread_service_pb2 import (
 )
 from famulus_server.api.access_log import AccessLog
 from famulus_server.api.audit import Audit, ids_in, may_change
-from famulus_server.api.calls import Call, Caller, current_call
+from famulus_server.api.calls import Call, Caller, Method, Proceed, current_call
 from famulus_server.api.errors import Errors
 from famulus_server.api.pipeline import Pipeline
 from famulus_server.cli import main
@@ -181,15 +181,17 @@ class Nobody:
         self.unknown: FamulusError = Unauthenticated(reasons.ERROR_REASON_UNAUTHENTICATED, "who are you?")
         self.late = False
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        call.caller = self.caller
-        if self.late:
-            yield
-            raise Unauthenticated(reasons.ERROR_REASON_CREDENTIALS_EXPIRED, "you were here too long")
-        if self.caller is None:
-            raise self.unknown
-        raise PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "you may not")
+    def around(self, _: Method, proceed: Proceed) -> Proceed:
+        async def refuse(call: Call) -> None:
+            call.caller = self.caller
+            if self.late:
+                await proceed(call)
+                raise Unauthenticated(reasons.ERROR_REASON_CREDENTIALS_EXPIRED, "you were here too long")
+            if self.caller is None:
+                raise self.unknown
+            raise PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "you may not")
+
+        return refuse
 
 
 class OneResponse(RunServiceServicer):
@@ -214,7 +216,7 @@ async def refusing(trail: AuditTrail) -> AsyncIterator[tuple[Any, Nobody]]:
     ids = TimeOrderedIds(clock=SystemClock())
     layer = Nobody()
     noting = Audit(calls="changes", trail=trail, pseudonyms=Pseudonyms(key=b"k"), clock=SystemClock(), ids=ids)
-    made = grpc.aio.server(interceptors=[Pipeline((AccessLog(ids=ids), Errors(ids=ids), noting, layer))])
+    made = grpc.aio.server(interceptors=[Pipeline((AccessLog(ids=ids), noting, Errors(ids=ids), layer))])
     add_RunServiceServicer_to_server(OneResponse(), made)  # type: ignore[abstract]
     port = made.add_insecure_port("127.0.0.1:0")
     await made.start()

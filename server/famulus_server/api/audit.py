@@ -1,24 +1,22 @@
 """Who did what, for the audit log: never what was said."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import grpc
 from google.protobuf.message import Message
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.access_log import code_of_end
-from famulus_server.api.calls import Call
-from famulus_server.api.errors import code_of
+from famulus_server.api.calls import Call, Method, Proceed
+from famulus_server.api.errors import fail
 from famulus_server.engine.audit import AuditTrail
 from famulus_server.engine.pseudonyms import Pseudonyms
-from famulus_server.errors import FamulusError, Unavailable
+from famulus_server.errors import Unavailable
 from famulus_server.ports import AuditEntry, Clock, Ids
 
 _PACKAGE = "/famulus.v1."
 _READS = ("Get", "List", "Watch", "Wait", "Query")
+_OK = grpc.StatusCode.OK.name
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED.name, grpc.StatusCode.PERMISSION_DENIED.name)
 # A caller may send anything as an id.
 _MOST_CHARACTERS = 256
@@ -46,38 +44,26 @@ class Audit:
         self._clock = clock
         self._ids = ids
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if not call.method.startswith(_PACKAGE):
-            yield  # probes and reflection
-            return
-        if may_change(call.method) and self._trail.full:
-            raise Unavailable(
-                reasons.ERROR_REASON_STORE_UNAVAILABLE,
-                "the audit log cannot be written at present",
-                retry_after=_RETRY_SECONDS,
-            )
-        if call.streams:
-            call.when_answered = lambda: self._note(call, grpc.StatusCode.OK.name)
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._note(call, code_of_end(call, cancelled=True))
-            raise
-        except FamulusError as error:
-            reason = reasons.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
-            self._note(call, code_of(error).name, reason)
-            raise
-        except grpc.aio.AbortError:
-            self._note(call, code_of_end(call, cancelled=False))
-            raise
-        except Exception:
-            self._note(call, grpc.StatusCode.INTERNAL.name)
-            raise
-        self._note(call, code_of_end(call, cancelled=False))
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        if not method.name.startswith(_PACKAGE):
+            return proceed  # probes and reflection
+        changes = may_change(method.name)
 
-    def _note(self, call: Call, code: str, reason: str = "") -> None:
-        changes, refused = may_change(call.method), code in _REFUSALS
+        async def note(call: Call) -> None:
+            if changes and self._trail.full:
+                fail(call, _full())
+                return
+            if method.streams:
+                call.when_answered = lambda: self._note(call, _OK, "", changes=changes)
+            try:
+                await proceed(call)
+            finally:
+                self._note(call, call.code, call.reason, changes=changes)
+
+        return note
+
+    def _note(self, call: Call, code: str, reason: str, *, changes: bool) -> None:
+        refused = code in _REFUSALS
         # A stream that was noted when it began is noted again only where it ends for who the caller is.
         if not (self._all or changes or refused) or (call.noted and not refused):
             return
@@ -115,6 +101,14 @@ class Audit:
             # Nothing can be removed from the log, so nothing personal may get into it.
             found[_USER] = self._pseudonyms.of("audit", call.caller.tenant, found[_USER])
         return found
+
+
+def _full() -> Unavailable:
+    return Unavailable(
+        reasons.ERROR_REASON_STORE_UNAVAILABLE,
+        "the audit log cannot be written at present",
+        retry_after=_RETRY_SECONDS,
+    )
 
 
 def _storable(name: str) -> str:

@@ -1,15 +1,11 @@
 """Who calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
-
-from grpc.aio import ServicerContext
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call, Caller
+from famulus_server.api.calls import Call, Caller, Method, Proceed
 from famulus_server.errors import Unauthenticated, Unavailable
 from famulus_server.ports import Authenticator, Clock, Credentials
 
@@ -23,10 +19,12 @@ class OneCaller:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        call.caller = self._caller
-        yield
+    def around(self, _: Method, proceed: Proceed) -> Proceed:
+        async def know(call: Call) -> None:
+            call.caller = self._caller
+            await proceed(call)
+
+        return know
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,18 +56,20 @@ class Callers:
         self._patient = frozenset(patient)
         self._lasting: set[_Lasting] = set()
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if call.method.startswith(self._open):
-            yield
-            return
-        credentials = shown(call.context)
-        call.caller = await self._authenticator.authenticate(credentials)
-        if not (call.streams or call.method in self._patient):
-            yield
-            return
-        async with self._while_valid(call, call.caller, credentials):
-            yield
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        if method.name.startswith(self._open):
+            return proceed
+        lasts = method.streams or method.name in self._patient
+
+        async def know(call: Call) -> None:
+            credentials = shown(call)
+            call.caller = await self._authenticator.authenticate(credentials)
+            if lasts:
+                await self._while_valid(call, call.caller, credentials, proceed)
+            else:
+                await proceed(call)
+
+        return know
 
     async def look_again(self) -> None:
         """Ends the streams of callers who are not known any more as who they were: for when that may have changed."""
@@ -85,8 +85,7 @@ class Callers:
             # There may be thousands, and others wait for their answers.
             await asyncio.sleep(0)
 
-    @asynccontextmanager
-    async def _while_valid(self, call: Call, caller: Caller, credentials: Credentials) -> AsyncIterator[None]:
+    async def _while_valid(self, call: Call, caller: Caller, credentials: Credentials, proceed: Proceed) -> None:
         loop = asyncio.get_running_loop()
         try:
             # A time limit, as in `draining.py`: cheaper than a second task for each stream.
@@ -97,7 +96,7 @@ class Callers:
                     timer = loop.call_later(caller.expire_time - self._clock.now().timestamp(), lasting.end)
                 self._lasting.add(lasting)
                 try:
-                    yield
+                    await proceed(call)
                 finally:
                     self._lasting.discard(lasting)
                     if timer is not None:
@@ -110,9 +109,9 @@ class Callers:
             ) from None
 
 
-def shown(context: ServicerContext[Any, Any]) -> Credentials:
+def shown(call: Call) -> Credentials:
     """The credentials of a call."""
-    values = [value for key, value in context.invocation_metadata() or () if key == _AUTHORIZATION]
+    values = [str(value) for key, value in call.headers if key == _AUTHORIZATION]
     # gRPC has the certificate here only where it has verified it.
-    certificate = b"" if values else next(iter(context.auth_context().get(_CERTIFICATE, ())), b"")
-    return Credentials(tuple(str(value) for value in values), certificate)
+    certificate = b"" if values else next(iter(call.context.auth_context().get(_CERTIFICATE, ())), b"")
+    return Credentials(tuple(values), certificate)

@@ -1,12 +1,11 @@
 """Calls that nobody waits for any more, or that take too long."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 
 import grpc
 
-from famulus_server.api.calls import Call
+from famulus_server.api.calls import Call, Method, Proceed
 
 
 class Deadlines:
@@ -18,18 +17,24 @@ class Deadlines:
         self._unary_seconds = unary_seconds
         self._patient = frozenset(patient)
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        remaining = call.context.time_remaining()
-        if remaining is not None and remaining <= 0:
-            await call.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the call began")
-        if call.streams or call.method in self._patient:
-            yield
-            return
-        try:
-            async with asyncio.timeout(self._unary_seconds) as limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            await call.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call took too long")
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        patient = method.streams or method.name in self._patient
+
+        async def limit(call: Call) -> None:
+            remaining = call.context.time_remaining()
+            if remaining is not None and remaining <= 0:
+                await call.context.abort(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the call began"
+                )
+            if patient:
+                await proceed(call)
+                return
+            try:
+                async with asyncio.timeout(self._unary_seconds) as within:
+                    await proceed(call)
+            except TimeoutError:
+                if not within.expired():
+                    raise
+                await call.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call took too long")
+
+        return limit

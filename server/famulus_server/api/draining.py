@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call
+from famulus_server.api.calls import Call, Method, Proceed
 from famulus_server.errors import Unavailable
 
 T = TypeVar("T")
@@ -76,8 +76,12 @@ class Admission:
         self._drain = drain
         self._methods = frozenset(methods)
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if call.method in self._methods:
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        if method.name not in self._methods:
+            return proceed
+
+        async def admit(call: Call) -> None:
             self._drain.check()
-        yield
+            await proceed(call)
+
+        return admit

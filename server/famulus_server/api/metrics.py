@@ -1,13 +1,10 @@
 """What is counted of calls."""
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
-from famulus_server.api.access_log import code_of_end
-from famulus_server.api.calls import Call
+from famulus_server.api.calls import Call, Method, Proceed
 from famulus_server.ports import Metrics
 from famulus_server.ports.metrics import RPC_SECONDS, RPCS, RPCS_OPEN
 
@@ -19,22 +16,21 @@ class CallMetrics:
         self._metrics = metrics
         self._stopwatch = stopwatch
         self._open = Counter[str]()
-        metrics.show(RPCS_OPEN, lambda: {(method,): number for method, number in self._open.items()})
+        metrics.show(RPCS_OPEN, lambda: {(name,): number for name, number in self._open.items()})
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
         # "RunService/GetRun": packages are no news.
-        method = call.method.rpartition(".")[2]
-        self._open[method] += 1
-        started = self._stopwatch()
-        cancelled = False
-        try:
-            yield
-        except asyncio.CancelledError:
-            cancelled = True
-            raise
-        finally:
-            self._open[method] -= 1
-            self._metrics.add(RPCS, method, code_of_end(call, cancelled=cancelled))
-            if not call.streams:
-                self._metrics.observe(RPC_SECONDS, self._stopwatch() - started, method)
+        name = method.name.rpartition(".")[2]
+
+        async def count(call: Call) -> None:
+            self._open[name] += 1
+            started = self._stopwatch()
+            try:
+                await proceed(call)
+            finally:
+                self._open[name] -= 1
+                self._metrics.add(RPCS, name, call.code)
+                if not method.streams:
+                    self._metrics.observe(RPC_SECONDS, self._stopwatch() - started, name)
+
+        return count

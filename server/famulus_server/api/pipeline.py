@@ -1,19 +1,20 @@
 """Runs every RPC, of whatever kind, inside the layers of the server.
 
-A layer is an async context manager around a call: it may refuse the call when entered, and sees how it ended when
-left. One list in `server.py` names all of them, outermost first.
+A layer makes, once for each method, a coroutine function around the next one: it may refuse a call before that, and
+sees how it ended after it. One list in `server.py` names all of them, outermost first.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 from grpc.aio import ServicerContext
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call, current_call, enter, log_request
+from famulus_server.api.calls import Call, Method, Proceed, current_call, enter, log_request
+from famulus_server.api.errors import tell
 from famulus_server.api.wire import checked, checked_stream, reading, writing
 from famulus_server.errors import Aborted
 
@@ -24,7 +25,9 @@ _Context = ServicerContext[Any, Any]
 class Layer(Protocol):
     """Something that every call passes."""
 
-    def around(self, call: Call) -> AbstractAsyncContextManager[None]: ...
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        """What calls of the method pass in place of `proceed`, which leads through the layers further in. A method
+        that is none of its concern gets `proceed` itself."""
 
 
 class Pipeline(grpc.aio.ServerInterceptor):
@@ -51,31 +54,39 @@ class Pipeline(grpc.aio.ServerInterceptor):
             handler = self._handlers[method] = self._wrap(method, found)
         return handler
 
-    def _wrap(self, method: str, handler: _Handler) -> _Handler:
+    def _wrap(self, name: str, handler: _Handler) -> _Handler:
         behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         check = checked_stream if handler.request_streaming else checked
 
-        async def answer(request: Any, context: _Context) -> Any:
-            call = Call(method=method, streams=False, context=context)
-            async with self._entered(call):
-                call.request = check(request)
-                log_request(call.request)
-                call.response = await behaviour(call.request, context)
-                return call.response
+        async def answer(call: Call) -> None:
+            call.request = check(call.received)
+            log_request(call.request)
+            call.response = await behaviour(call.request, call.context)
 
-        async def stream(request: Any, context: _Context) -> None:
+        async def stream(call: Call) -> None:
             # Written, not yielded: when the call is cancelled, this task closes the servicer's iterator at once.
-            call = Call(method=method, streams=True, context=context)
-            async with self._entered(call):
-                call.request = check(request)
-                log_request(call.request)
-                responses: AsyncGenerator[Any, None] = behaviour(call.request, context)
-                async with aclosing(responses):
-                    async for response in responses:
-                        if call.when_answered is not None:
-                            call.when_answered()
-                            call.when_answered = None
-                        await self._write(context, response)
+            call.request = check(call.received)
+            log_request(call.request)
+            responses: AsyncGenerator[Any, None] = behaviour(call.request, call.context)
+            async with aclosing(responses):
+                async for response in responses:
+                    if call.when_answered is not None:
+                        call.when_answered()
+                        call.when_answered = None
+                    await self._write(call.context, response)
+
+        method = Method(name, handler.response_streaming)
+        proceed: Proceed = stream if method.streams else answer
+        for layer in reversed(self._layers):
+            proceed = layer.around(method, proceed)
+
+        async def serve(request: Any, context: _Context) -> Any:
+            call = Call(method=name, context=context, received=request, headers=context.invocation_metadata() or ())
+            enter(call)
+            await proceed(call)
+            if call.status is not None:
+                await tell(call, call.status)
+            return call.response
 
         shapes: dict[tuple[bool, bool], Callable[..., _Handler]] = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -84,7 +95,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }
         return shapes[handler.request_streaming, handler.response_streaming](
-            stream if handler.response_streaming else answer,
+            serve,
             request_deserializer=reading(handler.request_deserializer),
             response_serializer=writing(handler.response_serializer),
         )
@@ -103,11 +114,3 @@ class Pipeline(grpc.aio.ServerInterceptor):
         except grpc.aio.InternalError as gone:
             # The caller went away in the middle of it, which is no failure of ours.
             raise asyncio.CancelledError from gone
-
-    @asynccontextmanager
-    async def _entered(self, call: Call) -> AsyncIterator[None]:
-        enter(call)
-        async with AsyncExitStack() as stack:
-            for layer in self._layers:
-                await stack.enter_async_context(layer.around(call))
-            yield

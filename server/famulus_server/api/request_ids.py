@@ -2,9 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any
-
-from grpc.aio import ServicerContext
 
 from famulus_server.ports import RequestKey
 
@@ -12,9 +11,9 @@ REQUEST_ID_HEADER = "x-request-id"
 _ACCEPTED = re.compile(r"[!-~]{1,128}")
 
 
-def logged_id(context: ServicerContext[Any, Any]) -> str:
+def logged_id(headers: Iterable[tuple[str, str | bytes]]) -> str:
     """What the caller sent as `x-request-id`; empty where it sent none that can stand in a log line."""
-    for key, value in context.invocation_metadata() or ():
+    for key, value in headers:
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _ACCEPTED.fullmatch(value):
             return value
     return ""

@@ -1,11 +1,10 @@
 """What each role may do. A method that does not stand here may not be called by anybody."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from famulus.v1 import error_reason_pb2 as reasons
-from famulus_server.api.calls import Call
+from famulus_server.api.calls import Call, Method, Proceed
 from famulus_server.engine.policy import Role
 from famulus_server.errors import PermissionDenied
 
@@ -83,21 +82,27 @@ class Roles:
     """The layer that refuses callers whose roles do not include the method. It comes after the one that finds out who
     calls; where nobody is asked for that, as for the health of the server, it asks for no role either."""
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if call.caller is not None:
-            check(call.method, call.caller.roles)
-        yield
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        allowed = who_may(method.name)
+
+        async def check_roles(call: Call) -> None:
+            if call.caller is not None and allowed.isdisjoint(call.caller.roles):
+                raise _refusal(method.name)
+            await proceed(call)
+
+        return check_roles
 
 
-def check(method: str, roles: frozenset[str]) -> None:
-    """Raises PermissionDenied unless one of the roles, or one that it includes, may call the method."""
+def who_may(method: str) -> frozenset[str]:
+    """The roles that may call the method: the one that it needs, and those that include that."""
+    needed = METHODS.get(method)
+    return frozenset(role for role, included in INCLUDED.items() if role == needed or needed in included)
+
+
+def _refusal(method: str) -> PermissionDenied:
     needed = METHODS.get(method)
     if needed is None:
-        raise PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "no role may call this method")
-    if not any(role == needed or needed in INCLUDED.get(role, ()) for role in roles):  # type: ignore[call-overload]
-        raise PermissionDenied(
-            reasons.ERROR_REASON_PERMISSION_DENIED,
-            f"this needs the role {needed}",
-            metadata={"role": needed},
-        )
+        return PermissionDenied(reasons.ERROR_REASON_PERMISSION_DENIED, "no role may call this method")
+    return PermissionDenied(
+        reasons.ERROR_REASON_PERMISSION_DENIED, f"this needs the role {needed}", metadata={"role": needed}
+    )

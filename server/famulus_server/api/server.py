@@ -174,8 +174,8 @@ class ApiServer:
             *([Traces(tracer=tracer)] if tracer.on else []),
             AccessLog(ids=ids),
             CallMetrics(metrics=metrics),
-            Errors(ids=ids),
             *([audit] if audit else []),
+            Errors(ids=ids),
             Deadlines(unary_seconds=unary_seconds, patient=_PATIENT),
         )
         layers = (*outer, *knowing, Admission(drain=self._drain, methods=_STARTING_WORK))

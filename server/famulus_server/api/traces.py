@@ -1,13 +1,9 @@
 """A span for every call, below the one that its caller names."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import grpc
 
-from famulus_server.api.access_log import QUIET, code_of_end
-from famulus_server.api.calls import Call
+from famulus_server.api.access_log import QUIET
+from famulus_server.api.calls import Call, Method, Proceed
 from famulus_server.ports import SpanKind, Tracer
 
 # The codes that the semantic conventions for RPC (1.45.0) call a server's errors; the others are its callers' affair.
@@ -30,31 +26,28 @@ class Traces:
     def __init__(self, *, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        if call.method.startswith(QUIET):
-            yield
-            return
-        named = dict(call.context.invocation_metadata() or ())
-        method = call.method.removeprefix("/")
-        with self._tracer.start(
-            method,
-            SpanKind.SERVER,
-            {"rpc.system.name": "grpc", "rpc.method": method},
-            parent=_text(named.get("traceparent")),
-            state=_text(named.get("tracestate")),
-        ) as span:
-            cancelled = False
-            try:
-                yield
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-            finally:
-                code = code_of_end(call, cancelled=cancelled)
-                span.note({"rpc.status_code": code, "famulus.request_id": call.request_id})
-                if code in _ERRORS:
-                    span.fail(code)
+    def around(self, method: Method, proceed: Proceed) -> Proceed:
+        if method.name.startswith(QUIET):
+            return proceed
+        name = method.name.removeprefix("/")
+
+        async def trace(call: Call) -> None:
+            named = dict(call.headers)
+            with self._tracer.start(
+                name,
+                SpanKind.SERVER,
+                {"rpc.system.name": "grpc", "rpc.method": name},
+                parent=_text(named.get("traceparent")),
+                state=_text(named.get("tracestate")),
+            ) as span:
+                try:
+                    await proceed(call)
+                finally:
+                    span.note({"rpc.status_code": call.code, "famulus.request_id": call.request_id})
+                    if call.code in _ERRORS:
+                        span.fail(call.code)
+
+        return trace
 
 
 def _text(value: str | bytes | None) -> str:

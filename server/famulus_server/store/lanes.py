@@ -36,13 +36,13 @@ class Lane:
         self._batch = batch
         self._jobs: SimpleQueue[tuple[Unit, asyncio.Future[Any]] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._open = True
+        self.open = True  # whether it takes units
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     async def submit(self, unit: Unit) -> Any:
         """What the unit returns or raises. Raises Unavailable once the lane is closed, or where too many units wait."""
-        if not self._open:
+        if not self.open:
             raise unavailable()
         if self._jobs.qsize() >= _MAX_WAITING:
             raise overloaded()
@@ -52,8 +52,8 @@ class Lane:
 
     async def close(self) -> None:
         """Takes no more units, executes those that wait, ends the thread."""
-        if self._open:
-            self._open = False
+        if self.open:
+            self.open = False
             self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 

@@ -1,4 +1,5 @@
-"""The embedded store: one SQLite file, one process, one writer thread with group commit, one reader thread."""
+"""The embedded store: one SQLite file, one process, one writer thread with group commit, one reader thread. What one
+row answers is read at once."""
 
 import asyncio
 import fcntl
@@ -6,6 +7,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +18,7 @@ from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.lanes import Lane, Outcome, Unit
 from famulus_server.store.refusals import unavailable
 from famulus_server.store.session import Stats
+from famulus_server.store.sqlite_glance import Glance, OneRow
 from famulus_server.store.sqlite_session import SqliteSession, drive, translate
 from famulus_server.store.transaction import SqlTransaction
 
@@ -37,11 +40,14 @@ class SqliteStore:
 
     def __init__(self, *, path: Path, clock: Clock, patience: float = 2.0, keys: KeyCache | None = None) -> None:
         self._path = path
-        self._patience = patience
         self._keys = keys
         statements = queries.load("sqlite")
-        self._writer = _Writer(SqliteSession(connect=self._connect, queries=statements, clock=clock), keys)
-        self._reader = _Reader(SqliteSession(connect=self._connect_to_read, queries=statements, clock=clock), keys)
+        writing, reading = partial(self._connect, patience), partial(self._connect_to_read, patience)
+        # In the event loop no lock is waited for.
+        glancing = partial(self._connect_to_read, 0)
+        self._writer = _Writer(SqliteSession(connect=writing, queries=statements, clock=clock), keys)
+        self._reader = _Reader(SqliteSession(connect=reading, queries=statements, clock=clock), keys)
+        self._glance = Glance(OneRow(connect=glancing, queries=statements, clock=clock), keys)
         self._lock: int | None = None
         self._writes: Lane | None = None
         self._reads: Lane | None = None
@@ -65,9 +71,12 @@ class SqliteStore:
         await asyncio.to_thread(self._release)
 
     async def read(self, unit: Callable[[Transaction], Awaitable[T]]) -> T:
-        if self._reads is None:
+        if self._reads is None or not self._reads.open:
             raise unavailable()
-        value: T = await self._reads.submit(unit)
+        outcome = self._glance.attempt(unit)
+        if outcome is not None and outcome.error is not None:
+            raise outcome.error
+        value: T = await self._reads.submit(unit) if outcome is None else outcome.value
         return value
 
     async def write(self, unit: Callable[[Transaction], Awaitable[T]]) -> T:
@@ -83,12 +92,15 @@ class SqliteStore:
 
     async def ping(self) -> None:
         """Returns if the database answers; raises Unavailable otherwise."""
-        await self.read(lambda _: self._reader.session.one("ping"))
+        if self._reads is None:
+            raise unavailable()
+        await self._reads.submit(lambda _: self._reader.session.one("ping"))
 
     @property
     def stats(self) -> Stats:
         """What was done so far."""
-        return Stats(self._writer.session.statements + self._reader.session.statements, self._writer.commits)
+        sessions = self._writer.session, self._reader.session, self._glance.session
+        return Stats(sum(session.statements for session in sessions), self._writer.commits)
 
     def _prepare(self) -> None:
         self._lock = _lock(self._path)
@@ -103,14 +115,15 @@ class SqliteStore:
     def _release(self) -> None:
         self._writer.session.close()
         self._reader.session.close()
+        self._glance.session.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, patience: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path,
-            timeout=self._patience,
+            timeout=patience,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=_CACHED_STATEMENTS,
@@ -121,8 +134,8 @@ class SqliteStore:
         connection.execute("PRAGMA secure_delete = ON")
         return connection
 
-    def _connect_to_read(self) -> sqlite3.Connection:
-        connection = self._connect()
+    def _connect_to_read(self, patience: float) -> sqlite3.Connection:
+        connection = self._connect(patience)
         connection.execute("PRAGMA query_only = ON")
         return connection
 

@@ -44,22 +44,22 @@ class SqliteSession:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
-        rows = await self.all(name, *args, lock=lock)
+    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:  # noqa: ARG002 - one writer
+        rows = self._query(name, args).fetchall()
         return rows[0] if rows else None
 
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:  # noqa: ARG002 - one writer
-        return self._execute(self._queries[name], _bound(args)).fetchall()
+        return self._query(name, args).fetchall()
 
     async def hold(self, name: str, *args: object) -> None:
         """There is one writer."""
 
     async def run(self, name: str, *args: object) -> int:
-        return self._execute(self._queries[name], _bound(args)).rowcount
+        return self._query(name, args).rowcount
 
     async def run_many(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         for row in rows:
-            self._execute(self._queries[name], _bound(row))
+            self._query(name, row)
 
     def command(self, statement: str) -> Row | None:
         """Runs BEGIN, COMMIT and their kin; returns what they say of themselves, if they do."""
@@ -85,6 +85,9 @@ class SqliteSession:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+    def _query(self, name: str, args: Iterable[object]) -> sqlite3.Cursor:
+        return self._execute(self._queries[name], _bound(args))
 
     def _execute(self, statement: str, parameters: Mapping[str, object]) -> sqlite3.Cursor:
         if self._connection is None:

@@ -7,6 +7,7 @@ out here, and whatever looks like a secret: in texts and tracebacks, our own and
 import logging
 import sys
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
@@ -52,7 +53,7 @@ def configure_logs(
     preparing: Sequence[Processor] = (
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp if as_json else structlog.processors.TimeStamper(fmt="iso", utc=True),
         # Before the next one: exceptions quote what they failed at. Without the values of variables.
         structlog.processors.format_exc_info,
         _Redact(Redaction(secrets=secrets)),
@@ -62,10 +63,11 @@ def configure_logs(
         if as_json
         else (structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),)
     )
+    writing = structlog.WriteLogger(target)
     # Our own lines do not go through the standard library, which would take three times as long for each.
     structlog.configure(
         processors=[*preparing, *rendering],
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=lambda *_: writing,
         wrapper_class=structlog.make_filtering_bound_logger(number),
     )
     handler = logging.StreamHandler(target)
@@ -82,6 +84,12 @@ def configure_logs(
     for library in _CHATTY:
         logging.getLogger(library).setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
     logging.getLogger(_QUOTING).setLevel(logging.ERROR)
+
+
+def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The processor that says when. The encoder writes it out, in a fraction of the time that Python takes."""
+    event["timestamp"] = datetime.now(UTC)
+    return event
 
 
 def _encode(event: EventDict, **_: Any) -> str:

@@ -186,7 +186,7 @@ async def test_acknowledged_writes_survive_a_kill(path: Path) -> None:
 
 async def test_commit_waits_for_the_disk(store: SqliteStore) -> None:
     # A killed process loses nothing even without; a power cut would, and no test can cut the power.
-    with closing(store._connect()) as connection:
+    with closing(store._connect(0)) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
