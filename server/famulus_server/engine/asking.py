@@ -117,7 +117,7 @@ class Asking:
             try:
                 async with aclosing(self._ask(question, model)) as stream:
                     async for events in stream:
-                        if not begun and not all(isinstance(event, Retrying) for event in events):
+                        if not begun and not isinstance(events[0], Retrying):
                             begun = True
                             self._metrics.spoke(question.tenant, question.run)
                         yield events
@@ -170,11 +170,8 @@ class Asking:
         try:
             async with aclosing(self._router.open(model).stream(request)) as stream:
                 async for events in stream:
-                    used = _used(events, question) or used
-                    self._tell_limits(model, events)
-                    shown: list[ModelEvent] = [event for event in events if not isinstance(event, Allowance)]
-                    if shown:
-                        yield shown
+                    used = _used(events[-1], question) or used
+                    yield self._heed(model, events)
         except ModelError as error:
             if error.allowance is not None:
                 self._start(self._observe(model, error.allowance))
@@ -232,15 +229,18 @@ class Asking:
         finally:
             line.release()
 
-    def _tell_limits(self, model: str, events: Sequence[ModelEvent]) -> None:
-        """What the model's events say of its limits is for all replicas. Nobody waits for that."""
-        for event in events:
-            if isinstance(event, Allowance):
-                self._start(self._observe(model, event))
-            elif isinstance(event, Retrying):
-                self._metrics.retried(model, event.code)
+    def _heed(self, model: str, events: list[ModelEvent]) -> list[ModelEvent]:
+        """What the first of these events says of the model's limits is for all replicas, and nobody waits for that.
+        Returns what is left for the run."""
+        match events[0]:
+            case Allowance() as allowance:
+                self._start(self._observe(model, allowance))
+                return events[1:]
+            case Retrying() as retrying:
+                self._metrics.retried(model, retrying.code)
                 # Another request, which nobody has taken yet.
-                self._start(self._retried(model, event))
+                self._start(self._retried(model, retrying))
+        return events
 
     async def _observe(self, model: str, allowance: Allowance) -> None:
         for limit in self._limits(model):
@@ -280,9 +280,8 @@ def _request(question: Question, model: str, user: str) -> ModelRequest:
     return replace(request, model=model, items=items, user=user)
 
 
-def _used(events: Sequence[ModelEvent], question: Question) -> int:
-    """The tokens that a turn with these events has used, as far as they tell."""
-    last = events[-1]
+def _used(last: ModelEvent, question: Question) -> int:
+    """The tokens that a turn has used up to this event, as far as it tells."""
     if isinstance(last, TurnEnded) and last.usage is not None:
         return last.usage.total_tokens
     # Whatever was said costs something, until the model tells how much.
