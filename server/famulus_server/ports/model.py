@@ -82,7 +82,7 @@ class AnnotationChunk:
 
 @dataclass(slots=True)
 class Retrying:
-    """The turn failed before its first chunk and will be tried again after `delay` seconds. Always alone in its list."""
+    """The turn failed before its first chunk and will be tried again after `delay` seconds. Alone in its list."""
 
     code: "RunErrorCode.ValueType"
     delay: float
