@@ -166,11 +166,11 @@ class Asking:
             yield [Retrying(RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED, _PATIENCE_SECONDS)]
             await self._stand_in_line(run, demands, key, limit)
         question.variant, question.degraded = model, self._router.is_degraded(run, model)
-        used = 0
+        last: ModelEvent | None = None
         try:
             async with aclosing(self._router.open(model).stream(request)) as stream:
                 async for events in stream:
-                    used = _used(events[-1], question) or used
+                    last = events[-1]
                     yield self._heed(model, events)
         except ModelError as error:
             if error.allowance is not None:
@@ -180,7 +180,7 @@ class Asking:
             raise
         finally:
             # In a task of its own: whoever breaks this turn off must not keep from others what it holds.
-            self._start(self._give_back(demands, run.id, key, used))
+            self._start(self._give_back(demands, run.id, key, _used(last, question)))
 
     async def _demands(self, question: Question, request: ModelRequest) -> Sequence[Demand]:
         """What the turn needs of each limit that it has to keep to."""
@@ -280,9 +280,9 @@ def _request(question: Question, model: str, user: str) -> ModelRequest:
     return replace(request, model=model, items=items, user=user)
 
 
-def _used(last: ModelEvent, question: Question) -> int:
-    """The tokens that a turn has used up to this event, as far as it tells."""
+def _used(last: ModelEvent | None, question: Question) -> int:
+    """The tokens that a turn has used whose last event this is, as far as it tells."""
     if isinstance(last, TurnEnded) and last.usage is not None:
         return last.usage.total_tokens
     # Whatever was said costs something, until the model tells how much.
-    return 0 if isinstance(last, Retrying) else question.made.estimated_tokens
+    return 0 if last is None or isinstance(last, Retrying) else question.made.estimated_tokens
