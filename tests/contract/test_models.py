@@ -1,10 +1,13 @@
 """The contract of the port `Model`, over both adapters: the real SDK, real sockets, the scripted upstream."""
 
+import gzip
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from contract.model_stage import HELLO, TOOLS, Open, ask, open_stage, text_of
@@ -17,6 +20,7 @@ from famulus_server.ports import (
     TurnEnded,
     TurnOutcome,
 )
+from hostile.streams import Api, good_streams
 
 
 @pytest.fixture(name="stage_on", params=["responses", "chat"])
@@ -175,3 +179,14 @@ async def test_a_thousand_calls_are_read(stage_on: Open) -> None:
 async def test_lone_surrogates_never_come_out(stage_on: Open) -> None:
     async with stage_on(Scene(deltas=2, fault=Fault(kind="lone_surrogate"))) as stage:
         assert "\ufffd" in text_of(await stage.play()).encode().decode()
+
+
+@pytest.mark.parametrize("api", get_args(Api))
+async def test_answer_that_is_encoded_though_nobody_asked_is_read(api: Api) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=gzip.compress(good_streams(api)[0]), headers={"Content-Encoding": "gzip"})
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    async with TestServer(app) as server, open_stage(api, base_url=str(server.make_url("/v1"))) as stage:
+        assert text_of(await stage.play()) == "Plain words, \u00fcml\u00e4ut and \U0001f600."

@@ -117,7 +117,7 @@ class Asking:
             try:
                 async with aclosing(self._ask(question, model)) as stream:
                     async for events in stream:
-                        if not begun and not all(isinstance(event, Retrying) for event in events):
+                        if not begun and not isinstance(events[0], Retrying):
                             begun = True
                             self._metrics.spoke(question.tenant, question.run)
                         yield events
@@ -166,15 +166,12 @@ class Asking:
             yield [Retrying(RunErrorCode.RUN_ERROR_CODE_RATE_LIMIT_EXCEEDED, _PATIENCE_SECONDS)]
             await self._stand_in_line(run, demands, key, limit)
         question.variant, question.degraded = model, self._router.is_degraded(run, model)
-        used = 0
+        last: ModelEvent | None = None
         try:
             async with aclosing(self._router.open(model).stream(request)) as stream:
                 async for events in stream:
-                    used = _used(events, question) or used
-                    self._tell_limits(model, events)
-                    shown: list[ModelEvent] = [event for event in events if not isinstance(event, Allowance)]
-                    if shown:
-                        yield shown
+                    last = events[-1]
+                    yield self._heed(model, events)
         except ModelError as error:
             if error.allowance is not None:
                 self._start(self._observe(model, error.allowance))
@@ -183,7 +180,7 @@ class Asking:
             raise
         finally:
             # In a task of its own: whoever breaks this turn off must not keep from others what it holds.
-            self._start(self._give_back(demands, run.id, key, used))
+            self._start(self._give_back(demands, run.id, key, _used(last, question)))
 
     async def _demands(self, question: Question, request: ModelRequest) -> Sequence[Demand]:
         """What the turn needs of each limit that it has to keep to."""
@@ -232,15 +229,18 @@ class Asking:
         finally:
             line.release()
 
-    def _tell_limits(self, model: str, events: Sequence[ModelEvent]) -> None:
-        """What the model's events say of its limits is for all replicas. Nobody waits for that."""
-        for event in events:
-            if isinstance(event, Allowance):
-                self._start(self._observe(model, event))
-            elif isinstance(event, Retrying):
-                self._metrics.retried(model, event.code)
+    def _heed(self, model: str, events: list[ModelEvent]) -> list[ModelEvent]:
+        """What the first of these events says of the model's limits is for all replicas, and nobody waits for that.
+        Returns what is left for the run."""
+        match events[0]:
+            case Allowance() as allowance:
+                self._start(self._observe(model, allowance))
+                return events[1:]
+            case Retrying() as retrying:
+                self._metrics.retried(model, retrying.code)
                 # Another request, which nobody has taken yet.
-                self._start(self._retried(model, event))
+                self._start(self._retried(model, retrying))
+        return events
 
     async def _observe(self, model: str, allowance: Allowance) -> None:
         for limit in self._limits(model):
@@ -280,10 +280,9 @@ def _request(question: Question, model: str, user: str) -> ModelRequest:
     return replace(request, model=model, items=items, user=user)
 
 
-def _used(events: Sequence[ModelEvent], question: Question) -> int:
-    """The tokens that a turn with these events has used, as far as they tell."""
-    last = events[-1]
+def _used(last: ModelEvent | None, question: Question) -> int:
+    """The tokens that a turn has used whose last event this is, as far as it tells."""
     if isinstance(last, TurnEnded) and last.usage is not None:
         return last.usage.total_tokens
     # Whatever was said costs something, until the model tells how much.
-    return 0 if isinstance(last, Retrying) else question.made.estimated_tokens
+    return 0 if last is None or isinstance(last, Retrying) else question.made.estimated_tokens

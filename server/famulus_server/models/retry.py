@@ -58,18 +58,28 @@ class RetryingModel:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
         self._budget.earn()
         failure: ModelError | None = None
-        async for attempt in self._attempts():
-            if failure is not None:
+        events = self._model.stream(request)
+        try:
+            first = await anext(events)
+        except ModelError as error:
+            failure = error
+        if failure is not None:
+            # Only now, since most turns need none of it: to begin takes tenacity longer than all the rest.
+            async for attempt in self._attempts():
+                if attempt.retry_state.attempt_number == 1:
+                    with attempt:
+                        raise failure
+                    continue
                 delay = attempt.retry_state.upcoming_sleep
                 yield [Retrying(failure.code, delay)]
                 await self._sleep(delay)
-            events = self._model.stream(request)
-            with attempt:
-                try:
-                    first = await anext(events)
-                except ModelError as error:
-                    failure = error
-                    raise
+                events = self._model.stream(request)
+                with attempt:
+                    try:
+                        first = await anext(events)
+                    except ModelError as error:
+                        failure = error
+                        raise
         async with aclosing(events):
             yield first
             async for more in events:

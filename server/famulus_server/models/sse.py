@@ -20,15 +20,16 @@ class SseDecoder:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that this chunk completed. Raises ModelProtocolError for a line over the limit."""
-        lines = self._unify_newlines(chunk).split(b"\n")
-        self._tail += lines[0]
-        if len(lines) > 1:
-            lines[0] = bytes(self._tail)
-            self._tail = bytearray(lines.pop())
-        else:
-            lines.clear()
-        if len(self._tail) > self._limit:
-            self._refuse()
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._unify_newlines(chunk)
+        *lines, rest = chunk.split(b"\n")
+        if lines and self._tail:
+            lines[0] = bytes(self._tail) + lines[0]
+            self._tail.clear()
+        if rest:
+            self._tail += rest
+            if len(self._tail) > self._limit:
+                self._refuse()
         events: list[bytes] = []
         for line in lines:
             if line[:5] == b"data:":
@@ -46,7 +47,7 @@ class SseDecoder:
         if self._after_cr and chunk[:1] == b"\n":
             chunk = chunk[1:]  # the second half of a \r\n that two reads tore apart
         self._after_cr = chunk[-1:] == b"\r"
-        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in chunk else chunk
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _refuse(self) -> None:
         raise ModelProtocolError(f"a line or event of more than {self._limit} bytes")

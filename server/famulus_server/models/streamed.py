@@ -1,9 +1,9 @@
 """One model turn over HTTP: raw bytes from the SDK's client, our own timers, and a connection that is always closed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 
@@ -13,6 +13,7 @@ from famulus_server.models.connection import Connection
 from famulus_server.models.failures import from_status
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.sse import SseDecoder
+from famulus_server.models.timer import Timer
 from famulus_server.ports import ModelEvent, ModelRequest
 
 if TYPE_CHECKING:
@@ -77,18 +78,17 @@ class StreamedModel:
         call = self._wire.start(client, request)
         reader = self._wire.reader(request)
         decoder = SseDecoder(max_line_bytes=self._settings.max_line_bytes)
-        now = asyncio.get_running_loop().time
-        deadline = now() + self._settings.first_event_timeout
+        timer = Timer(self._settings.first_event_timeout)
         opened = False
         try:
-            async with asyncio.timeout_at(deadline):
+            with timer:
                 response = await call.__aenter__()
             opened = True
             allowance = read_allowance(response.headers)
-            chunks = response.iter_bytes()
+            chunks = _body(response)
             while not reader.ended:
                 progress = reader.progress
-                async with asyncio.timeout_at(deadline):
+                with timer:
                     chunk = await anext(chunks, None)
                 events = reader.finish() if chunk is None else reader.read(decoder.feed(chunk))
                 if events:
@@ -97,11 +97,13 @@ class StreamedModel:
                     yield events
                 if reader.progress != progress:
                     # Counted from here: the time that the consumer took is not the model's silence.
-                    deadline = now() + self._settings.idle_timeout
-            await _read_rest(chunks)
+                    timer.allow(self._settings.idle_timeout)
+            timer.allow(_REST_OF_BODY_SECONDS)
+            await _read_rest(chunks, timer)
         except _failures() as error:
             raise _translate(error, opened=opened) from error
         finally:
+            timer.close()
             if opened:
                 await call.__aexit__(None, None, None)
 
@@ -127,12 +129,19 @@ class StreamedModel:
             _log.warning("model does not count tokens", model=self._settings.name, error=kind, detail=str(error))
 
 
-async def _read_rest(chunks: AsyncIterator[bytes]) -> None:
+def _body(response: "AsyncAPIResponse[Any]") -> AsyncIterator[bytes]:
+    """The bytes as the transport gives them. The SDK's own iterator, which hands each read through four generators
+    more, is for what is encoded, though nobody asked for that."""
+    if "content-encoding" in response.headers:
+        return response.iter_bytes()
+    return aiter(cast("AsyncIterable[bytes]", response.http_response.stream))
+
+
+async def _read_rest(chunks: AsyncIterator[bytes], timer: Timer) -> None:
     """Reads the end of the body, usually there already: only then the connection can be used again."""
-    with suppress(*_failures()):
-        async with asyncio.timeout(_REST_OF_BODY_SECONDS):
-            async for _ in chunks:
-                pass
+    with suppress(*_failures()), timer:
+        async for _ in chunks:
+            pass
 
 
 def _failures() -> tuple[type[Exception], ...]:

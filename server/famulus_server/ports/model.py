@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+import msgspec
+
 from famulus.v1.assistant_pb2 import ReasoningEffort, ResponseFormat
 from famulus.v1.message_pb2 import Annotation
 from famulus.v1.run_pb2 import RunErrorCode, Usage
@@ -36,8 +38,8 @@ class ModelRequest:
     traceparent: str = ""
 
 
-@dataclass(slots=True)
-class TextChunk:
+# Chunks are structs, which are made in a third of the time: there is one for each word.
+class TextChunk(msgspec.Struct, gc=False):
     """More text of part `part` of output item `item` (both counted from 0 within the turn)."""
 
     item: int
@@ -45,8 +47,7 @@ class TextChunk:
     text: str
 
 
-@dataclass(slots=True)
-class RefusalChunk:
+class RefusalChunk(msgspec.Struct, gc=False):
     """More text of a refusal."""
 
     item: int
@@ -54,15 +55,13 @@ class RefusalChunk:
     text: str
 
 
-@dataclass(slots=True)
-class ReasoningChunk:
+class ReasoningChunk(msgspec.Struct, gc=False):
     """More of the reasoning or of its summary."""
 
     text: str
 
 
-@dataclass(slots=True)
-class CallChunk:
+class CallChunk(msgspec.Struct, gc=False):
     """More arguments of the function call that is output item `item`. `call_id` and `name` stand in its first chunk,
     which comes before any other of the call."""
 
@@ -83,7 +82,7 @@ class AnnotationChunk:
 
 @dataclass(slots=True)
 class Retrying:
-    """The turn failed before its first chunk and will be tried again after `delay` seconds."""
+    """The turn failed before its first chunk and will be tried again after `delay` seconds. Alone in its list."""
 
     code: "RunErrorCode.ValueType"
     delay: float
