@@ -71,6 +71,11 @@ class SqliteSession:
         """Whether a transaction is open. SQLite ends one by itself after grave errors."""
         return self._connection is not None and self._connection.in_transaction
 
+    @property
+    def changes(self) -> int:
+        """How many rows were changed since it was opened, those included that were changed back."""
+        return 0 if self._connection is None else self._connection.total_changes
+
     def recover(self) -> None:
         """Ends what is left of a failed transaction, if need be together with the connection."""
         try:

@@ -156,7 +156,7 @@ async def test_run_costs_few_statements_commits_and_round_trips_to_redis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with counting(tmp_path, monkeypatch) as count:
-        check(await count.runs(), {"statements": 36, "commits": 2, "commands": 129, "reads": 9})
+        check(await count.runs(), {"statements": 32, "commits": 2, "commands": 129, "reads": 9})
 
 
 async def test_run_costs_few_statements_and_commits_on_postgres(
