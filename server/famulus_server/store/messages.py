@@ -31,7 +31,7 @@ class SqlMessages:
             message.thread_id = thread_id
             message.sequence = sequence
             message.etag = etag(1)
-        await self._session.run_many(
+        await self._session.post(
             "messages_insert",
             [
                 (tenant, thread_id, message.sequence, message.id, message.run_id, await self._seal(tenant, message))

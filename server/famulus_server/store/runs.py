@@ -117,6 +117,7 @@ class SqlRuns:
             *self._lease(lease),
             None if wake_time is None else micros(wake_time),
             await self._seal(tenant, run),
+            ahead=True,
         )
         if row is None:
             raise LeaseLost(f"{run.id} is gone or past attempt {attempt}")

@@ -44,7 +44,7 @@ class SqliteSession:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
+    async def one(self, name: str, *args: object, lock: bool = False, ahead: bool = False) -> Row | None:  # noqa: ARG002 - nothing waits
         rows = await self.all(name, *args, lock=lock)
         return rows[0] if rows else None
 
@@ -60,6 +60,11 @@ class SqliteSession:
     async def run_many(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         for row in rows:
             self._execute(self._queries[name], _bound(row))
+
+    async def post(self, name: str, rows: Sequence[Sequence[object]], *, otherwise: Exception | None = None) -> None:
+        for row in rows:
+            if not self._execute(self._queries[name], _bound(row)).rowcount and otherwise is not None:
+                raise otherwise
 
     def command(self, statement: str) -> Row | None:
         """Runs BEGIN, COMMIT and their kin; returns what they say of themselves, if they do."""

@@ -179,8 +179,7 @@ class SqlThreads:
         thread.etag = etag(1)
         thread.active_run_id = ""
         thread.last_message_sequence = next_sequence - 1
-        await self._session.run(
-            "threads_insert",
+        row = (
             tenant,
             thread.id,
             thread.user_id,
@@ -190,13 +189,13 @@ class SqlThreads:
             *_kept(thread),
             await self._seal(tenant, thread),
         )
-        await self._session.run("segments_insert", tenant, thread.id, first_sequence, END)
+        await self._session.post("threads_insert", [row])
+        await self._session.post("segments_insert", [(tenant, thread.id, first_sequence, END)])
         await self._insert_metadata(tenant, thread)
 
     async def _insert_metadata(self, tenant: str, thread: Thread) -> None:
-        if thread.metadata:
-            pairs = [(tenant, thread.id, key, value) for key, value in thread.metadata.items()]
-            await self._session.run_many("thread_metadata_insert", pairs)
+        pairs = [(tenant, thread.id, key, value) for key, value in thread.metadata.items()]
+        await self._session.post("thread_metadata_insert", pairs)
 
     async def _page(self, tenant: str, which: ThreadFilter, after: Cursor | None, limit: int) -> Sequence[Row]:
         since = NEVER if which.active_after is None else micros(which.active_after)

@@ -37,8 +37,7 @@ class SqlUsages:
 
     async def put(self, tenant: str, run: Run) -> None:
         used = run.usage
-        await self._session.run(
-            "usage_put",
+        row = (
             tenant,
             run.id,
             stamp_micros(run.create_time),
@@ -57,6 +56,7 @@ class SqlUsages:
             used.estimated,
             used.cost_nanos,
         )
+        await self._session.post("usage_put", [row])
 
     async def page(self, tenant: str, which: UsageQuery, *, after: UsageGroup | None, limit: int) -> list[UsageRow]:
         behind = after or _FIRST
@@ -82,7 +82,7 @@ class SqlUsages:
 
     async def spend(self, tenant: str, accounts: Sequence[Account], cost_nanos: int) -> None:
         rows = [(tenant, account.user_id, micros(account.period_start), cost_nanos) for account in accounts]
-        await self._session.run_many("spending_add", rows)
+        await self._session.post("spending_add", rows)
 
     async def spent(self, tenant: str, accounts: Sequence[Account]) -> list[int]:
         costs = await self._spent(tenant, accounts)
