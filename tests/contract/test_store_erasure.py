@@ -319,13 +319,13 @@ async def test_records_lose_a_name_in_batches_and_then_what_was_spent_does(store
         made.usage.cost_nanos = 5
         await store.write(lambda tx, made=made: tx.usages.put(TENANT, made))  # type: ignore[misc]
     account = Account("ann", START)
-    assert await store.write(lambda tx: tx.usages.spent(TENANT, account)) == 15
+    assert await store.write(lambda tx: tx.usages.spent(TENANT, [account])) == [15]
     assert await store.write(lambda tx: tx.usages.anonymize(OTHER, "ann", limit=9)) == 0
     assert await store.write(lambda tx: tx.usages.anonymize(TENANT, "ann", limit=2)) == 2
-    assert await store.write(lambda tx: tx.usages.spent(TENANT, account)) == 15
+    assert await store.write(lambda tx: tx.usages.spent(TENANT, [account])) == [15]
     assert await store.write(lambda tx: tx.usages.anonymize(TENANT, "ann", limit=2)) == 1
-    assert await store.write(lambda tx: tx.usages.spent(TENANT, account)) == 0
-    assert await store.write(lambda tx: tx.usages.spent(TENANT, Account("", START))) == 15
+    assert await store.write(lambda tx: tx.usages.spent(TENANT, [account])) == [0]
+    assert await store.write(lambda tx: tx.usages.spent(TENANT, [Account("", START)])) == [15]
 
 
 def deletion(receipt_id: str, user_id: str = "ann", *, seconds: int = 0) -> Deletion:

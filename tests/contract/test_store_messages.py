@@ -1,6 +1,7 @@
 """Messages of one thread, in any store. What forks share is in test_store_forks."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -43,6 +44,29 @@ async def test_append_gives_sequence_etag_and_thread_in_place(store: Store) -> N
         (3, "thread_1", "1"),
     ]
     assert await store.read(lambda tx: tx.messages.get(TENANT, "thread_1", "c")) == added[1]
+
+
+async def test_first_messages_come_with_their_thread(store: Store) -> None:
+    first = [message("a"), message("b")]
+    await store.write(lambda tx: tx.threads.insert(TENANT, thread(), first))
+    assert [(made.sequence, made.thread_id, made.etag) for made in first] == [
+        (1, "thread_1", "1"),
+        (2, "thread_1", "1"),
+    ]
+    await add_messages(store, "thread_1", "c")
+    assert await read_texts(store, "thread_1") == ["a", "b", "c"]
+
+
+async def test_append_notes_activity_and_never_moves_it_back(store: Store) -> None:
+    await store.write(lambda tx: tx.threads.insert(TENANT, thread(seconds=10)))
+
+    async def append(text: str, seconds: int | None) -> int:
+        now = None if seconds is None else START + timedelta(seconds=seconds)
+        await store.write(lambda tx: tx.messages.append(TENANT, "thread_1", [message(text)], now=now))
+        read = await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))
+        return read.last_activity_time.seconds - int(START.timestamp())
+
+    assert [await append("a", None), await append("b", 5), await append("c", 15)] == [10, 10, 15]
 
 
 async def test_append_to_an_unknown_thread_is_not_found(store: Store) -> None:

@@ -1,10 +1,23 @@
 """Runs, in any store: one active per thread, fenced by attempt. Leases are in test_store_leases."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
-from contract.samples import ODD_IDS, OTHER, START, TENANT, add_run, add_thread, claim_runs, message, run
+from contract.samples import (
+    ODD_IDS,
+    OTHER,
+    START,
+    TENANT,
+    add_run,
+    add_thread,
+    claim_runs,
+    message,
+    read_texts,
+    run,
+    thread,
+)
 from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import lifecycle
@@ -112,6 +125,42 @@ async def test_replace_of_a_run_that_is_gone_is_a_lost_lease(store: Store) -> No
         await store.write(lambda tx: tx.runs.replace(TENANT, run(), attempt=0))
 
 
+async def test_held_run_is_as_stored_whatever_its_owner_knows_and_has_room_for_messages(store: Store) -> None:
+    await add_thread(store, "thread_1", "a")
+    known = run(state=IN_PROGRESS, attempt=1)
+    await add_run(store, known)
+    at = START + timedelta(seconds=9)
+
+    async def unit(tx: Transaction) -> tuple[Run, int]:
+        held, first = await tx.runs.hold(TENANT, known, at, messages=2)
+        await tx.messages.put(TENANT, "thread_1", [message("b"), message("c")], first=first)
+        return held, first
+
+    held, first = await store.write(unit)
+    assert (held, first) == (known, 2)
+    assert held is not known
+    assert await read_texts(store, "thread_1") == ["a", "b", "c"]
+    found = await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))
+    assert (found.last_message_sequence, found.last_activity_time.ToDatetime(at.tzinfo)) == (3, at)
+    held.metadata["k"] = "v"
+    await store.write(lambda tx: tx.runs.replace(TENANT, held, attempt=1))
+    again, first = await store.write(lambda tx: tx.runs.hold(TENANT, known, START))
+    assert (again, first) == (held, 4)
+    found = await store.read(lambda tx: tx.threads.get(TENANT, "thread_1"))
+    assert (found.last_message_sequence, found.last_activity_time.ToDatetime(at.tzinfo)) == (3, at)
+
+
+async def test_run_that_is_gone_cannot_be_held(store: Store) -> None:
+    known = run(state=IN_PROGRESS, attempt=1)
+    await add_run(store, known)
+    for made in (run("none"), run(thread_id="none"), known):
+        if made is known:
+            await store.write(lambda tx: tx.threads.insert(TENANT, thread()))
+            await store.write(lambda tx: tx.threads.bury(TENANT, "thread_1", START))
+        with pytest.raises(NotFound):
+            await store.write(lambda tx, made=made: tx.runs.hold(TENANT, made, START))  # type: ignore[misc]
+
+
 async def test_list_is_newest_first_and_a_cursor_continues_it(store: Store) -> None:
     for number, seconds in enumerate([0, 5, 5, 9]):
         await add_run(store, run(f"run_{number}", thread_id=f"thread_{number}", seconds=seconds))
@@ -181,6 +230,17 @@ async def end(store: Store, run_id: str) -> None:
     made = await store.read(lambda tx: tx.runs.get(TENANT, run_id))
     made.state = COMPLETED
     await store.write(lambda tx: tx.runs.replace(TENANT, made, attempt=made.attempt))
+
+
+async def test_who_stores_a_run_learns_whether_others_wait_in_line(store: Store) -> None:
+    await add_thread(store, "thread_1")
+    first, second = run(state=IN_PROGRESS, attempt=1), run("run_2")
+    await add_run(store, first)
+    assert not await store.write(lambda tx: tx.runs.replace(TENANT, first, attempt=1))
+    await store.write(lambda tx: tx.runs.insert(TENANT, second, lease=None, line=1))
+    await store.write(lambda tx: tx.runs.insert(OTHER, run("run_3"), lease=None, line=1))
+    assert await store.write(lambda tx: tx.runs.replace(TENANT, first, attempt=1))
+    assert not await store.write(lambda tx: tx.runs.replace(TENANT, second, attempt=0))
 
 
 async def promote(store: Store, *, thread_id: str = "thread_1", tenant: str = TENANT) -> str:

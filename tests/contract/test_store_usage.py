@@ -45,7 +45,8 @@ async def rows(
 
 
 async def spent(store: Store, account: Account, *, tenant: str = TENANT) -> int:
-    return await store.write(lambda tx: tx.usages.spent(tenant, account))
+    [cost] = await store.write(lambda tx: tx.usages.spent(tenant, [account]))
+    return cost
 
 
 async def spend(store: Store, accounts: Sequence[Account], cost: int, *, tenant: str = TENANT) -> None:
@@ -251,6 +252,14 @@ async def test_cost_is_added_to_accounts_old_and_new(store: Store) -> None:
     assert await spent(store, WHOLE, tenant=OTHER) == 0
     later = Account("ann", MONTH + timedelta(days=30))
     assert await spent(store, later) == 0
+
+
+async def test_accounts_old_and_new_are_looked_at_together_in_their_order(store: Store) -> None:
+    await put(store, used("run_1", cost=10, user_id="ann"))
+    await spend(store, [ANNS], 5)
+    accounts = [WHOLE, Account("bob", MONTH), ANNS]
+    assert await store.write(lambda tx: tx.usages.spent(TENANT, accounts)) == [10, 0, 15]
+    assert await store.write(lambda tx: tx.usages.spent(TENANT, [])) == []
 
 
 async def test_nothing_is_lost_where_many_spend_and_look_at_once(store: Store) -> None:

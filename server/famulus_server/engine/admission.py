@@ -74,10 +74,8 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitt
         known = await tx.requests.find(tenant, admission.key)
         if known is not None:
             return Admitted(Settled(await tx.runs.get(tenant, known)), created=False)
-    if admission.new_thread is not None:
-        thread = admission.new_thread
-        await tx.threads.insert(tenant, thread)
-    else:
+    thread = admission.new_thread
+    if thread is None:
         thread = await tx.threads.get(tenant, request.thread_id, lock=True)
     await budgets.check(tx, admission.policy, tenant, thread.user_id, now=admission.now)
     assistant_id = request.assistant_id or thread.default_assistant_id
@@ -96,7 +94,6 @@ async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitt
         admitted = await _begin(tx, admission, run, messages)
     else:
         admitted = await _line_up(tx, admission, run, messages, busy)
-    await tx.threads.touch(tenant, thread.id, admission.now)
     if admission.key is not None:
         await tx.requests.remember(tenant, admission.key, run.id)
     return admitted
@@ -111,14 +108,19 @@ async def _begin(tx: Transaction, admission: Admission, run: Run, messages: Sequ
     else:
         run.estimated_start_time.CopyFrom(timestamp(await _queue(tx, admission, run)))
     await tx.runs.insert(admission.tenant, run, lease=admission.lease)
-    if messages:
-        await tx.messages.append(admission.tenant, run.thread_id, messages)
+    if admission.new_thread is not None:
+        await tx.threads.insert(admission.tenant, admission.new_thread, messages)
+    elif messages:
+        await tx.messages.append(admission.tenant, run.thread_id, messages, now=admission.now)
+    else:
+        await tx.threads.touch(admission.tenant, run.thread_id, admission.now)
     return Admitted(_born(run, admission.now), created=True)
 
 
 async def _line_up(tx: Transaction, admission: Admission, run: Run, messages: list[Message], busy: Run) -> Admitted:
     """Stores the run in line behind the active one, which is stopped where the policy says so."""
     tenant, policy, now = admission.tenant, admission.request.busy_policy, admission.now
+    await tx.threads.touch(tenant, run.thread_id, now)
     # When the runs before it on its thread will have ended, nobody can tell.
     await _queue(tx, admission, run)
     if policy == BusyPolicy.BUSY_POLICY_ENQUEUE:

@@ -39,8 +39,12 @@ class _Bound:
 async def check(tx: Transaction, policy: Policy, tenant: str, user_id: str, *, now: datetime) -> None:
     """Raises ResourceExhausted (BUDGET_EXHAUSTED) where the tenant, or the user, has spent what may be spent. Runs at
     work are not counted until their turns are: they end beyond the budget."""
-    for bound in _bounds(policy, tenant, user_id, now):
-        if await tx.usages.spent(tenant, bound.account) >= prices.nanos(bound.budget.amount):
+    bounds = _bounds(policy, tenant, user_id, now)
+    if not bounds:
+        return
+    spent = await tx.usages.spent(tenant, [bound.account for bound in bounds])
+    for bound, cost_nanos in zip(bounds, spent, strict=True):
+        if cost_nanos >= prices.nanos(bound.budget.amount):
             raise _spent(bound, tenant, policy.currency, now)
 
 

@@ -356,7 +356,7 @@ class Executor:
         known, now = progress.run, self._clock.now()
 
         async def unit(tx: Transaction) -> None:
-            run = await hold(tx, progress.tenant, known, now=now)
+            run, _ = await hold(tx, progress.tenant, known, now=now)
             # This stop is nobody's failure: it does not count against the turn.
             run.turn_attempt = max(0, run.turn_attempt - 1)
             await tx.runs.replace(progress.tenant, run, attempt=known.attempt, lease=NOBODYS)

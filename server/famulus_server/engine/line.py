@@ -18,11 +18,13 @@ def place(now: datetime) -> int:
     return int(now.timestamp() * 1_000_000)
 
 
-async def advance(tx: Transaction, tenant: str, ended: Run) -> bool:
+async def advance(tx: Transaction, tenant: str, ended: Run, *, others_wait: bool) -> bool:
     """A run of a thread has ended: takes away what it wrote if it was rolled back, and lets the next one begin; whether
     one does."""
     if ended.rolled_back:
         await _remove_messages(tx, tenant, ended)
+    if not others_wait:
+        return False
     following = await tx.runs.promote(tenant, ended.thread_id)
     if following is None:
         return False

@@ -58,8 +58,7 @@ class MessageDesk:
                 if known is not None:
                     return await tx.messages.get(tenant, thread_id, known)
             stored = copy_of(made)
-            await tx.messages.append(tenant, thread_id, [stored])
-            await tx.threads.touch(tenant, thread_id, now)
+            await tx.messages.append(tenant, thread_id, [stored], now=now)
             if key is not None:
                 await tx.requests.remember(tenant, key, stored.id)
             return stored

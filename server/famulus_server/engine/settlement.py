@@ -44,18 +44,18 @@ async def lock(tx: Transaction, tenant: str, run_id: str) -> Run:
     return await tx.runs.get(tenant, run_id, lock=True)
 
 
-async def hold(tx: Transaction, tenant: str, run: Run, *, now: datetime) -> Run:
-    """The run, locked behind its thread, if it is still this attempt's and as this worker left it. Otherwise it raises
-    LeaseLost, also where an earlier write of this worker was stored although its commit seemed to fail."""
-    await tx.threads.touch(tenant, run.thread_id, now)
+async def hold(tx: Transaction, tenant: str, run: Run, *, now: datetime, messages: int = 0) -> tuple[Run, int]:
+    """The run, locked behind its thread, if it is still this attempt's and as this worker left it, and the first of so
+    many sequences for messages. Otherwise it raises LeaseLost, also where an earlier write of this worker was stored
+    although its commit seemed to fail."""
     try:
-        stored = await tx.runs.get(tenant, run.id, lock=True)
+        stored, first = await tx.runs.hold(tenant, run, now, messages=messages)
     except NotFound as error:
         raise LeaseLost(run.id) from error
     as_left = stored.last_sequence == run.last_sequence
     if stored.attempt != run.attempt or stored.state not in lifecycle.OWNED or not as_left:
         raise LeaseLost(run.id)
-    return stored
+    return stored, first
 
 
 async def settle(
@@ -64,7 +64,8 @@ async def settle(
     """Stores a settlement of a run that is `known` as this worker left it; `sequence` is that of the last event
     published, and `policy` has the prices. A run that was asked to stop meanwhile is cancelled, whatever was wanted
     (contract 22). Raises LeaseLost if the run is no longer this worker's."""
-    run = await hold(tx, tenant, known, now=now)
+    # Where the run is rolled back, sequences are left out: as if its messages had been there, and gone.
+    run, first = await hold(tx, tenant, known, now=now, messages=len(wanted.messages))
     attempt = run.attempt
     events: list[RunEvent] = []
     if run.state == lifecycle.CANCELLING:
@@ -76,9 +77,8 @@ async def settle(
     run.variant = wanted.variant or run.variant
     run.degraded = run.degraded or wanted.degraded
     messages = [copy_of(message) for message in wanted.messages]
-    if messages:
-        await tx.messages.append(tenant, run.thread_id, messages)
-        events += map(facts.message_completed, messages)
+    await tx.messages.put(tenant, run.thread_id, messages, first=first)
+    events += map(facts.message_completed, messages)
     for step in wanted.steps:
         if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS and not step.HasField("end_time"):
             step.end_time.CopyFrom(timestamp(now))
@@ -131,7 +131,7 @@ async def start_over(
 ) -> Run:
     """Stores that a broken turn of a run begins again as a new attempt (contract 18), and what the broken one used.
     Raises LeaseLost if the run is no longer this worker's."""
-    run = await hold(tx, tenant, known, now=now)
+    run, _ = await hold(tx, tenant, known, now=now)
     run.attempt, run.turn_attempt = known.attempt + 1, run.turn_attempt + 1
     run.variant, run.degraded = variant or run.variant, run.degraded or degraded
     if used is not None:
@@ -166,12 +166,12 @@ async def move(
         run.end_time.CopyFrom(timestamp(now))
         run.ClearField("required_action")
     run.last_sequence = sequence + len(events) + changed
-    await tx.runs.replace(tenant, run, attempt=attempt, lease=lease, wake_time=wake_time)
+    others_wait = await tx.runs.replace(tenant, run, attempt=attempt, lease=lease, wake_time=wake_time)
     if changed:
         events.append(facts.state_changed(run))
     facts.number(events, sequence, now)
     ended = state in lifecycle.FINAL
-    begins = ended and await line.advance(tx, tenant, run)
+    begins = ended and await line.advance(tx, tenant, run, others_wait=others_wait)
     # A run that is parked is nobody's to claim.
     waits = state == lifecycle.QUEUED and wake_time is None
     return Settled(run, events, queued=begins or waits, ended=tenant if ended else "")

@@ -57,9 +57,7 @@ class ThreadDesk:
                 known = await tx.requests.find(tenant, key)
                 if known is not None:
                     return await tx.threads.get(tenant, known)
-            await tx.threads.insert(tenant, made)
-            if first:
-                await tx.messages.append(tenant, made.id, first)
+            await tx.threads.insert(tenant, made, first)
             if key is not None:
                 await tx.requests.remember(tenant, key, made.id)
             return await tx.threads.get(tenant, made.id)

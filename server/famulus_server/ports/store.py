@@ -78,8 +78,8 @@ class Assistants(Protocol):
 class Threads(Protocol):
     """Threads. `etag` is set here; `active_run_id` and `last_message_sequence` are filled in on every read."""
 
-    async def insert(self, tenant: str, thread: Thread) -> None:
-        """Stores a new, empty thread."""
+    async def insert(self, tenant: str, thread: Thread, messages: Sequence[Message] = ()) -> None:
+        """Stores a new thread with its first messages, which are changed as by `messages.append`."""
 
     async def get(self, tenant: str, thread_id: str, *, lock: bool = False) -> Thread:
         """Raises NotFound, also for a deleted thread."""
@@ -138,8 +138,14 @@ class Threads(Protocol):
 class Messages(Protocol):
     """Messages as one thread sees them. A fork sees its origin's up to its point, then its own."""
 
-    async def append(self, tenant: str, thread_id: str, messages: Sequence[Message]) -> None:
-        """Gives the messages the next sequences (in place, with etag and thread_id), stores them. Raises NotFound."""
+    async def append(
+        self, tenant: str, thread_id: str, messages: Sequence[Message], *, now: datetime | None = None
+    ) -> None:
+        """Gives the messages the next sequences (in place, with etag and thread_id), stores them. `now` notes activity
+        on the thread, as `threads.touch`. Raises NotFound."""
+
+    async def put(self, tenant: str, thread_id: str, messages: Sequence[Message], *, first: int) -> None:
+        """The same with sequences that were taken for them before, from `first` on (`runs.hold`)."""
 
     async def get(self, tenant: str, thread_id: str, message_id: str, *, lock: bool = False) -> Message:
         """Raises NotFound."""
@@ -192,12 +198,18 @@ class Runs(Protocol):
         """All runs on a thread, also those that nobody can read any more: of each its id, thread, user, assistant and
         state."""
 
+    async def hold(self, tenant: str, known: Run, now: datetime, *, messages: int = 0) -> tuple[Run, int]:
+        """A run of the caller's own, as it is now, locked behind its thread. What is `known` of it is not read again
+        where it is still true. On the thread activity is noted, and sequences for so many messages are taken: the
+        first of them is returned (`messages.put`). Raises NotFound."""
+
     async def replace(
         self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None
-    ) -> None:
+    ) -> bool:
         """Stores a run whose stored attempt is `attempt`; raises LeaseLost where it is not (zero rows changed) or the
         run is gone. The lease stays while the new state is IN_PROGRESS or CANCELLING, and ends otherwise;
-        `lease` gives a new one. `wake_time` parks a QUEUED run; a parked one stays so while it is QUEUED."""
+        `lease` gives a new one. `wake_time` parks a QUEUED run; a parked one stays so while it is QUEUED. Returns
+        whether there are runs in line on its thread."""
 
     async def queue(self, *, first: str, limit: int) -> Queue:
         """What there is to claim. Of those tenants whose runs wait, at most `limit` are named: from `first` on in the
@@ -296,8 +308,8 @@ class Usages(Protocol):
         new begins with the cost of all records of runs created in its period: the cost that is added must not be in
         the records yet."""
 
-    async def spent(self, tenant: str, account: Account) -> int:
-        """What was spent on an account, in nanos. It may make the account, so it needs a write."""
+    async def spent(self, tenant: str, accounts: Sequence[Account]) -> list[int]:
+        """What was spent on each account, in nanos. It may make accounts, so it needs a write."""
 
     async def anonymize(self, tenant: str, user_id: str, *, limit: int) -> int:
         """Takes the user's name from at most `limit` records; returns from how many. Once there are none left, what was

@@ -8,6 +8,8 @@ from famulus_server.ports import Cursor
 
 # The largest BIGINT: "no end" of sequences and times.
 END = 2**63 - 1
+# Before all times.
+NEVER = -END
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -1,11 +1,12 @@
 """Messages in SQL, as one thread sees them through its segments and overrides; see `queries.sql`."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from famulus.v1.message_pb2 import Message
 from famulus_server.errors import NotFound
 from famulus_server.store.bodies import SqlBodies
-from famulus_server.store.columns import END, etag
+from famulus_server.store.columns import END, NEVER, etag, micros
 from famulus_server.store.session import Row, Session
 
 
@@ -16,15 +17,21 @@ class SqlMessages:
         self._session = session
         self._bodies = bodies
 
-    async def append(self, tenant: str, thread_id: str, messages: Sequence[Message]) -> None:
-        row = await self._session.one("threads_take_sequences", tenant, thread_id, len(messages))
+    async def append(
+        self, tenant: str, thread_id: str, messages: Sequence[Message], *, now: datetime | None = None
+    ) -> None:
+        active_at = NEVER if now is None else micros(now)
+        row = await self._session.one("threads_take_sequences", tenant, thread_id, len(messages), active_at)
         if row is None:
             raise NotFound("thread", thread_id)
-        for sequence, message in enumerate(messages, row[0] - len(messages)):
+        await self.put(tenant, thread_id, messages, first=row[0] - len(messages))
+
+    async def put(self, tenant: str, thread_id: str, messages: Sequence[Message], *, first: int) -> None:
+        for sequence, message in enumerate(messages, first):
             message.thread_id = thread_id
             message.sequence = sequence
             message.etag = etag(1)
-        await self._session.run_many(
+        await self._session.post(
             "messages_insert",
             [
                 (tenant, thread_id, message.sequence, message.id, message.run_id, await self._seal(tenant, message))

@@ -227,6 +227,7 @@ class PostgresStore:
             session = self._session(connection, _READ)
             transaction = SqlTransaction(session, self._keys)
             value = await unit(transaction)
+            await session.flush()
             await session.commit()
             transaction.keys.settle(committed=True)
             return value
@@ -235,6 +236,7 @@ class PostgresStore:
         session = self._session(connection, _WRITE)
         transaction = SqlTransaction(session, self._keys)
         value = await unit(transaction)
+        await session.flush()
         try:
             await session.commit()
         except ConnectionLost as lost:

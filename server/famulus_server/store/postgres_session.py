@@ -42,6 +42,8 @@ _ENVIRONMENT = (
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby, after a fail-over
 )
+# What is posted and run together: each combination is a statement of its own, which connections keep prepared.
+_MOST_TOGETHER = 8
 # Somebody else was in the way, or migrated the schema: the same again may well succeed.
 _CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.InvalidCachedStatementError)
 
@@ -78,9 +80,29 @@ class Statements:
     plain: Mapping[str, str] = field(default_factory=lambda: queries.load("postgres"))
     locking: Mapping[str, str] = field(init=False)
     scopes: Mapping[str, Scope] = field(default_factory=lambda: queries.scopes("postgres"))
+    _together: dict[tuple[str, ...], str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "locking", queries.locking(self.plain))
+
+    def changing(self, name: str) -> str:
+        """The text of a query that changes rows: it locks those that it looks at."""
+        return self.locking.get(name) or self.plain[name]
+
+    def together(self, names: tuple[str, ...]) -> str:
+        """The text of several such queries that are executed as one."""
+        if names not in self._together:
+            self._together[names] = queries.together([self.changing(name) for name in names])
+        return self._together[names]
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """A query that is to be run, and the error where it changes no row."""
+
+    name: str
+    args: Sequence[object]
+    otherwise: Exception | None
 
 
 class PostgresSession:
@@ -99,6 +121,7 @@ class PostgresSession:
         self._tally = tally
         self._begin = begin
         self._used = False
+        self._posted: list[_Posted] = []
         # An attribute of TenantConnection, which the pool's proxy passes on.
         self._visible: Visible = connection.visible  # type: ignore[attr-defined]
         self._tenant: str = self._visible.tenant
@@ -106,30 +129,57 @@ class PostgresSession:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
+    async def one(self, name: str, *args: object, lock: bool = False, ahead: bool = False) -> Row | None:
+        if not ahead:
+            await self.flush()
         return await self._query(self._connection.fetchrow, name, self._text(name, lock), *args)
 
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:
+        await self.flush()
         return await self._query(self._connection.fetch, name, self._text(name, lock), *args)
 
     async def hold(self, name: str, *args: object) -> None:
-        text = self._statements.locking.get(name) or self._statements.plain[name]
-        await self._query(self._connection.execute, name, text, *args)
+        await self.run(name, *args)
 
     async def run(self, name: str, *args: object) -> int:
-        text = self._statements.locking.get(name) or self._statements.plain[name]
+        await self.flush()
         # For example "INSERT 0 1".
-        return int((await self._query(self._connection.execute, name, text, *args)).rpartition(" ")[2])
+        told = await self._query(self._connection.execute, name, self._statements.changing(name), *args)
+        return int(told.rpartition(" ")[2])
 
     async def run_many(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         listed = list(rows)
         if listed:
+            await self.flush()
             # Rows of another tenant than the first one's are refused or not found, by the database itself.
             await self._enter(name, self._statements.plain[name], listed[0])
             await self._call(self._connection.executemany, self._statements.plain[name], listed)
 
+    async def post(self, name: str, rows: Sequence[Sequence[object]], *, otherwise: Exception | None = None) -> None:
+        if not self._begin:
+            raise NotAlone
+        if len(rows) > _MOST_TOGETHER:
+            await self.run_many(name, rows)
+            return
+        if rows and not self._goes_along(name, rows):
+            await self.flush()
+        self._posted += [_Posted(name, row, otherwise) for row in rows]
+
+    async def flush(self) -> None:
+        """Runs what was posted, by one round trip."""
+        if not self._posted:
+            return
+        posted, self._posted = self._posted, []
+        text = self._statements.together(tuple(one.name for one in posted))
+        args = [arg for one in posted for arg in one.args]
+        counts = await self._query(self._connection.fetchrow, posted[0].name, text, *args)
+        for one, changed in zip(posted, counts or (), strict=True):
+            if not changed and one.otherwise is not None:
+                raise one.otherwise
+
     async def commit(self) -> None:
-        """Ends the transaction, if a statement has begun one. Raises RuntimeError where it was undone instead."""
+        """Ends the transaction, if a statement has begun one. What was posted must have been run (`flush`). Raises
+        RuntimeError where it was undone instead."""
         if not self._used:
             return
         if await self.command("COMMIT") != "COMMIT":
@@ -140,6 +190,16 @@ class PostgresSession:
     async def command(self, statement: str) -> str:
         """Runs BEGIN, COMMIT and their kin; returns what they say of themselves."""
         return await self._call(self._connection.execute, statement)
+
+    def _goes_along(self, name: str, rows: Sequence[Sequence[object]]) -> bool:
+        """Whether a query can be run together with those that were posted: one of the same name may be about the same
+        row, which one statement cannot change twice."""
+        shown = {self._wanted(one.name, one.args) for one in self._posted}
+        return (
+            len(self._posted) + len(rows) <= _MOST_TOGETHER
+            and name not in {one.name for one in self._posted}
+            and shown <= {self._wanted(name, row) for row in rows}
+        )
 
     def _text(self, name: str, lock: bool) -> str:
         return self._statements.locking[name] if lock else self._statements.plain[name]

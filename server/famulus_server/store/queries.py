@@ -1,7 +1,7 @@
 """The queries of `queries.sql` by name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ class Scope(Enum):
 
 _HEAD = re.compile(r"-- name: (?P<name>\w+)(?: \[(?P<engine>sqlite|postgres)\])?")
 _LOCK = re.compile(r"/\* (FOR [^*]+) \*/")
+_ARGUMENT = re.compile(r"\$(\d+)")
 _FILE = Path(__file__).with_name("queries.sql")
 
 
@@ -43,6 +44,21 @@ def scopes(engine: Engine, text: str | None = None) -> Mapping[str, Scope]:
 def locking(statements: Mapping[str, str]) -> Mapping[str, str]:
     """Those statements of PostgreSQL that can lock what they find, doing so: `/* FOR ... */` is in force."""
     return {name: _LOCK.sub(r"\1", text) for name, text in statements.items() if _LOCK.search(text)}
+
+
+def together(statements: Sequence[str]) -> str:
+    """One statement of PostgreSQL that executes several which change rows; their arguments follow one another. Its row
+    has how many each of them changed. None sees what the others do."""
+    parts, counts, arguments = [], [], 0
+    for number, statement in enumerate(statements):
+        parts.append(f"p{number} AS ({_shifted(statement, arguments)} RETURNING 1)")
+        counts.append(f"(SELECT count(*) FROM p{number})")  # noqa: S608 - the number is ours
+        arguments += max(int(found) for found in _ARGUMENT.findall(statement))
+    return f"WITH {', '.join(parts)} SELECT {', '.join(counts)}"
+
+
+def _shifted(statement: str, by: int) -> str:
+    return _ARGUMENT.sub(lambda found: f"${int(found[1]) + by}", statement)
 
 
 def _parse(engine: Engine, text: str | None) -> Mapping[str, tuple[str, Scope]]:

@@ -167,8 +167,9 @@ WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL;
 SELECT next_sequence FROM threads WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL /* FOR UPDATE */;
 
 -- name: threads_take_sequences
--- Reserves the next $3 sequences; returns the one after them.
-UPDATE threads SET next_sequence = next_sequence + $3
+-- Takes the next $3 sequences; returns the one after them. Notes activity, never an older one.
+UPDATE threads
+SET next_sequence = next_sequence + $3, last_activity = CASE WHEN last_activity < $4 THEN $4 ELSE last_activity END
 WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
 RETURNING next_sequence;
 
@@ -527,6 +528,14 @@ SELECT id, version, body FROM runs WHERE tenant = $1 AND thread_id = $2 AND acti
 -- A run.
 SELECT id, version, body FROM runs WHERE tenant = $1 AND id = $2 /* FOR UPDATE */;
 
+-- name: runs_lock
+-- Notes activity on a thread, and takes its next $4 sequences; returns the one after them, and the version of one of its
+-- runs. Locks the thread in any case, and the run behind it.
+UPDATE threads
+SET last_activity = CASE WHEN last_activity < $3 THEN $3 ELSE last_activity END, next_sequence = next_sequence + $4
+WHERE tenant = $1 AND id = $2 AND deleted_time IS NULL
+RETURNING next_sequence, (SELECT r.version FROM runs r WHERE r.tenant = $1 AND r.id = $5 /* FOR UPDATE */);
+
 -- name: runs_thread
 -- The thread of a run.
 SELECT thread_id FROM runs WHERE tenant = $1 AND id = $2;
@@ -560,7 +569,8 @@ ORDER BY create_time DESC, id DESC LIMIT $5;
 
 -- name: runs_replace
 -- Stores a run if its attempt is still $3. An owned run ($8) keeps its lease unless given another; others have none.
--- A run in line stays there until it has ended, a parked one while it is QUEUED.
+-- A run in line stays there until it has ended, a parked one while it is QUEUED. Returns the new version, and whether
+-- there are runs in line on the thread: all of them, where it was locked before.
 UPDATE runs
 SET state = $4, active = $5 AND line IS NULL, line = CASE WHEN $5 THEN line END, expire_time = $6, attempt = $7,
     lease_owner = CASE WHEN $8 THEN COALESCE($9, lease_owner) END,
@@ -568,7 +578,9 @@ SET state = $4, active = $5 AND line IS NULL, line = CASE WHEN $5 THEN line END,
     wake_time = CASE WHEN $4 = 1 THEN COALESCE($11, wake_time) ELSE 0 END,
     version = version + 1, body = $12
 WHERE tenant = $1 AND id = $2 AND attempt = $3
-RETURNING version;
+RETURNING version,
+          EXISTS (SELECT 1 FROM runs n
+                  WHERE n.tenant = $1 AND n.thread_id = runs.thread_id AND n.line IS NOT NULL AND n.id <> $2);
 
 -- name: runs_queue
 -- What there is to claim: runs whose lease has run out at $3, parked runs whose time has come, and the tenants whose runs
@@ -1096,9 +1108,19 @@ WHERE tenant = $1 AND run_id IN (SELECT u.run_id FROM run_usage u
 -- Forgets what a user has spent.
 DELETE FROM spending WHERE tenant = $1 AND user_id = $2 AND user_id <> '';
 
--- name: spending_get
--- What a user, or the whole tenant (''), has spent in a period; nothing where it is not counted yet.
-SELECT cost_nanos FROM spending WHERE tenant = $1 AND user_id = $2 AND period_start = $3;
+-- name: spending_get [sqlite]
+-- What users, or the whole tenant (''), have spent in periods, by the places in a JSON array of [place, user, start of the
+-- period]; nothing where it is not counted yet.
+SELECT wanted.value ->> 0, s.cost_nanos
+FROM json_each($2) AS wanted
+CROSS JOIN spending s ON s.tenant = $1 AND s.user_id = wanted.value ->> 1 AND s.period_start = wanted.value ->> 2;
+
+-- name: spending_get [postgres]
+-- The same. Why OFFSET 0: see threads_page_with_metadata.
+SELECT wanted.place, s.cost_nanos
+FROM (SELECT (one ->> 0)::bigint AS place, one ->> 1 AS user_id, (one ->> 2)::bigint AS period_start
+      FROM jsonb_array_elements($2::text::jsonb) AS given (one) OFFSET 0) AS wanted
+JOIN spending s ON s.tenant = $1 AND s.user_id = wanted.user_id AND s.period_start = wanted.period_start;
 
 -- name: spending_add
 -- Adds to what a user, or the whole tenant (''), has spent in a period. Where that is not counted yet, it begins with

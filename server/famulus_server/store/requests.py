@@ -29,19 +29,9 @@ class SqlRequestIds:
 
     async def remember(self, tenant: str, key: RequestKey, resource_id: str) -> None:
         now = micros(self._session.now())
-        noted = await self._session.run(
-            "requests_remember",
-            tenant,
-            key.method,
-            key.request_id,
-            key.fingerprint,
-            resource_id,
-            now,
-            self._oldest(),
-        )
-        if not noted:
-            # Looked for in vain, and there now: run again, an equal request is found.
-            raise RunAgain(_reused())
+        row = (tenant, key.method, key.request_id, key.fingerprint, resource_id, now, self._oldest())
+        # Looked for in vain, and there now: run again, an equal request is found.
+        await self._session.post("requests_remember", [row], otherwise=RunAgain(_reused()))
 
     async def forget_old(self, limit: int) -> int:
         return await self._session.run("requests_forget_old", self._oldest(), limit)

@@ -11,6 +11,7 @@ from famulus.v1.error_reason_pb2 import ErrorReason
 from famulus.v1.message_pb2 import Message
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import fairness, lifecycle
+from famulus_server.engine.fields import copy_of
 from famulus_server.errors import FailedPrecondition, LeaseLost, NotFound
 from famulus_server.ports import Backlog, Claimed, Cursor, Lease, Queue, RunFilter, Waiting
 from famulus_server.store.bodies import SqlBodies
@@ -89,9 +90,20 @@ class SqlRuns:
             for run_id, assistant_id, state, user_id in await self._session.all("runs_outlines", tenant, thread_id)
         ]
 
+    async def hold(self, tenant: str, known: Run, now: datetime, *, messages: int = 0) -> tuple[Run, int]:
+        row = await self._session.one("runs_lock", tenant, known.thread_id, micros(now), messages, known.id, lock=True)
+        if row is None:
+            raise NotFound("thread", known.thread_id)
+        next_sequence, version = row
+        if version is None:
+            raise NotFound("run", known.id)
+        # Every change of a run counts its version up.
+        run = copy_of(known) if known.etag == etag(version) else await self.get(tenant, known.id)
+        return run, next_sequence - messages
+
     async def replace(
         self, tenant: str, run: Run, *, attempt: int, lease: Lease | None = None, wake_time: datetime | None = None
-    ) -> None:
+    ) -> bool:
         row = await self._session.one(
             "runs_replace",
             tenant,
@@ -105,10 +117,13 @@ class SqlRuns:
             *self._lease(lease),
             None if wake_time is None else micros(wake_time),
             await self._seal(tenant, run),
+            ahead=True,
         )
         if row is None:
             raise LeaseLost(f"{run.id} is gone or past attempt {attempt}")
-        run.etag = etag(row[0])
+        version, others_wait = row
+        run.etag = etag(version)
+        return bool(others_wait)
 
     async def queue(self, *, first: str, limit: int) -> Queue:
         rows = await self._session.all("runs_queue", first, limit, micros(self._session.now()))

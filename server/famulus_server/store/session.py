@@ -35,8 +35,9 @@ class Session(Protocol):
     def now(self) -> datetime:
         """The database's clock, in UTC."""
 
-    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:
-        """The first row, or None. `lock` holds it until the end of the transaction; the query must say how."""
+    async def one(self, name: str, *args: object, lock: bool = False, ahead: bool = False) -> Row | None:
+        """The first row, or None. `lock` holds it until the end of the transaction; the query must say how. `ahead` of
+        what was posted it need not see that."""
 
     async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:
         """All rows. `lock` holds them until the end of the transaction."""
@@ -49,3 +50,8 @@ class Session(Protocol):
 
     async def run_many(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         """Runs one query for each of many lists of arguments."""
+
+    async def post(self, name: str, rows: Sequence[Sequence[object]], *, otherwise: Exception | None = None) -> None:
+        """The same for a query that adds a row, or replaces it: before the next statement at the latest, and perhaps
+        together with others that are posted, none of which sees what the others do. `otherwise` goes with a single row,
+        and is raised where that is not changed."""

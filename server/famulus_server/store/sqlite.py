@@ -141,7 +141,12 @@ class SqliteStore:
 
 
 class _Writer:
-    """Executes a batch of units in one transaction; one that fails does not undo its neighbours."""
+    """Executes a batch of units in one transaction; one that fails does not undo its neighbours.
+
+    That takes a savepoint around each, for which SQLite copies every page that it is about to change: more work than
+    most units are. So a batch does without, until one of its units fails and has changed something: then all is undone,
+    and done again with savepoints.
+    """
 
     def __init__(self, session: SqliteSession, keys: KeyCache | None) -> None:
         self.session = session
@@ -155,20 +160,58 @@ class _Writer:
 
     def execute(self, units: Sequence[Unit]) -> Sequence[Outcome]:
         try:
-            self.session.command("BEGIN IMMEDIATE")
-            outcomes = [self._attempt(unit) for unit in units]
-            self.session.command("COMMIT")
+            outcomes = self._execute_trusting(units) or self._execute_guarding(units)
         except (sqlite3.Error, _TransactionLost) as error:
             _log.warning("a batch of %d writes was lost", len(units), exc_info=error)
             self.session.recover()
             self._transaction.keys.settle(committed=False)
             return [Outcome(error=unavailable()) for _ in units]
-        self._transaction.keys.settle(committed=True)
-        self.commits += 1
         if self._log_is_to_go:
             self._log_is_to_go = False
             self._checkpoint()
         return outcomes
+
+    def _execute_trusting(self, units: Sequence[Unit]) -> Sequence[Outcome]:
+        """Nothing, and nothing is changed, where some must be kept and others undone."""
+        self.session.command("BEGIN IMMEDIATE")
+        outcomes: list[Outcome] = []
+        for unit in units:
+            changes = self.session.changes
+            outcome = self._attempt(unit)
+            outcomes.append(outcome)
+            if outcome.error is not None and self.session.changes != changes:
+                self.session.command("ROLLBACK")
+                return outcomes if len(units) == 1 else []
+        self._commit()
+        return outcomes
+
+    def _execute_guarding(self, units: Sequence[Unit]) -> Sequence[Outcome]:
+        self.session.command("BEGIN IMMEDIATE")
+        outcomes: list[Outcome] = []
+        for unit in units:
+            self.session.command("SAVEPOINT unit")
+            outcome = self._attempt(unit)
+            outcomes.append(outcome)
+            if outcome.error is not None:
+                self.session.command("ROLLBACK TO unit")
+            self.session.command("RELEASE unit")
+        self._commit()
+        return outcomes
+
+    def _attempt(self, unit: Unit) -> Outcome:
+        try:
+            outcome = Outcome(value=drive(unit(self._transaction)))
+        except BaseException as error:  # noqa: BLE001 - it reaches whoever waits for this unit
+            outcome = Outcome(error=translate(error))
+            self._transaction.keys.settle(committed=False)
+        if not self.session.in_transaction:
+            raise _TransactionLost from outcome.error
+        return outcome
+
+    def _commit(self) -> None:
+        self.session.command("COMMIT")
+        self._transaction.keys.settle(committed=True)
+        self.commits += 1
 
     def _checkpoint(self) -> None:
         try:
@@ -181,20 +224,6 @@ class _Writer:
                 _log.warning(
                     "the log cannot be emptied: somebody else reads the file, and what was deleted is still there"
                 )
-
-    def _attempt(self, unit: Unit) -> Outcome:
-        self.session.command("SAVEPOINT unit")
-        try:
-            outcome = Outcome(value=drive(unit(self._transaction)))
-        except BaseException as error:  # noqa: BLE001 - it reaches whoever waits for this unit
-            outcome = Outcome(error=translate(error))
-        if not self.session.in_transaction:
-            raise _TransactionLost from outcome.error
-        if outcome.error is not None:
-            self.session.command("ROLLBACK TO unit")
-            self._transaction.keys.settle(committed=False)
-        self.session.command("RELEASE unit")
-        return outcome
 
 
 class _TransactionLost(Exception):

@@ -44,7 +44,7 @@ class SqliteSession:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def one(self, name: str, *args: object, lock: bool = False) -> Row | None:  # noqa: ARG002 - one writer
+    async def one(self, name: str, *args: object, lock: bool = False, ahead: bool = False) -> Row | None:  # noqa: ARG002 - nothing waits
         rows = self._query(name, args).fetchall()
         return rows[0] if rows else None
 
@@ -61,6 +61,11 @@ class SqliteSession:
         for row in rows:
             self._query(name, row)
 
+    async def post(self, name: str, rows: Sequence[Sequence[object]], *, otherwise: Exception | None = None) -> None:
+        for row in rows:
+            if not self._query(name, row).rowcount and otherwise is not None:
+                raise otherwise
+
     def command(self, statement: str) -> Row | None:
         """Runs BEGIN, COMMIT and their kin; returns what they say of themselves, if they do."""
         told: Row | None = self._execute(statement, {}).fetchone()
@@ -70,6 +75,11 @@ class SqliteSession:
     def in_transaction(self) -> bool:
         """Whether a transaction is open. SQLite ends one by itself after grave errors."""
         return self._connection is not None and self._connection.in_transaction
+
+    @property
+    def changes(self) -> int:
+        """How many rows were changed since it was opened, those included that were changed back."""
+        return 0 if self._connection is None else self._connection.total_changes
 
     def recover(self) -> None:
         """Ends what is left of a failed transaction, if need be together with the connection."""

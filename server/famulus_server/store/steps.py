@@ -18,8 +18,8 @@ class SqlSteps:
     async def put(self, tenant: str, step: RunStep) -> None:
         plain = step.SerializeToString()
         body = await self._bodies.seal_of_run("steps", tenant, step.run_id, step.position, plain)
-        if not await self._session.run("steps_put", tenant, step.run_id, step.position, step.id, body):
-            raise LeaseLost(f"{step.run_id} is gone")
+        row = (tenant, step.run_id, step.position, step.id, body)
+        await self._session.post("steps_put", [row], otherwise=LeaseLost(f"{step.run_id} is gone"))
 
     async def get(self, tenant: str, run_id: str, step_id: str) -> RunStep:
         row = await self._session.one("steps_get", tenant, run_id, step_id)

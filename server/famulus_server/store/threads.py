@@ -5,25 +5,29 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from famulus.v1.message_pb2 import Message
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.errors import NotFound
 from famulus_server.ports import Cursor, Lifetimes, ThreadFilter
 from famulus_server.store.bodies import SqlBodies
-from famulus_server.store.columns import END, before, etag, micros, stamp_micros, timestamp
+from famulus_server.store.columns import END, NEVER, before, etag, micros, stamp_micros, timestamp
 from famulus_server.store.data_keys import SqlDataKeys
+from famulus_server.store.messages import SqlMessages
 from famulus_server.store.session import Row, Session
 
 
 class SqlThreads:
     """See `ports.Threads`."""
 
-    def __init__(self, session: Session, bodies: SqlBodies, keys: SqlDataKeys) -> None:
+    def __init__(self, session: Session, bodies: SqlBodies, keys: SqlDataKeys, messages: SqlMessages) -> None:
         self._session = session
         self._bodies = bodies
         self._keys = keys
+        self._messages = messages
 
-    async def insert(self, tenant: str, thread: Thread) -> None:
-        await self._insert(tenant, thread, next_sequence=1)
+    async def insert(self, tenant: str, thread: Thread, messages: Sequence[Message] = ()) -> None:
+        await self._insert(tenant, thread, first_sequence=1, messages=len(messages))
+        await self._messages.put(tenant, thread.id, messages, first=1)
 
     async def get(self, tenant: str, thread_id: str, *, lock: bool = False) -> Thread:
         if lock:
@@ -68,7 +72,7 @@ class SqlThreads:
         await self._session.run("segments_fork", tenant, origin_id, thread.id, upto)
         if await self._session.run("overrides_fork", tenant, origin_id, thread.id, upto):
             await self._reseal_overrides(tenant, thread.id)
-        await self._insert(tenant, thread, next_sequence=upto + 1)
+        await self._insert(tenant, thread, first_sequence=upto + 1)
 
     async def bury(self, tenant: str, thread_id: str, now: datetime) -> int:
         if not await self._session.run("threads_bury", tenant, thread_id, micros(now), b""):
@@ -170,12 +174,12 @@ class SqlThreads:
         bodies = await self._bodies.open("threads", [(tenant, (row[0],), row[4]) for row in rows])
         return [_thread(row, body) for row, body in zip(rows, bodies, strict=True)]
 
-    async def _insert(self, tenant: str, thread: Thread, *, next_sequence: int) -> None:
+    async def _insert(self, tenant: str, thread: Thread, *, first_sequence: int, messages: int = 0) -> None:
+        next_sequence = first_sequence + messages
         thread.etag = etag(1)
         thread.active_run_id = ""
         thread.last_message_sequence = next_sequence - 1
-        await self._session.run(
-            "threads_insert",
+        row = (
             tenant,
             thread.id,
             thread.user_id,
@@ -185,16 +189,16 @@ class SqlThreads:
             *_kept(thread),
             await self._seal(tenant, thread),
         )
-        await self._session.run("segments_insert", tenant, thread.id, next_sequence, END)
+        await self._session.post("threads_insert", [row])
+        await self._session.post("segments_insert", [(tenant, thread.id, first_sequence, END)])
         await self._insert_metadata(tenant, thread)
 
     async def _insert_metadata(self, tenant: str, thread: Thread) -> None:
-        if thread.metadata:
-            pairs = [(tenant, thread.id, key, value) for key, value in thread.metadata.items()]
-            await self._session.run_many("thread_metadata_insert", pairs)
+        pairs = [(tenant, thread.id, key, value) for key, value in thread.metadata.items()]
+        await self._session.post("thread_metadata_insert", pairs)
 
     async def _page(self, tenant: str, which: ThreadFilter, after: Cursor | None, limit: int) -> Sequence[Row]:
-        since = -END if which.active_after is None else micros(which.active_after)
+        since = NEVER if which.active_after is None else micros(which.active_after)
         below = before(after)
         if which.active_before is not None:
             below = min(below, (micros(which.active_before), ""))
@@ -220,7 +224,7 @@ def _kept(thread: Thread) -> tuple[int | None, int | None, bool | None]:
 
 def _bound(now: datetime, kept: timedelta | None) -> int:
     """What is older than this is kept no longer; nothing is where all is kept for ever."""
-    return -END if kept is None else micros(now - kept)
+    return NEVER if kept is None else micros(now - kept)
 
 
 def _outline(thread_id: str, row: Row) -> Thread:

@@ -18,8 +18,8 @@ class SqlTurns:
     async def put(self, tenant: str, run_id: str, turn: Turn) -> None:
         plain = msgspec.json.encode(turn.items)
         items = await self._bodies.seal_of_run("turns", tenant, run_id, turn.number, plain)
-        if not await self._session.run("turns_put", tenant, run_id, turn.number, turn.seen_sequence, items):
-            raise LeaseLost(f"{run_id} is gone")
+        row = (tenant, run_id, turn.number, turn.seen_sequence, items)
+        await self._session.post("turns_put", [row], otherwise=LeaseLost(f"{run_id} is gone"))
 
     async def all(self, tenant: str, run_id: str) -> list[Turn]:
         rows = await self._session.all("turns_all", tenant, run_id)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import msgspec
+
 from famulus.v1.run_pb2 import Run, Usage
 from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension, UsageRow
 from famulus_server.ports import Account, UsageGroup, UsageQuery
@@ -35,8 +37,7 @@ class SqlUsages:
 
     async def put(self, tenant: str, run: Run) -> None:
         used = run.usage
-        await self._session.run(
-            "usage_put",
+        row = (
             tenant,
             run.id,
             stamp_micros(run.create_time),
@@ -55,6 +56,7 @@ class SqlUsages:
             used.estimated,
             used.cost_nanos,
         )
+        await self._session.post("usage_put", [row])
 
     async def page(self, tenant: str, which: UsageQuery, *, after: UsageGroup | None, limit: int) -> list[UsageRow]:
         behind = after or _FIRST
@@ -80,14 +82,14 @@ class SqlUsages:
 
     async def spend(self, tenant: str, accounts: Sequence[Account], cost_nanos: int) -> None:
         rows = [(tenant, account.user_id, micros(account.period_start), cost_nanos) for account in accounts]
-        await self._session.run_many("spending_add", rows)
+        await self._session.post("spending_add", rows)
 
-    async def spent(self, tenant: str, account: Account) -> int:
-        row = await self._spent(tenant, account)
-        if row is None:
-            await self.spend(tenant, [account], 0)
-            row = await self._spent(tenant, account)
-        return 0 if row is None else int(row[0])
+    async def spent(self, tenant: str, accounts: Sequence[Account]) -> list[int]:
+        costs = await self._spent(tenant, accounts)
+        if new := [account for place, account in enumerate(accounts) if place not in costs]:
+            await self.spend(tenant, new, 0)
+            costs = await self._spent(tenant, accounts)
+        return [costs.get(place, 0) for place in range(len(accounts))]
 
     async def anonymize(self, tenant: str, user_id: str, *, limit: int) -> int:
         found = await self._session.run("usage_anonymize", tenant, user_id, limit)
@@ -95,8 +97,11 @@ class SqlUsages:
             await self._session.run("spending_delete_of_user", tenant, user_id)
         return found
 
-    async def _spent(self, tenant: str, account: Account) -> Row | None:
-        return await self._session.one("spending_get", tenant, account.user_id, micros(account.period_start))
+    async def _spent(self, tenant: str, accounts: Sequence[Account]) -> Mapping[int, int]:
+        """By the places of those accounts that there are."""
+        asked = [(place, account.user_id, micros(account.period_start)) for place, account in enumerate(accounts)]
+        rows = await self._session.all("spending_get", tenant, msgspec.json.encode(asked).decode())
+        return {row[0]: row[1] for row in rows}
 
 
 def _row(row: Row) -> UsageRow:

@@ -133,6 +133,7 @@ async def test_unit_whose_connection_is_cut_is_run_again(replica: PostgresStore,
         nonlocal attempts
         attempts += 1
         await tx.threads.insert(TENANT, thread())
+        await tx.threads.get(TENANT, "thread_1")
         if attempts == 1:
             execute(empty_database, CUT_OFF + "state = 'idle in transaction'")
         await tx.threads.touch(TENANT, "thread_1", START)
@@ -168,11 +169,12 @@ async def test_unit_whose_connection_is_cut_during_the_commit_is_not_run_again(
 
 async def test_unit_that_goes_on_after_a_failed_statement_is_a_fault_and_stores_nothing(replica: PostgresStore) -> None:
     await add_thread(replica, "taken")
+    await add_run(replica, run("taken", thread_id="taken"))
 
     async def unit(tx: Transaction) -> None:
         await tx.threads.insert(TENANT, thread("new"))
         with pytest.raises(asyncpg.UniqueViolationError):
-            await tx.threads.insert(TENANT, thread("taken"))
+            await tx.runs.insert(TENANT, run("taken", thread_id="new"), lease=None)
 
     with pytest.raises(RuntimeError, match="undone"):
         await replica.write(unit)

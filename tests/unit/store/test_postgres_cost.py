@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from contract.samples import START, TENANT, MovableClock, add_run, add_thread, message, run, thread
+from contract.samples import START, TENANT, MovableClock, add_run, add_thread, message, run, step, thread
 from famulus_server.engine.policy import Policies, Policy, Retention, Tier
 from famulus_server.engine.retention import Sweeper
 from famulus_server.ports import Account, Transaction
@@ -219,6 +219,31 @@ async def test_cost_is_added_to_all_accounts_in_one_round_trip(replica: Postgres
     await replica.write(lambda tx: tx.usages.spend(TENANT, accounts, 1))
     # Between a BEGIN and a COMMIT.
     assert replica.stats.statements - before == 3
+
+
+async def test_new_rows_are_stored_by_one_round_trip_unless_they_are_many(replica: PostgresStore) -> None:
+    for count, cost in ((0, 1), (4, 1), (100, 2)):
+        first = [message(f"{count}-{number}") for number in range(count)]
+        made = thread(f"of {count}", metadata={"k": "v"})
+        before = replica.stats.statements
+        await replica.write(lambda tx: tx.threads.insert(TENANT, made, first))  # noqa: B023
+        # Between a BEGIN and a COMMIT.
+        assert replica.stats.statements - before == 2 + cost
+        assert await replica.read(lambda tx: tx.messages.page(TENANT, made.id, limit=1_000)) == first  # noqa: B023
+
+
+async def test_row_that_is_stored_twice_by_a_unit_is_as_stored_last(replica: PostgresStore) -> None:
+    await add_run(replica, run())
+    whole, last = Account("", START), step(step_id="last")
+
+    async def unit(tx: Transaction) -> list[int]:
+        for one in (step(step_id="first"), last):
+            await tx.steps.put(TENANT, one)
+            await tx.usages.spend(TENANT, [whole], 5)
+        return await tx.usages.spent(TENANT, [whole])
+
+    assert await replica.write(unit) == [10]
+    assert await replica.read(lambda tx: tx.steps.page(TENANT, "run_1")) == [last]
 
 
 async def test_deleted_thread_leaves_a_tombstone_without_content(

@@ -52,6 +52,25 @@ def test_every_query_that_is_asked_to_lock_can() -> None:
     assert asked - queries.locking(queries.load("postgres")).keys() == set()
 
 
+def test_every_query_that_is_posted_only_adds_or_replaces_a_row() -> None:
+    sources = "".join(path.read_text() for path in STORE.glob("*.py"))
+    posted = set(re.findall(r'_session\.post\(\s*"(\w+)"', sources))
+    assert len(posted) > 5
+    for name in posted:
+        text = queries.load("postgres")[name]
+        assert text.startswith("INSERT INTO"), name
+        assert "RETURNING" not in text, name
+
+
+def test_queries_run_together_keep_their_arguments_apart() -> None:
+    together = queries.together(["INSERT INTO a VALUES ($1, $2, $1)", "INSERT INTO b SELECT $2 WHERE $1"])
+    assert together == (
+        "WITH p0 AS (INSERT INTO a VALUES ($1, $2, $1) RETURNING 1),"
+        " p1 AS (INSERT INTO b SELECT $4 WHERE $3 RETURNING 1)"
+        " SELECT (SELECT count(*) FROM p0), (SELECT count(*) FROM p1)"
+    )
+
+
 def test_variant_is_picked_by_engine() -> None:
     text = "-- name: a [sqlite]\n-- One.\nSELECT 1;\n\n-- name: a [postgres]\n-- Two.\nSELECT 2;\n"
     assert dict(queries.load("sqlite", text)) == {"a": "SELECT 1"}

@@ -5,9 +5,10 @@ import resource
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -93,6 +94,43 @@ async def test_unit_that_awaits_something_else_fails_alone(store: SqliteStore) -
     with pytest.raises(NotFound):
         await store.read(lambda tx: tx.threads.get(TENANT, "half"))
     assert await read_texts(store, "thread_1") == ["a"]
+
+
+async def test_unit_is_guarded_only_where_one_beside_it_has_to_be_undone(store: SqliteStore) -> None:
+    await add_thread(store, "thread_1")
+
+    async def refused(tx: Transaction) -> None:
+        await tx.threads.get(TENANT, "none")
+
+    async def broken(tx: Transaction) -> None:
+        await tx.threads.touch(TENANT, "thread_1", START)
+        raise LookupError
+
+    async def good(tx: Transaction) -> None:
+        await tx.threads.touch(TENANT, "thread_1", START)
+
+    async def together(*units: Callable[[Transaction], Awaitable[None]]) -> tuple[int, int]:
+        """Statements and commits of a batch."""
+        at_work, go_on = Event(), Event()
+
+        async def holding(_: Transaction) -> None:
+            at_work.set()
+            go_on.wait()
+
+        before, held = store.stats, asyncio.create_task(store.write(holding))
+        await asyncio.to_thread(at_work.wait)
+        waiting = [asyncio.create_task(store.write(unit)) for unit in units]
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(held, *waiting, return_exceptions=True)
+        after = store.stats
+        # All but BEGIN and COMMIT of the one that held the others up.
+        return after.statements - before.statements - 2, after.commits - before.commits - 1
+
+    assert await together(good, refused, good) == (1 + 3 + 1, 1)
+    assert await together(broken) == (1 + 1 + 1, 0)
+    # The first two in vain; then each in its savepoint, and one back to it.
+    assert await together(good, broken, good) == (1 + 2 + 1 + 1 + 3 * 3 + 1 + 1, 1)
 
 
 async def test_unit_that_only_reads_cannot_write(store: SqliteStore) -> None:
