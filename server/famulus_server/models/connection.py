@@ -1,7 +1,9 @@
 """The SDK's client of one upstream, with its pool of connections."""
 
 import asyncio
+import gc
 import ipaddress
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 _NO_KEY = "none"  # the SDK insists on a key; servers that want none ignore it
 _IDLE_CONNECTIONS = 100
+# What a turn needs of it.
+_SDK = ("openai.resources.responses", "famulus_server.models.client")
 
 
 class Connection:
@@ -43,11 +47,21 @@ class Connection:
 
 async def load_sdk() -> None:
     """Imports the SDK in a thread, best while something else starts: the first turn then need not wait for it."""
-    for module in ("openai.resources.responses", "famulus_server.models.client"):
-        await asyncio.to_thread(import_module, module)
+    await asyncio.to_thread(_load_sdk)
+
+
+def _load_sdk() -> None:
+    if _SDK[-1] in sys.modules:
+        return
+    for module in _SDK:
+        import_module(module)
+    # What it consists of, some 70,000 objects, stays. To look through it for garbage again and again would stop
+    # everything for 0.1 s each time.
+    gc.freeze()
 
 
 def _make_client(settings: ModelSettings) -> "Client":
+    _load_sdk()
     import httpx2
     from openai import DefaultAioHttpClient
 

@@ -19,6 +19,15 @@ def test_registry_is_made_without_importing_the_sdk() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_sdk_is_never_looked_through_for_garbage() -> None:
+    code = (
+        "import asyncio, gc, famulus_server.models.connection as c; "
+        "before = len(gc.get_objects()); asyncio.run(c.load_sdk()); "
+        "exit(gc.get_freeze_count() < 50_000 or len(gc.get_objects()) > before)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_two_models_of_one_name_are_refused() -> None:
     model = ModelSettings(name="m", backend="chat", base_url="http://127.0.0.1")
     with pytest.raises(ValueError, match="same name"):
