@@ -21,7 +21,10 @@ class Line:
     """One connection. It never reconnects by itself, as the library's pools do: Redis may have come back empty."""
 
     def __init__(self, *, url: str, timeout: float) -> None:
-        self._connection = make_connection(url, timeout=timeout)
+        """`timeout` is in seconds: for connecting, for sending with the first answer, and for each further answer."""
+        # Timed here: the library would start a task for all that it sends, and a timer for each answer.
+        self._connection = make_connection(url, timeout=None)
+        self._timeout = timeout
 
     async def renew(self) -> bool:
         """Connects where there is no connection, or it has ended; tells whether. Raises RedisUnavailable."""
@@ -31,7 +34,7 @@ class Line:
                 if not await self._connection.can_read():
                     return False
                 await self._connection.disconnect(nowait=True)
-            with cancellable():
+            async with asyncio.timeout(self._timeout):
                 await self._connection.connect()
         except (RedisError, OSError) as error:
             raise RedisUnavailable(reason(error)) from error
@@ -40,14 +43,19 @@ class Line:
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to all commands, sent at once; refusals are ResponseErrors among them. Call `renew` before.
         Raises RedisUnavailable, and then nobody knows what was done, and the connection is closed."""
-        connection = self._connection
+        now = asyncio.get_running_loop().time
+        answers: list[Any] = []
         try:
-            with cancellable():
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                return [await self._answer() for _ in commands]
+            async with asyncio.timeout(self._timeout) as timer:
+                await self._connection.send_packed_command(_pack(commands), check_health=False)
+                for _ in commands:
+                    if answers:
+                        timer.reschedule(now() + self._timeout)
+                    answers.append(await self._answer())
         except (RedisError, OSError) as error:
             await self.close()
             raise RedisUnavailable(reason(error)) from error
+        return answers
 
     async def close(self) -> None:
         """Closes the connection; `renew` opens another."""
@@ -95,6 +103,17 @@ class Reader:
             await self._client.aclose()
 
 
+def _pack(commands: Sequence[Command]) -> bytes:
+    """As they go over the wire. The library's own way copies what is packed with each argument."""
+    packed: list[bytes] = []
+    for command in commands:
+        packed.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            text = argument if isinstance(argument, bytes) else str(argument).encode()
+            packed += (b"$%d\r\n" % len(text), text, b"\r\n")
+    return b"".join(packed)
+
+
 @contextlib.contextmanager
 def cancellable() -> Iterator[None]:
     """Around whatever sends by the library. It uses asyncio.wait_for, which before Python 3.12 loses a cancel that
@@ -108,8 +127,9 @@ def cancellable() -> Iterator[None]:
             raise asyncio.CancelledError
 
 
-def make_connection(url: str, *, timeout: float) -> Any:
-    """A connection of the library, which gives it no types. It is yet to be connected, and tries everything once."""
+def make_connection(url: str, *, timeout: float | None) -> Any:
+    """A connection of the library, which gives it no types. It is yet to be connected, and tries everything once;
+    nothing has an end without a `timeout`."""
     # Only the pool knows how to read a URL.
     pool: Any = ConnectionPool.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
