@@ -113,10 +113,13 @@ class RedisLimiter:
             self._give_back(ordered[len(buckets) :], holder=holder)
         return refused
 
-    async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
+    async def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
         tokens = [demand for demand in demands if demand.limit.quantity == "tokens"]
+        runs = [demand.limit for demand in demands if demand.limit.quantity == "runs"] if holder else []
         if tokens:
-            await self._carry_out(self._settle(tokens, key=key, used=used))
+            await self._carry_out(self._settle(tokens, runs, key=key, used=used, holder=holder))
+        elif runs:
+            await self._carry_out(self._release(runs, holder=holder))
 
     async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
         runs = [limit for limit in limits if limit.quantity == "runs"]
@@ -141,12 +144,18 @@ class RedisLimiter:
         task.add_done_callback(self._errands.discard)
         await asyncio.shield(task)
 
-    async def _settle(self, tokens: Sequence[Demand], *, key: str, used: int) -> None:
-        match await self._ask(scripts.settle(tokens, key=key, used=used)):
+    async def _settle(
+        self, tokens: Sequence[Demand], runs: Sequence[Limit], *, key: str, used: int, holder: str
+    ) -> None:
+        await self._local.release(runs, holder=holder)
+        match await self._ask(scripts.settle(tokens, key=key, used=used, places=runs, holder=holder)):
             case [*debts]:
                 self._remember(tokens, debts)
             case _:
                 await self._local.settle(tokens, key=key, used=used)
+                if runs:
+                    # One that is full refuses to count, and yet can be told this.
+                    await self._release(runs, holder=holder)
 
     async def _release(self, runs: Sequence[Limit], *, holder: str) -> None:
         await self._local.release(runs, holder=holder)
