@@ -101,10 +101,10 @@ async def test_hung_redis_makes_many_callers_wait_once(
     waited = 0
     ask = Exchange.ask
 
-    async def counted(self: Exchange, command: Any) -> Any:
+    async def counted(self: Exchange, command: Any, **how: bool) -> Any:
         nonlocal waited
         try:
-            return await ask(self, command)
+            return await ask(self, command, **how)
         except RedisUnavailable as error:
             waited += str(error) == "no answer in time"
             raise

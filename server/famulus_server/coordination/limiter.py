@@ -148,7 +148,8 @@ class RedisLimiter:
         self, tokens: Sequence[Demand], runs: Sequence[Limit], *, key: str, used: int, holder: str
     ) -> None:
         await self._local.release(runs, holder=holder)
-        match await self._ask(scripts.settle(tokens, key=key, used=used, places=runs, holder=holder)):
+        command = scripts.settle(tokens, key=key, used=used, places=runs, holder=holder)
+        match await self._ask(command, hurried=False):
             case [*debts]:
                 self._remember(tokens, debts)
             case _:
@@ -159,7 +160,7 @@ class RedisLimiter:
 
     async def _release(self, runs: Sequence[Limit], *, holder: str) -> None:
         await self._local.release(runs, holder=holder)
-        if await self._ask(scripts.release(runs, holder=holder)) is None:
+        if await self._ask(scripts.release(runs, holder=holder), hurried=False) is None:
             self._release_later(runs, holder=holder)
 
     def _give_back(self, demands: Sequence[Demand], *, holder: str) -> None:
@@ -175,12 +176,12 @@ class RedisLimiter:
         if holder in self._unreleased or len(self._unreleased) < _MAX_UNRELEASED:
             self._unreleased.setdefault(holder, set()).update(runs)
 
-    async def _ask(self, command: scripts.Command) -> Any:
-        """Redis's answer; None where it cannot be asked, or fails."""
+    async def _ask(self, command: scripts.Command, *, hurried: bool = True) -> Any:
+        """Redis's answer; None where it cannot be asked, or fails. `hurried` is what a run waits for."""
         if self._exchange is None:
             return None
         with contextlib.suppress(RedisUnavailable):
-            return await self._exchange.ask(command)
+            return await self._exchange.ask(command, hurried=hurried)
         return None
 
     def _remember(self, demands: Sequence[Demand], debts: Sequence[int]) -> None:
