@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -62,7 +61,8 @@ class Line:
     async def close(self) -> None:
         """Closes the connection; `renew` opens another."""
         with contextlib.suppress(RedisError, OSError):
-            await self._connection.disconnect()
+            async with asyncio.timeout(self._timeout):
+                await self._connection.disconnect()
 
     async def _answer(self) -> Any:
         try:
@@ -75,34 +75,34 @@ class Reader:
     """Asks for somebody who waits, and waits no longer than his patience lasts."""
 
     def __init__(self, *, url: str, patience: Patience) -> None:
+        self._url = url
         self._patience = patience
-        timeout = patience.seconds
-        # The library's own defaults would hang for seconds on a dead server.
-        # Any: the library gives its commands no types.
-        self._client: Any = Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-        )
+        # As many as there ever were questions at a time.
+        self._idle: list[Line] = []
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """The answer to a command that changes nothing. Raises RedisUnavailable, also where it is refused."""
         started = asyncio.get_running_loop().time()
         try:
-            with cancellable():
-                return await self._client.execute_command(*command)
-        except (RedisError, OSError) as error:
+            return await self._ask(command)
+        except RedisUnavailable:
             if not self._patience.is_late(started):
-                raise RedisUnavailable(reason(error)) from error
-        try:
-            with cancellable():
-                return await self._client.execute_command(*command)
-        except (RedisError, OSError) as error:
-            raise RedisUnavailable(reason(error)) from error
+                raise
+        return await self._ask(command)
 
     async def close(self) -> None:
         """Closes the connections."""
-        # The library takes a goodbye that takes long, on a busy machine, for a failure.
-        with contextlib.suppress(RedisError, OSError):
-            await self._client.aclose()
+        for line in self._idle:
+            await line.close()
+
+    async def _ask(self, command: Command) -> Any:
+        line = self._idle.pop() if self._idle else Line(url=self._url, timeout=self._patience.seconds)
+        await line.renew()
+        [answer] = await line.ask([command])
+        self._idle.append(line)
+        if isinstance(answer, ResponseError):
+            raise RedisUnavailable(reason(answer)) from answer
+        return answer
 
 
 def _pack(commands: Sequence[Command]) -> bytes:
