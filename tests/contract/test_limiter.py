@@ -16,7 +16,7 @@ from famulus_server.coordination import exchange
 from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.coordination.local_limiter import LocalLimiter
 from famulus_server.embedded.valkey import EmbeddedValkey
-from famulus_server.ports import Demand, Limit, Limiter, Refused
+from famulus_server.ports import Demand, Limit, Limiter, Quantity, Refused
 
 # The long form: 60.
 _SECONDS = float(os.environ.get("FAMULUS_LIMITER_SECONDS", "2"))
@@ -152,6 +152,40 @@ async def test_places_are_held_until_they_are_released(limiter: Limiter) -> None
     await limiter.release([places], holder="nobody")
     assert await limiter.take(demand, holder="run_3", seconds=60.0) is None
     assert await limiter.take(demand, holder="run_1", seconds=60.0) is not None
+
+
+async def test_what_nobody_waits_for_goes_with_the_next_question_and_before_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_UNHURRIED_SECONDS", 60.0)
+    redis: Any
+    demands = [Demand(limit("tokens", most=1)), Demand(limit("runs", most=1))]
+    async with opened(url, "one") as one, Redis.from_url(url) as redis:
+        assert await one.take(demands, holder="run_1", seconds=60.0) is None
+        before = await redis.info("stats")
+        settling = asyncio.create_task(one.settle(demands, key="run_1/1", used=0, holder="run_1"))
+        leaving = asyncio.create_task(one.release([Limit("user", "acme/ann", "runs", 1)], holder="run_1"))
+        for _ in range(5):
+            # Each is carried out by a task of its own.
+            await asyncio.sleep(0)
+        assert await one.take(demands, holder="run_2", seconds=60.0) is None
+        await asyncio.gather(settling, leaving)
+        after = await redis.info("stats")
+    # This process's own, and those two looks.
+    assert after["total_reads_processed"] - before["total_reads_processed"] == 2
+
+
+@pytest.mark.parametrize("quantities", [("tokens", "runs"), ("runs",)])
+async def test_settling_gives_the_places_of_its_holder_back(limiter: Limiter, quantities: tuple[Quantity, ...]) -> None:
+    demands = [Demand(limit(quantity, most=1)) for quantity in quantities]
+    assert await limiter.take(demands, holder="run_1", seconds=60.0, key="run_1/1") is None
+    await limiter.settle(demands, key="run_1/1", used=0)
+    assert await limiter.take(demands, holder="run_2", seconds=60.0) is not None
+    for _ in range(2):
+        # Also where it was settled before.
+        await limiter.settle(demands, key="run_1/1", used=0, holder="run_1")
+    assert await limiter.take(demands, holder="run_2", seconds=60.0) is None
+    assert await limiter.take(demands, holder="run_1", seconds=60.0) is not None
 
 
 async def test_holder_of_a_place_takes_no_other(limiter: Limiter) -> None:

@@ -101,10 +101,10 @@ async def test_hung_redis_makes_many_callers_wait_once(
     waited = 0
     ask = Exchange.ask
 
-    async def counted(self: Exchange, command: Any) -> Any:
+    async def counted(self: Exchange, command: Any, **how: bool) -> Any:
         nonlocal waited
         try:
-            return await ask(self, command)
+            return await ask(self, command, **how)
         except RedisUnavailable as error:
             waited += str(error) == "no answer in time"
             raise
@@ -263,6 +263,17 @@ async def test_places_given_back_meanwhile_are_free_when_redis_is_back(
         await valkey.start()
         await until(lambda: one.is_shared and other.is_shared)
         assert await other.take([Demand(places)], holder="run_2", seconds=60.0) is None
+
+
+async def test_redis_that_is_full_is_told_of_places_given_back(url: str, one: RedisLimiter, redis: Any) -> None:
+    demands = [Demand(limit("tokens", most=9), 1), Demand(limit("runs", most=1))]
+    async with opened(url, "other") as other:
+        assert await one.take(demands, holder="run_1", seconds=600.0) is None
+        await redis.config_set("maxmemory", 1)
+        await one.settle(demands, key="run_1/1", used=1, holder="run_1")
+        await redis.config_set("maxmemory", "256mb")
+        await until(lambda: one.is_shared and other.is_shared)
+        assert await other.take(demands, holder="run_2", seconds=60.0) is None
 
 
 async def test_url_on_which_nothing_listens_costs_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -16,12 +15,17 @@ from famulus_server.coordination.patience import Patience
 
 Command = Sequence[str | bytes | int]
 
+_ARGUMENT = b"$%d\r\n%b\r\n"
+
 
 class Line:
     """One connection. It never reconnects by itself, as the library's pools do: Redis may have come back empty."""
 
     def __init__(self, *, url: str, timeout: float) -> None:
-        self._connection = make_connection(url, timeout=timeout)
+        """`timeout` is in seconds: for connecting, for sending with the first answer, and for each further answer."""
+        # Timed here: the library would start a task for all that it sends, and a timer for each answer.
+        self._connection = make_connection(url, timeout=None)
+        self._timeout = timeout
 
     async def renew(self) -> bool:
         """Connects where there is no connection, or it has ended; tells whether. Raises RedisUnavailable."""
@@ -31,7 +35,7 @@ class Line:
                 if not await self._connection.can_read():
                     return False
                 await self._connection.disconnect(nowait=True)
-            with cancellable():
+            async with asyncio.timeout(self._timeout):
                 await self._connection.connect()
         except (RedisError, OSError) as error:
             raise RedisUnavailable(reason(error)) from error
@@ -40,19 +44,25 @@ class Line:
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to all commands, sent at once; refusals are ResponseErrors among them. Call `renew` before.
         Raises RedisUnavailable, and then nobody knows what was done, and the connection is closed."""
-        connection = self._connection
+        now = asyncio.get_running_loop().time
+        answers: list[Any] = []
         try:
-            with cancellable():
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                return [await self._answer() for _ in commands]
+            async with asyncio.timeout(self._timeout) as timer:
+                await self._connection.send_packed_command(_pack(commands), check_health=False)
+                for _ in commands:
+                    if answers:
+                        timer.reschedule(now() + self._timeout)
+                    answers.append(await self._answer())
         except (RedisError, OSError) as error:
             await self.close()
             raise RedisUnavailable(reason(error)) from error
+        return answers
 
     async def close(self) -> None:
         """Closes the connection; `renew` opens another."""
         with contextlib.suppress(RedisError, OSError):
-            await self._connection.disconnect()
+            async with asyncio.timeout(self._timeout):
+                await self._connection.disconnect()
 
     async def _answer(self) -> Any:
         try:
@@ -65,34 +75,44 @@ class Reader:
     """Asks for somebody who waits, and waits no longer than his patience lasts."""
 
     def __init__(self, *, url: str, patience: Patience) -> None:
+        self._url = url
         self._patience = patience
-        timeout = patience.seconds
-        # The library's own defaults would hang for seconds on a dead server.
-        # Any: the library gives its commands no types.
-        self._client: Any = Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-        )
+        # As many as there ever were questions at a time.
+        self._idle: list[Line] = []
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """The answer to a command that changes nothing. Raises RedisUnavailable, also where it is refused."""
         started = asyncio.get_running_loop().time()
         try:
-            with cancellable():
-                return await self._client.execute_command(*command)
-        except (RedisError, OSError) as error:
+            return await self._ask(command)
+        except RedisUnavailable:
             if not self._patience.is_late(started):
-                raise RedisUnavailable(reason(error)) from error
-        try:
-            with cancellable():
-                return await self._client.execute_command(*command)
-        except (RedisError, OSError) as error:
-            raise RedisUnavailable(reason(error)) from error
+                raise
+        return await self._ask(command)
 
     async def close(self) -> None:
         """Closes the connections."""
-        # The library takes a goodbye that takes long, on a busy machine, for a failure.
-        with contextlib.suppress(RedisError, OSError):
-            await self._client.aclose()
+        for line in self._idle:
+            await line.close()
+
+    async def _ask(self, command: Command) -> Any:
+        line = self._idle.pop() if self._idle else Line(url=self._url, timeout=self._patience.seconds)
+        await line.renew()
+        [answer] = await line.ask([command])
+        self._idle.append(line)
+        if isinstance(answer, ResponseError):
+            raise RedisUnavailable(reason(answer)) from answer
+        return answer
+
+
+def _pack(commands: Sequence[Command]) -> bytes:
+    """As they go over the wire. The library's own way takes three times as long."""
+    packed: list[bytes] = []
+    for command in commands:
+        texts = [text if type(text) is bytes else str(text).encode() for text in command]
+        packed.append(b"*%d\r\n" % len(texts))
+        packed += map(_ARGUMENT.__mod__, zip(map(len, texts), texts, strict=True))
+    return b"".join(packed)
 
 
 @contextlib.contextmanager
@@ -108,8 +128,9 @@ def cancellable() -> Iterator[None]:
             raise asyncio.CancelledError
 
 
-def make_connection(url: str, *, timeout: float) -> Any:
-    """A connection of the library, which gives it no types. It is yet to be connected, and tries everything once."""
+def make_connection(url: str, *, timeout: float | None) -> Any:
+    """A connection of the library, which gives it no types. It is yet to be connected, and tries everything once;
+    nothing has an end without a `timeout`."""
     # Only the pool knows how to read a URL.
     pool: Any = ConnectionPool.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)

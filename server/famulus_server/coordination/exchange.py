@@ -16,6 +16,8 @@ _GRACE = 0.02
 # No caller waits for this one: a Redis that hangs for less keeps its connection.
 _TIMEOUT = 1.0
 _QUESTIONS_AT_A_TIME = 256
+# What nobody waits for goes out with the next question, or after so long.
+_UNHURRIED_SECONDS = 0.02
 _MAX_WAITING = 10_000
 
 
@@ -62,14 +64,16 @@ class Exchange:
             while self._is_open:
                 await self._due.wait()
                 self._due.clear()
-                while asked := self._take():
-                    if await self._line.renew():
-                        # It may have come back empty. What it has to know is said by whoever joins.
-                        raise RedisUnavailable("connection lost")
-                    answers = await self._line.ask([question.command for question in asked])
-                    for question, answer in zip(asked, answers, strict=True):
-                        if not question.answer.done():
-                            question.answer.set_result(answer)
+                asked = self._take()
+                if not asked:
+                    continue
+                if await self._line.renew():
+                    # It may have come back empty. What it has to know is said by whoever joins.
+                    raise RedisUnavailable("connection lost")
+                answers = await self._line.ask([question.command for question in asked])
+                for question, answer in zip(asked, answers, strict=True):
+                    if not question.answer.done():
+                        question.answer.set_result(answer)
             raise RedisUnavailable(self._left_because)
         finally:
             self._is_open = False
@@ -78,9 +82,9 @@ class Exchange:
                     question.answer.set_exception(RedisUnavailable("connection lost"))
             self._waiting = []
 
-    async def ask(self, command: Command) -> Any:
+    async def ask(self, command: Command, *, hurried: bool = True) -> Any:
         """The answer, in time or not at all. Raises RedisUnavailable, also where Redis refuses; what was asked may be
-        done all the same, and later."""
+        done all the same, and later. What is not `hurried` may wait for others a little; it stays in its turn."""
         if self._patience.is_over:
             # Others may have lost it. Redis hears of what is answered otherwise from now on when it is joined again.
             self._leave("left alone")
@@ -90,7 +94,7 @@ class Exchange:
             self.tell(command)
             raise RedisUnavailable("in doubt")
         with self._patience.wait():
-            answer = await self._answer(command)
+            answer = await self._answer(command, hurried=hurried)
         if isinstance(answer, ResponseError):
             # It is there, and cannot count: full, or to be read only. That costs nobody any time.
             self._leave(reason(answer))
@@ -101,17 +105,18 @@ class Exchange:
         """Sends a command whose answer nobody waits for, unless it is too late for that."""
         question = _Question(command, asyncio.get_running_loop().create_future(), 0.0)
         question.answer.set_result(None)
-        self._put(question)
+        self._put(question, hurried=False)
 
     async def close(self) -> None:
         """Closes the connection."""
         await self._line.close()
 
-    async def _answer(self, command: Command) -> Any:
+    async def _answer(self, command: Command, *, hurried: bool) -> Any:
         loop = asyncio.get_running_loop()
-        question = _Question(command, loop.create_future(), loop.time())
-        self._put(question)
-        timer = loop.call_later(self._patience.seconds, self._lose_patience, question)
+        asked = loop.time() + (0.0 if hurried else _UNHURRIED_SECONDS)
+        question = _Question(command, loop.create_future(), asked)
+        self._put(question, hurried=hurried)
+        timer = loop.call_at(asked + self._patience.seconds, self._lose_patience, question)
         try:
             return await question.answer
         finally:
@@ -122,15 +127,21 @@ class Exchange:
             self._is_open, self._left_because = False, why
             self._due.set()
 
-    def _put(self, question: _Question) -> None:
+    def _put(self, question: _Question, *, hurried: bool) -> None:
         if self._is_open and len(self._waiting) < _MAX_WAITING:
             self._waiting.append(question)
-            self._due.set()
+            if hurried:
+                self._due.set()
+            elif len(self._waiting) == 1:
+                # Those that come while it waits go with it.
+                asyncio.get_running_loop().call_later(_UNHURRIED_SECONDS, self._due.set)
 
     def _take(self) -> list[_Question]:
         # Of those who lost patience it is sent as well: they were answered otherwise, and that has to be counted.
         waiting = [question for question in self._waiting if not question.answer.cancelled()]
         self._waiting = waiting[_QUESTIONS_AT_A_TIME:]
+        if self._waiting:
+            self._due.set()
         return waiting[:_QUESTIONS_AT_A_TIME]
 
     def _lose_patience(self, question: _Question) -> None:

@@ -1,8 +1,9 @@
 """The limits in Redis: scripts, each one unit and one command.
 
-A bucket is a string, the time at which it will be full; a limit of runs is a sorted set of holders by the time at which
-their places are free again; a pause is a key that is there as long. Times are microseconds of Redis's own clock. What
-means nothing any more expires. What another program has put in a key's place is nothing, and is overwritten.
+A bucket is a string, the time at which it will be full, and a pause another one, the time at which it ends; a limit of
+runs is a sorted set of holders by the time at which their places are free again. Times are microseconds of Redis's own
+clock. What means nothing any more expires. What another program has put in a key's place is nothing, and is
+overwritten.
 
 The first line makes Redis refuse a script as a whole where it may only be read, or is full: it would else answer those
 calls that write nothing, and would seem to be well.
@@ -34,10 +35,7 @@ _NOW = b"""#!lua
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 """
-_FULL_AT = b"""
-local function full_at(key)
-  return math.max(tonumber(redis.pcall('GET', key)) or 0, now)
-end
+_FILL_AT = b"""
 local function fill_at(key, time)
   if time > now then
     redis.call('SET', key, time, 'PX', math.ceil((time - now) / 1000))
@@ -46,64 +44,67 @@ local function fill_at(key, time)
   end
 end
 """
-# All is looked at before anything is written. A pause that is not there has a time to live of -2.
-# KEYS: for each demand the bucket or the holders, and the pause. ARGV: how many demands are of buckets, which come
-# first; holder; how long he holds his places; the longest wait for a place; then for each demand capacity and cost, or
-# the most places and 0.
+# All is looked at before anything is taken. What is no string is read as nothing.
+# KEYS: for each demand the bucket or the holders, then for each the pause. ARGV: how many demands are of buckets, which
+# come first; holder; how long he holds his places; the longest wait for a place; then for each demand capacity and
+# cost, or the most places and 0.
 # Answers 0 twice, or which demand has to wait longest (from 1) and how long; and in how long each bucket will be full.
 _TAKE = (
     _NOW
-    + _FULL_AT
+    + _FILL_AT
     + b"""
-local buckets, holder, expiry = tonumber(ARGV[1]), ARGV[2], now + ARGV[3]
+local count, buckets, holder, expiry = #KEYS / 2, tonumber(ARGV[1]), ARGV[2], now + ARGV[3]
 local longest_for_place = tonumber(ARGV[4])
 local refusing, longest = 0, 0
-local times = {}
-for i = 1, #KEYS / 2 do
-  local key, most, cost = KEYS[2 * i - 1], tonumber(ARGV[2 * i + 3]), tonumber(ARGV[2 * i + 4])
-  local wait = (redis.call('PTTL', KEYS[2 * i]) + 1) * 1000
+local values, times, held = redis.call('MGET', unpack(KEYS)), {}, {}
+for i = 1, count do
+  local key, most, cost = KEYS[i], tonumber(ARGV[2 * i + 3]), tonumber(ARGV[2 * i + 4])
+  local wait = (tonumber(values[count + i]) or 0) - now
   if i <= buckets then
-    local time = times[key] or full_at(key)
+    local time = times[key] or math.max(tonumber(values[i]) or 0, now)
     wait = math.max(wait, time + math.min(cost, most) - most - now)
     times[key] = time + cost
-  elseif (tonumber(redis.pcall('ZSCORE', key, holder)) or 0) > now then
-    wait = 0
-  elseif (tonumber(redis.pcall('ZCOUNT', key, now, '+inf')) or 0) >= most then
-    local first = redis.call('ZRANGEBYSCORE', key, now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-    wait = math.max(wait, math.min(first - now + 1, longest_for_place))
+  else
+    local gone = redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now)
+    if type(gone) == 'table' then redis.call('DEL', key) end
+    held[i] = redis.call('ZCARD', key)
+    local full = held[i] >= most
+    if (full or wait > 0) and redis.call('ZSCORE', key, holder) then
+      wait = 0
+    elseif full then
+      local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+      wait = math.max(wait, math.min(first - now + 1, longest_for_place))
+    end
   end
   if wait > longest then refusing, longest = i, wait end
 end
 local answer = {refusing, longest}
-for i = 1, buckets do answer[i + 2] = times[KEYS[2 * i - 1]] - now end
+for i = 1, buckets do answer[i + 2] = times[KEYS[i]] - now end
 if refusing > 0 then
   for i = 1, buckets do answer[i + 2] = answer[i + 2] - ARGV[2 * i + 4] end
   return answer
 end
-for i = 1, #KEYS / 2 do
-  local key = KEYS[2 * i - 1]
-  if i <= buckets then
-    fill_at(key, times[key])
-  else
-    if redis.call('TYPE', key).ok ~= 'zset' then redis.call('DEL', key) end
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-    redis.call('ZADD', key, 'GT', expiry, holder)
-    redis.call('PEXPIREAT', key, math.ceil(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] / 1000))
-  end
+for key, time in pairs(times) do fill_at(key, time) end
+for i = buckets + 1, count do
+  redis.call('ZADD', KEYS[i], 'GT', expiry, holder)
+  local latest = math.ceil(expiry / 1000)
+  if held[i] > 0 then redis.call('PEXPIREAT', KEYS[i], latest, 'GT') else redis.call('PEXPIREAT', KEYS[i], latest) end
 end
 return answer
 """
 )
-# KEYS: marker, buckets. ARGV: milliseconds for which the marker stays, what each bucket is charged, or given back.
-# Answers in how long each will be full; nothing where that was done before.
+# KEYS: marker, buckets, holders. ARGV: milliseconds for which the marker stays, what each bucket is charged, or given
+# back, and the holder who leaves his places.
+# Answers in how long each bucket will be full; nothing where that was done before.
 _SETTLE = (
     _NOW
-    + _FULL_AT
+    + _FILL_AT
     + b"""
+for i = #ARGV, #KEYS do redis.pcall('ZREM', KEYS[i], ARGV[#ARGV]) end
 if not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[1]) then return {} end
-local answer = {}
-for i = 2, #KEYS do
-  local time = full_at(KEYS[i]) + ARGV[i]
+local answer, values = {}, redis.call('MGET', unpack(KEYS))
+for i = 2, #ARGV - 1 do
+  local time = math.max(tonumber(values[i]) or 0, now) + ARGV[i]
   fill_at(KEYS[i], time)
   answer[i - 1] = math.max(time - now, 0)
 end
@@ -115,20 +116,16 @@ _RELEASE = b"""#!lua flags=allow-oom
 for _, key in ipairs(KEYS) do redis.pcall('ZREM', key, ARGV[1]) end
 return 0
 """
-# Buckets will be full at the earliest after so many microseconds. KEYS: buckets. ARGV: microseconds.
+# Buckets will be full, and pauses end, at the earliest after so many microseconds. KEYS: these. ARGV: microseconds.
 _OWE = (
     _NOW
-    + _FULL_AT
+    + _FILL_AT
     + b"""
-for i, key in ipairs(KEYS) do fill_at(key, math.max(full_at(key), now + ARGV[i])) end
-"""
-)
-# KEYS: pauses. ARGV: milliseconds.
-_PAUSE = b"""#!lua
-for _, key in ipairs(KEYS) do
-  if tonumber(ARGV[1]) > math.max(redis.call('PTTL', key), 0) then redis.call('SET', key, '', 'PX', ARGV[1]) end
+for i, value in ipairs(redis.call('MGET', unpack(KEYS))) do
+  fill_at(KEYS[i], math.max(tonumber(value) or 0, now + ARGV[i]))
 end
 """
+)
 # KEYS: replicas. ARGV: replica, for how long it counts. Answers how many there are.
 _REGISTER = (
     _NOW
@@ -145,11 +142,11 @@ _OWED_AT_A_TIME = 500
 
 def take(demands: Sequence[Demand], *, buckets: int, holder: str, seconds: float) -> Command:
     """Takes all that is demanded, or nothing; the demands of `buckets` come first."""
-    keys: Command = []
+    keys: Command = [_key(name_of(demand.limit)) for demand in demands]
+    keys += [_pause_key(demand.limit) for demand in demands]
     numbers: Command = []
     for demand in demands:
         limit = demand.limit
-        keys += (_key(name_of(limit)), _pause_key(limit))
         if limit.quantity == "runs":
             numbers += (limit.most, 0)
         else:
@@ -158,11 +155,14 @@ def take(demands: Sequence[Demand], *, buckets: int, holder: str, seconds: float
     return ["EVAL", _TAKE, len(keys), *keys, buckets, holder, *times, *numbers]
 
 
-def settle(demands: Sequence[Demand], *, key: str, used: int) -> Command:
-    """Charges what was used beyond what was demanded, or gives back, once per key."""
+def settle(
+    demands: Sequence[Demand], *, key: str, used: int, places: Sequence[Limit] = (), holder: str = ""
+) -> Command:
+    """Charges what was used beyond what was demanded, or gives back, once per key. Gives the holder's places back."""
     keys = [f"{_PREFIX}settled:{key}", *(_key(name_of(demand.limit)) for demand in demands)]
+    keys += [_key(name_of(limit)) for limit in places]
     changes = [price_of(demand.limit, used) - price_of(demand.limit, demand.amount) for demand in demands]
-    return ["EVAL", _SETTLE, len(keys), *keys, SETTLED_SECONDS * 1_000, *changes]
+    return ["EVAL", _SETTLE, len(keys), *keys, SETTLED_SECONDS * 1_000, *changes, holder]
 
 
 def release(limits: Sequence[Limit], *, holder: str) -> Command:
@@ -177,7 +177,7 @@ def observe(limit: Limit, *, left: int) -> Command:
 
 def pause(limits: Sequence[Limit], *, seconds: float) -> Command:
     """Nothing is to be had for so long."""
-    return ["EVAL", _PAUSE, len(limits), *map(_pause_key, limits), -(-to_microseconds(seconds) // 1_000)]
+    return ["EVAL", _OWE, len(limits), *map(_pause_key, limits), *(to_microseconds(seconds) for _ in limits)]
 
 
 def owe(debts: Mapping[Name, int]) -> Iterable[Command]:

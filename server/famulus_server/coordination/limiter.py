@@ -113,10 +113,13 @@ class RedisLimiter:
             self._give_back(ordered[len(buckets) :], holder=holder)
         return refused
 
-    async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
+    async def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
         tokens = [demand for demand in demands if demand.limit.quantity == "tokens"]
+        runs = [demand.limit for demand in demands if demand.limit.quantity == "runs"] if holder else []
         if tokens:
-            await self._carry_out(self._settle(tokens, key=key, used=used))
+            await self._carry_out(self._settle(tokens, runs, key=key, used=used, holder=holder))
+        elif runs:
+            await self._carry_out(self._release(runs, holder=holder))
 
     async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
         runs = [limit for limit in limits if limit.quantity == "runs"]
@@ -141,16 +144,23 @@ class RedisLimiter:
         task.add_done_callback(self._errands.discard)
         await asyncio.shield(task)
 
-    async def _settle(self, tokens: Sequence[Demand], *, key: str, used: int) -> None:
-        match await self._ask(scripts.settle(tokens, key=key, used=used)):
+    async def _settle(
+        self, tokens: Sequence[Demand], runs: Sequence[Limit], *, key: str, used: int, holder: str
+    ) -> None:
+        await self._local.release(runs, holder=holder)
+        command = scripts.settle(tokens, key=key, used=used, places=runs, holder=holder)
+        match await self._ask(command, hurried=False):
             case [*debts]:
                 self._remember(tokens, debts)
             case _:
                 await self._local.settle(tokens, key=key, used=used)
+                if runs:
+                    # One that is full refuses to count, and yet can be told this.
+                    await self._release(runs, holder=holder)
 
     async def _release(self, runs: Sequence[Limit], *, holder: str) -> None:
         await self._local.release(runs, holder=holder)
-        if await self._ask(scripts.release(runs, holder=holder)) is None:
+        if await self._ask(scripts.release(runs, holder=holder), hurried=False) is None:
             self._release_later(runs, holder=holder)
 
     def _give_back(self, demands: Sequence[Demand], *, holder: str) -> None:
@@ -166,12 +176,12 @@ class RedisLimiter:
         if holder in self._unreleased or len(self._unreleased) < _MAX_UNRELEASED:
             self._unreleased.setdefault(holder, set()).update(runs)
 
-    async def _ask(self, command: scripts.Command) -> Any:
-        """Redis's answer; None where it cannot be asked, or fails."""
+    async def _ask(self, command: scripts.Command, *, hurried: bool = True) -> Any:
+        """Redis's answer; None where it cannot be asked, or fails. `hurried` is what a run waits for."""
         if self._exchange is None:
             return None
         with contextlib.suppress(RedisUnavailable):
-            return await self._exchange.ask(command)
+            return await self._exchange.ask(command, hurried=hurried)
         return None
 
     def _remember(self, demands: Sequence[Demand], debts: Sequence[int]) -> None:

@@ -68,7 +68,9 @@ class LocalLimiter:
             self.hold([demand.limit for demand in demands], holder=holder, seconds=seconds)
         return refused
 
-    async def settle(self, demands: Sequence[Demand], *, key: str, used: int) -> None:
+    async def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
+        if holder:
+            await self.release([demand.limit for demand in demands], holder=holder)
         now = self._now()
         if self._settled_until.get(key, 0) > now:
             return

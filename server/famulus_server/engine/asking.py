@@ -180,7 +180,7 @@ class Asking:
             raise
         finally:
             # In a task of its own: whoever breaks this turn off must not keep from others what it holds.
-            self._start(self._give_back(demands, run.id, key, _used(last, question)))
+            self._start(self._limiter.settle(demands, key=key, used=_used(last, question), holder=run.id))
 
     async def _demands(self, question: Question, request: ModelRequest) -> Sequence[Demand]:
         """What the turn needs of each limit that it has to keep to."""
@@ -256,10 +256,6 @@ class Asking:
 
     async def _pause(self, model: str, seconds: float) -> None:
         await self._limiter.pause(self._limits(model), seconds=seconds)
-
-    async def _give_back(self, demands: Sequence[Demand], holder: str, key: str, used: int) -> None:
-        await self._limiter.settle(demands, key=key, used=used)
-        await self._limiter.release([demand.limit for demand in demands], holder=holder)
 
     def _limits(self, model: str) -> Sequence[Limit]:
         return quotas.limits_of_model(self._policies.current, model)

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from famulus.v1.run_pb2 import Run
 from famulus.v1.run_service_pb2 import CreateRunRequest
+from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine import quotas
 from famulus_server.engine.admission import DEFAULT_TTL, INTERRUPTING
 from famulus_server.engine.policy import Policies
@@ -70,7 +71,11 @@ class Gate:
     async def _enter(self, tenant: str, request: CreateRunRequest, key: RequestKey | None, run_id: str) -> Run | None:
         """Takes what the run needs, and returns what it took that for; None where the request makes no run. Raises
         ResourceExhausted."""
-        outline = await self._store.read(lambda tx: _outline(tx, tenant, request, key, run_id))
+        if request.thread_id or key is not None:
+            outline = await self._store.read(lambda tx: _outline(tx, tenant, request, key, run_id))
+        else:
+            # All that there is to know stands in the request.
+            outline = _new_run(request.new_thread, request, run_id), None
         if outline is None:
             return None
         run, replaced = outline
@@ -110,8 +115,12 @@ async def _outline(
         except NotFound:
             # Admission says so.
             return None
+    return _new_run(thread, request, run_id), replaced
+
+
+def _new_run(thread: Thread, request: CreateRunRequest, run_id: str) -> Run:
     assistant_id = request.assistant_id or thread.default_assistant_id
-    return Run(id=run_id, user_id=thread.user_id, assistant_id=assistant_id), replaced
+    return Run(id=run_id, user_id=thread.user_id, assistant_id=assistant_id)
 
 
 async def _is_known(tx: Transaction, tenant: str, key: RequestKey | None) -> bool:

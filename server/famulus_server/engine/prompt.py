@@ -63,7 +63,10 @@ async def build(
     if context.stale:
         cache.note_stale()
     if start is None and last:
-        cache.put(tenant, run.thread_id, context.since(last[0].sequence))
+        window = context.since(last[0].sequence)
+        # One message alone would save nothing: the newest is read anyway. But what no longer holds has to go.
+        if len(window.messages) > 1 or remembered is not None:
+            cache.put(tenant, run.thread_id, window)
     others = [message for message in new if message.run_id != run.id]
     items: list[Item] = [item for message in old for item in message_items(message)]
     pending = deque(others)

@@ -19,7 +19,9 @@ from famulus_server.models.words import UnknownKinds
 from famulus_server.ports import ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
 
 if TYPE_CHECKING:
-    from openai import AsyncAPIResponse, AsyncOpenAI
+    from openai import AsyncAPIResponse
+
+    from famulus_server.models.client import Client
 
 _DONE = b"[DONE]"
 _OUTCOMES = {
@@ -95,17 +97,9 @@ class ChatFormat:
         self._settings = settings
         self._unknown = UnknownKinds(model=settings.name)
 
-    def start(
-        self, client: "AsyncOpenAI", request: ModelRequest
-    ) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
-        # All goes by `extra_body`: the SDK takes long to look through what comes as parameters.
-        return client.chat.completions.with_streaming_response.create(
-            model="",
-            messages=[],
-            stream=True,
-            extra_body=build_chat_request(request, self._settings),
-            extra_headers=headers_of(request),
-        )
+    def start(self, client: "Client", request: ModelRequest) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
+        body = msgspec.json.encode(build_chat_request(request, self._settings))
+        return client.turn("/chat/completions", body, headers_of(request))
 
     def reader(self, request: ModelRequest) -> "ChatReader":
         return ChatReader(

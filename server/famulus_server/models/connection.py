@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from famulus_server.models.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from famulus_server.models.client import Client
 
 _NO_KEY = "none"  # the SDK insists on a key; servers that want none ignore it
 _IDLE_CONNECTIONS = 100
+# What a turn needs of it.
+_SDK = ("openai.resources.responses", "famulus_server.models.client")
 
 
 class Connection:
@@ -23,10 +25,10 @@ class Connection:
 
     def __init__(self, *, settings: ModelSettings) -> None:
         self._settings = settings
-        self._client: AsyncOpenAI | None = None
+        self._client: Client | None = None
         self._lock = asyncio.Lock()
 
-    async def client(self) -> "AsyncOpenAI":
+    async def client(self) -> "Client":
         """The client; the same every time."""
         if self._client is None:
             async with self._lock:
@@ -43,16 +45,18 @@ class Connection:
 
 async def load_sdk() -> None:
     """Imports the SDK in a thread, best while something else starts: the first turn then need not wait for it."""
-    for module in ("openai.resources.responses", "openai.resources.chat"):
+    for module in _SDK:
         await asyncio.to_thread(import_module, module)
 
 
-def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
+def _make_client(settings: ModelSettings) -> "Client":
     import httpx2
-    from openai import AsyncOpenAI, DefaultAioHttpClient
+    from openai import DefaultAioHttpClient
+
+    from famulus_server.models.client import Client
 
     host = httpx2.URL(settings.base_url).host
-    client = AsyncOpenAI(
+    client = Client(
         base_url=settings.base_url,
         api_key=settings.api_key or _NO_KEY,
         max_retries=0,  # `retry` is the only place that tries again
@@ -70,7 +74,7 @@ def _make_client(settings: ModelSettings) -> "AsyncOpenAI":
     client.organization = client.project = client.admin_api_key = client.webhook_secret = None
     client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS, for which there is no other way out
     # The SDK imports the resources at their first use, which would be on the event loop.
-    _ = client.responses.input_tokens, client.chat.completions
+    _ = client.responses.input_tokens
     return client
 
 

@@ -18,7 +18,9 @@ from famulus_server.models.words import UnknownKinds, read_name
 from famulus_server.ports import AnnotationChunk, ModelEvent, ModelRequest, ReasoningChunk, TurnEnded, TurnOutcome
 
 if TYPE_CHECKING:
-    from openai import AsyncAPIResponse, AsyncOpenAI
+    from openai import AsyncAPIResponse
+
+    from famulus_server.models.client import Client
 
 _PINGS = {"ping", "keepalive"}
 # Known and of no interest: what they tell also comes in other events, or is for screens only.
@@ -54,18 +56,14 @@ class ResponsesFormat:
         self._settings = settings
         self._unknown = UnknownKinds(model=settings.name)
 
-    def start(
-        self, client: "AsyncOpenAI", request: ModelRequest
-    ) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
-        # All goes by `extra_body`: the SDK takes 1 ms per input item to look through what comes as parameters.
-        body = build_responses_request(request, self._settings)
-        headers = headers_of(request)
-        return client.responses.with_streaming_response.create(stream=True, extra_body=body, extra_headers=headers)
+    def start(self, client: "Client", request: ModelRequest) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
+        body = msgspec.json.encode(build_responses_request(request, self._settings))
+        return client.turn("/responses", body, headers_of(request))
 
     def reader(self, request: ModelRequest) -> "ResponsesReader":
         return ResponsesReader(max_output_tokens=request.max_output_tokens, unknown=self._unknown)
 
-    async def count(self, client: "AsyncOpenAI", request: ModelRequest) -> int | None:
+    async def count(self, client: "Client", request: ModelRequest) -> int | None:
         body = build_count_request(request, self._settings)
         answer = await client.responses.input_tokens.with_raw_response.count(extra_body=body, extra_headers=HEADERS)
         try:

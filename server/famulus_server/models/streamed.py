@@ -17,7 +17,9 @@ from famulus_server.models.timer import Timer
 from famulus_server.ports import ModelEvent, ModelRequest
 
 if TYPE_CHECKING:
-    from openai import AsyncAPIResponse, AsyncOpenAI
+    from openai import AsyncAPIResponse
+
+    from famulus_server.models.client import Client
 
 # Answers in one piece, so that a small read cannot unpack to a huge one.
 HEADERS = {"Accept-Encoding": "identity"}
@@ -48,15 +50,13 @@ class TurnReader(Protocol):
 class WireFormat(Protocol):
     """One of the two APIs."""
 
-    def start(
-        self, client: "AsyncOpenAI", request: ModelRequest
-    ) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
+    def start(self, client: "Client", request: ModelRequest) -> "AbstractAsyncContextManager[AsyncAPIResponse[Any]]":
         """The streaming request, sent on entering. Raises ModelRejectedRequest for what the API cannot express."""
 
     def reader(self, request: ModelRequest) -> TurnReader:
         """A reader for the answer."""
 
-    async def count(self, client: "AsyncOpenAI", request: ModelRequest, /) -> int | None:
+    async def count(self, client: "Client", request: ModelRequest, /) -> int | None:
         """The input tokens of the request, by the provider's word; None where the API has no word for it. Raises
         ModelError, and what the SDK raises."""
 
