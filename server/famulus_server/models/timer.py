@@ -27,7 +27,7 @@ class Timer:
             self.close()
 
     def close(self) -> None:
-        """Nobody will wait any more, unless he does."""
+        """Lets go of the event loop's timer, until somebody waits again."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
