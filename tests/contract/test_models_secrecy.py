@@ -81,3 +81,12 @@ async def test_key_that_the_upstream_quotes_is_told_to_nobody(stage_on: Open, st
         with pytest.raises((ModelAuthenticationError, ModelRejectedRequest)) as caught:
             await stage.play()
     assert KEY not in str(caught.value) + caught.value.public
+
+
+async def test_name_and_password_in_the_url_go_to_the_upstream_as_such(stage_on: Open) -> None:
+    async with stage_on(Scene(text="hi")) as elsewhere:
+        url = elsewhere.upstream.base_url.replace("http://", "http://me:p%40ss@")
+        async with stage_on(base_url=url, count_tokens=True) as stage:
+            await stage.play()
+            await stage.model.count(ask())
+        assert {request.headers["authorization"] for request in elsewhere.upstream.requests} == {"Basic bWU6cEBzcw=="}

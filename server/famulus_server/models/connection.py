@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+from base64 import b64encode
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ def _make_client(settings: ModelSettings) -> "Client":
 
     from famulus_server.models.client import Client
 
-    host = httpx2.URL(settings.base_url).host
+    url = httpx2.URL(settings.base_url)
     client = Client(
-        base_url=settings.base_url,
+        base_url=url.copy_with(userinfo=b""),
         api_key=settings.api_key or _NO_KEY,
         max_retries=0,  # `retry` is the only place that tries again
         http_client=DefaultAioHttpClient(
@@ -67,12 +68,15 @@ def _make_client(settings: ModelSettings) -> "Client":
             limits=httpx2.Limits(max_connections=0, max_keepalive_connections=_IDLE_CONNECTIONS),
             follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
             # A proxy that the environment names would look for this machine's servers on its own machine.
-            trust_env=not is_loopback(host),
+            trust_env=not is_loopback(url.host),
         ),
     )
     # The SDK fills these from the environment, and would tell every upstream what is meant for one.
     client.organization = client.project = client.admin_api_key = client.webhook_secret = None
-    client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS, for which there is no other way out
+    # OPENAI_CUSTOM_HEADERS, too, for which there is no other way out. What stands before the host of a URL goes into a
+    # header here: aiohttp wants to be the only one to name who asks.
+    named = f"{url.username}:{url.password}".encode()
+    client._custom_headers = {"Authorization": f"Basic {b64encode(named).decode()}"} if url.userinfo else {}  # noqa: SLF001
     # The SDK imports the resources at their first use, which would be on the event loop.
     _ = client.responses.input_tokens
     return client
