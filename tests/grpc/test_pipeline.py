@@ -254,10 +254,11 @@ async def test_unknown_method_is_unimplemented(stage: Stage) -> None:
     assert told.code == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_unary_call_that_takes_too_long_is_ended(stage: Stage) -> None:
+async def test_unary_call_that_takes_too_long_is_ended_and_logged_so(stage: Stage, lines: Lines) -> None:
     stage.actor.act = asyncio.Event().wait  # type: ignore[assignment]
     assert (await stage.refused()).code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert await stage.actor.ended == "acme"
+    assert (await lines.next("call"))["code"] == "DEADLINE_EXCEEDED"
 
 
 async def test_cancelled_call_ends_its_servicer_and_is_logged_as_cancelled(stage: Stage, lines: Lines) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.lanes import Outcome, Unit
 from famulus_server.store.session import Row
-from famulus_server.store.sqlite_session import SqliteSession, drive
+from famulus_server.store.sqlite_session import SqliteSession, drive, translate
 from famulus_server.store.transaction import SqlTransaction
 
 
@@ -30,7 +30,7 @@ class Glance:
         except (_More, sqlite3.Error):
             outcome = None
         except Exception as error:  # noqa: BLE001 - it reaches whoever asked
-            outcome = Outcome(error=error)
+            outcome = Outcome(error=translate(error))
         self._transaction.keys.settle(committed=outcome is not None and outcome.error is None)
         return outcome
 

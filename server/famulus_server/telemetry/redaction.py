@@ -47,7 +47,8 @@ class Redaction:
         """What may stand under a name in the log."""
         if value is not None and _is_secret(name):
             return REDACTED
-        return self.clean(value)
+        # Most are texts.
+        return self._text(value) if type(value) is str else self.clean(value)
 
     def clean(self, value: Any) -> Any:
         """The value without secrets, down to the last text in it; objects become the text that shows them."""
