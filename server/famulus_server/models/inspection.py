@@ -126,10 +126,12 @@ async def _send(client: "AsyncOpenAI", method: str, path: str) -> Any:
 
 
 def _why(error: BaseException) -> str:
-    """In words, as far down as they can be had."""
-    cause: BaseException | None = error
-    name = type(error).__name__
-    while cause is not None:
+    """In words, of the innermost cause that there are words for: what is around it may be of the same kind, and know
+    less."""
+    causes = [error]
+    while inner := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(inner)
+    for cause in reversed(causes):
         match cause:
             case socket.gaierror():
                 return "the name of its host is not known"
@@ -141,9 +143,7 @@ def _why(error: BaseException) -> str:
                 return "nobody listens there"
             case TimeoutError():
                 return "no connection in time"
-        name = type(cause).__name__
-        cause = cause.__cause__ or cause.__context__
-    return f"no answer ({name})"
+    return f"no answer ({type(causes[-1]).__name__})"
 
 
 def _names(body: bytes) -> frozenset[str] | None:
