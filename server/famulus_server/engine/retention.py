@@ -36,13 +36,13 @@ def lifetimes(retention: Retention) -> Lifetimes:
 def expire_time(thread: Thread, rules: Lifetimes) -> datetime | None:
     """When a thread's time is over, but for its last run; None: never."""
     own = thread.retention
-    created = thread.create_time.ToDatetime(UTC)
     after_create, after_activity = rules.after_create, rules.after_last_activity
     if own.HasField("after_create"):
         after_create = own.after_create.ToTimedelta()
     if own.HasField("after_last_activity"):
         after_activity = own.after_last_activity.ToTimedelta()
-    ends = [created + kept for kept in (after_create, rules.most_after_create) if kept is not None]
+    kept = [span for span in (after_create, rules.most_after_create) if span is not None]
+    ends = [thread.create_time.ToDatetime(UTC) + min(kept)] if kept else []
     if after_activity is not None:
         ends.append(thread.last_activity_time.ToDatetime(UTC) + after_activity)
     return min(ends, default=None)
