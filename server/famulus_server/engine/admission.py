@@ -13,7 +13,7 @@ from famulus.v1.run_service_pb2 import BusyPolicy, CreateRunRequest
 from famulus.v1.thread_pb2 import Thread
 from famulus_server.engine import budgets, facts, fairness, lifecycle, line, tools
 from famulus_server.engine.clock import timestamp
-from famulus_server.engine.fields import copy_fields, copy_of, is_set, take
+from famulus_server.engine.fields import copy_fields, copy_of, take
 from famulus_server.engine.ledger import Settled
 from famulus_server.engine.policy import Policy
 from famulus_server.engine.settlement import end_waiting
@@ -191,17 +191,14 @@ def freeze(request: CreateRunRequest, assistant: Assistant, thread: Thread, *, r
     )
     ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL
     run.expire_time.CopyFrom(timestamp(now + ttl))
-    for name in _OVERRIDES:
-        take(run, name, request if is_set(request, name) else assistant)
-    for name in _OWN:
-        take(run, name, request)
+    take(run, _OVERRIDES, assistant)
+    take(run, _OVERRIDES + _OWN, request)
     if request.additional_instructions:
         run.instructions = "\n\n".join(filter(None, (run.instructions, request.additional_instructions)))
     if assistant.HasField("tool_resources"):
         run.tool_resources.CopyFrom(assistant.tool_resources)
-    for name in ("code_interpreter_file_ids", "file_search_vector_store_ids"):
-        if is_set(thread.tool_resources, name):
-            copy_fields(thread.tool_resources, run.tool_resources, [name])
+    for given, _ in thread.tool_resources.ListFields():
+        copy_fields(thread.tool_resources, run.tool_resources, [given.name])
     return run
 
 

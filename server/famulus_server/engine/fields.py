@@ -1,6 +1,6 @@
 """Copying named fields from one message to another of the same kind, as update masks ask for (AIP-134)."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -32,15 +32,15 @@ def copy_fields(source: M, target: M, names: Iterable[str]) -> None:
     target.MergeFrom(picked)
 
 
-def take(target: Message, name: str, source: Message) -> None:
-    """Sets one field of the target to what a message of another kind has under the same name, if it has something."""
-    if not is_set(source, name):
-        return
-    value = getattr(source, name)
-    if isinstance(value, Message):
-        getattr(target, name).CopyFrom(value)
-    else:
-        setattr(target, name, value)
+def take(target: Message, names: Collection[str], source: Message) -> None:
+    """Sets those of the named fields of the target that a message of another kind has set, under the same names."""
+    for field, value in source.ListFields():
+        if field.name not in names:
+            continue
+        if isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def _clear(message: Any, name: str) -> None:
