@@ -44,6 +44,13 @@ local function fill_at(key, time)
   end
 end
 """
+# Numbers as one text, which is read faster than as many answers.
+_TELL = b"""
+local function tell(numbers)
+  for i, number in ipairs(numbers) do numbers[i] = string.format('%.0f', number) end
+  return table.concat(numbers, ' ')
+end
+"""
 # All is looked at before anything is taken. What is no string is read as nothing.
 # KEYS: for each demand the bucket or the holders, then for each the pause. ARGV: how many demands are of buckets, which
 # come first; holder; how long he holds his places; the longest wait for a place; then for each demand capacity and
@@ -52,6 +59,7 @@ end
 _TAKE = (
     _NOW
     + _FILL_AT
+    + _TELL
     + b"""
 local count, buckets, holder, expiry = #KEYS / 2, tonumber(ARGV[1]), ARGV[2], now + ARGV[3]
 local longest_for_place = tonumber(ARGV[4])
@@ -82,7 +90,7 @@ local answer = {refusing, longest}
 for i = 1, buckets do answer[i + 2] = times[KEYS[i]] - now end
 if refusing > 0 then
   for i = 1, buckets do answer[i + 2] = answer[i + 2] - ARGV[2 * i + 4] end
-  return answer
+  return tell(answer)
 end
 for key, time in pairs(times) do fill_at(key, time) end
 for i = buckets + 1, count do
@@ -90,7 +98,7 @@ for i = buckets + 1, count do
   local latest = math.ceil(expiry / 1000)
   if held[i] > 0 then redis.call('PEXPIREAT', KEYS[i], latest, 'GT') else redis.call('PEXPIREAT', KEYS[i], latest) end
 end
-return answer
+return tell(answer)
 """
 )
 # KEYS: marker, buckets, holders. ARGV: milliseconds for which the marker stays, what each bucket is charged, or given
@@ -99,16 +107,17 @@ return answer
 _SETTLE = (
     _NOW
     + _FILL_AT
+    + _TELL
     + b"""
 for i = #ARGV, #KEYS do redis.pcall('ZREM', KEYS[i], ARGV[#ARGV]) end
-if not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[1]) then return {} end
+if not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[1]) then return '' end
 local answer, values = {}, redis.call('MGET', unpack(KEYS))
 for i = 2, #ARGV - 1 do
   local time = math.max(tonumber(values[i]) or 0, now) + ARGV[i]
   fill_at(KEYS[i], time)
   answer[i - 1] = math.max(time - now, 0)
 end
-return answer
+return tell(answer)
 """
 )
 # KEYS: holders. ARGV: holder. A Redis that is full is asked, too: it has more room afterwards.
@@ -178,6 +187,11 @@ def observe(limit: Limit, *, left: int) -> Command:
 def pause(limits: Sequence[Limit], *, seconds: float) -> Command:
     """Nothing is to be had for so long."""
     return ["EVAL", _OWE, len(limits), *map(_pause_key, limits), *(to_microseconds(seconds) for _ in limits)]
+
+
+def numbers_of(answer: bytes) -> list[int]:
+    """What `take` and `settle` are answered."""
+    return list(map(int, answer.split()))
 
 
 def owe(debts: Mapping[Name, int]) -> Iterable[Command]:

@@ -98,16 +98,15 @@ class RedisLimiter:
         except asyncio.CancelledError:
             self._give_back(ordered[len(buckets) :], holder=holder)
             raise
-        match answer:
-            case [0, _, *debts]:
-                self._remember(buckets, debts)
+        if answer is not None:
+            number, wait, *debts = scripts.numbers_of(answer)
+            self._remember(buckets, debts)
+            if not number:
                 limits = [demand.limit for demand in ordered]
                 self._local.hold(limits, holder=holder, seconds=min(seconds, _HELD_SECONDS))
                 self._unreleased.pop(holder, None)
                 return None
-            case [number, wait, *debts]:
-                self._remember(buckets, debts)
-                return Refused(ordered[number - 1].limit, to_seconds(wait))
+            return Refused(ordered[number - 1].limit, to_seconds(wait))
         refused = await self._local.take(ordered, holder=holder, seconds=seconds, key=key)
         if refused is not None:
             self._give_back(ordered[len(buckets) :], holder=holder)
@@ -149,14 +148,14 @@ class RedisLimiter:
     ) -> None:
         await self._local.release(runs, holder=holder)
         command = scripts.settle(tokens, key=key, used=used, places=runs, holder=holder)
-        match await self._ask(command, hurried=False):
-            case [*debts]:
-                self._remember(tokens, debts)
-            case _:
-                await self._local.settle(tokens, key=key, used=used)
-                if runs:
-                    # One that is full refuses to count, and yet can be told this.
-                    await self._release(runs, holder=holder)
+        answer = await self._ask(command, hurried=False)
+        if answer is not None:
+            self._remember(tokens, scripts.numbers_of(answer))
+            return
+        await self._local.settle(tokens, key=key, used=used)
+        if runs:
+            # One that is full refuses to count, and yet can be told this.
+            await self._release(runs, holder=holder)
 
     async def _release(self, runs: Sequence[Limit], *, holder: str) -> None:
         await self._local.release(runs, holder=holder)

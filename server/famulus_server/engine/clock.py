@@ -11,6 +11,7 @@ from famulus_server.ports import Clock
 # Crockford's base 32: no vowels but A and E, no digit that looks like a letter; sorts as its bytes do.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 class SystemClock:
@@ -32,7 +33,7 @@ class TimeOrderedIds:
         """`prefix_` and 26 characters."""
         milliseconds = int(self._clock.now().timestamp() * 1_000)
         number = milliseconds << 80 | int.from_bytes(self._entropy(10))
-        return prefix + "_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+        return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def timestamp(moment: datetime) -> Timestamp:

@@ -57,8 +57,7 @@ class Gate:
 
     def leave(self, tenant: str, run: Run) -> None:
         """The run has ended, or never began: its places are given back. Returns at once."""
-        demands = quotas.limits_of_start(self._policies.current, tenant, run)
-        limits = [demand.limit for demand in demands if demand.limit.quantity == "runs"]
+        limits = quotas.places_of(self._policies.current, tenant, run)
         if limits:
             task = asyncio.create_task(self._limiter.release(limits, holder=run.id))
             self._leaving.add(task)

@@ -36,11 +36,20 @@ def limits_of_start(policy: Policy, tenant: str, run: Run, *, replaced: Run | No
     """What a run takes when it is created: a request, a place and a token of its tenant, user and assistant: without
     a token it would only wait. Where the run that it replaces has a place, it needs no free one: that place is about to
     be given back."""
-    limits = _limits_of_start(policy, tenant, run)
-    held = [] if replaced is None else _limits_of_start(policy, tenant, replaced)
+    held = [] if replaced is None else places_of(policy, tenant, replaced)
     return [
-        Demand(replace(limit, most=_UNBOUNDED) if limit.quantity == "runs" and limit in held else limit)
-        for limit in limits
+        Demand(replace(limit, most=_UNBOUNDED) if limit in held else limit)
+        for scope, subject, quota in _callers(policy, tenant, run)
+        for limit in _limits(scope, subject, quota, ("requests", "runs", "tokens"))
+    ]
+
+
+def places_of(policy: Policy, tenant: str, run: Run) -> list[Limit]:
+    """The limits of runs in which a run holds a place from its start to its end."""
+    return [
+        limit
+        for scope, subject, quota in _callers(policy, tenant, run)
+        for limit in _limits(scope, subject, quota, ("runs",))
     ]
 
 
@@ -83,14 +92,6 @@ def refusal(refused: Refused) -> ResourceExhausted:
         metadata={"limit": f"{limit.scope}.{name}"},
         retry_after=refused.retry_after,
     )
-
-
-def _limits_of_start(policy: Policy, tenant: str, run: Run) -> list[Limit]:
-    return [
-        limit
-        for scope, subject, quota in _callers(policy, tenant, run)
-        for limit in _limits(scope, subject, quota, ("requests", "runs", "tokens"))
-    ]
 
 
 def _callers(policy: Policy, tenant: str, run: Run) -> Iterator[tuple[Scope, str, Quota]]:

@@ -28,19 +28,21 @@ class Client(AsyncOpenAI):
     def __init__(self, **given: Any) -> None:
         """As the SDK's."""
         super().__init__(**given)
+        # By their paths, what the SDK makes of requests that have no body yet; by names of headers, what it sends.
+        self._turns: dict[str, FinalRequestOptions] = {}
         self._frames: dict[tuple[str, ...], _Frame] = {}
 
     def turn(
         self, path: str, body: bytes, headers: Mapping[str, str]
     ) -> AsyncResponseContextManager[AsyncAPIResponse[Any]]:
         """The request of a turn, sent on entering; `body` is JSON. Raises what the SDK raises."""
-        answer = self.post(
-            path,
-            cast_to=object,
-            content=body,
-            options={"headers": {**headers, **_AS_IT_COMES}, "security": {"bearer_auth": True}},
-        )
-        return AsyncResponseContextManager(cast("Awaitable[AsyncAPIResponse[Any]]", answer))
+        options = self._turns.get(path)
+        if options is None:
+            options = self._turns[path] = FinalRequestOptions.construct(
+                method="post", url=path, security={"bearer_auth": True}
+            )
+        options = options.model_copy(update={"content": body, "headers": {**headers, **_AS_IT_COMES}})
+        return AsyncResponseContextManager(cast("Awaitable[AsyncAPIResponse[Any]]", self.request(object, options)))
 
     def _build_request(self, options: FinalRequestOptions, *, retries_taken: int = 0) -> httpx2.Request:
         """A third of what the SDK needs for a turn goes into its headers and its URL, which do not change."""
