@@ -1,12 +1,13 @@
 """Going away politely (contract 29): new runs are refused, open streams are told to resume elsewhere."""
 
-import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+import math
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.calls import Call, Method, Proceed
+from famulus_server.engine.timer import Timer
 from famulus_server.errors import Unavailable
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ class Drain:
 
     def __init__(self) -> None:
         self._started = False
-        self._waits: set[asyncio.Timeout] = set()
+        self._timers: set[Timer] = set()
 
     @property
     def started(self) -> bool:
@@ -29,9 +30,8 @@ class Drain:
     def start(self) -> None:
         """Interrupts everything that waits inside `interrupting`. Call it in the server's event loop."""
         self._started = True
-        now = asyncio.get_running_loop().time()
-        for wait in self._waits:
-            wait.reschedule(now)
+        for timer in self._timers:
+            timer.allow(0.0)
 
     def check(self) -> None:
         """Raises Unavailable (SERVER_DRAINING) if the server is going away."""
@@ -46,27 +46,39 @@ class Drain:
     async def interrupting(self) -> AsyncIterator[None]:
         """Around something that may wait for long: raises Unavailable (SERVER_DRAINING) as soon as draining starts."""
         self.check()
-        try:
-            # A time limit that `start` sets: cheaper than a second task to wait for each event of each stream.
-            async with asyncio.timeout(None) as wait:
-                self._waits.add(wait)
-                try:
+        with self._ringing() as timer:
+            try:
+                with timer:
                     yield
-                finally:
-                    self._waits.discard(wait)
-        except TimeoutError:
-            if wait.expired():
+            except TimeoutError:
                 self.check()
-            raise
+                raise
 
     async def until_started(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
         """The items, until draining starts; then Unavailable (SERVER_DRAINING)."""
-        while True:
-            async with self.interrupting():
-                item = await anext(items, None)
-            if item is None:
-                return
-            yield item
+        with self._ringing() as timer:
+            while True:
+                self.check()
+                try:
+                    with timer:
+                        item = await anext(items, None)
+                except TimeoutError:
+                    self.check()
+                    raise
+                if item is None:
+                    return
+                yield item
+
+    @contextmanager
+    def _ringing(self) -> Iterator[Timer]:
+        """A timer that rings when draining starts: cheaper than a second task to wait for each event of each stream."""
+        timer = Timer(math.inf)
+        self._timers.add(timer)
+        try:
+            yield timer
+        finally:
+            self._timers.discard(timer)
+            timer.close()
 
 
 class Admission:

@@ -6,7 +6,7 @@ sees how it ended after it. One list in `server.py` names all of them, outermost
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -16,6 +16,7 @@ from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.calls import Call, Method, Proceed, current_call, enter, log_request
 from famulus_server.api.errors import tell
 from famulus_server.api.wire import checked, checked_stream, reading, writing
+from famulus_server.engine.timer import Timer
 from famulus_server.errors import Aborted
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its types only
@@ -69,11 +70,13 @@ class Pipeline(grpc.aio.ServerInterceptor):
             log_request(call.request)
             responses: AsyncGenerator[Any, None] = behaviour(call.request, call.context)
             async with aclosing(responses):
-                async for response in responses:
-                    if call.when_answered is not None:
-                        call.when_answered()
-                        call.when_answered = None
-                    await self._write(call.context, response)
+                with closing(Timer(self._slow_seconds)) as timer:
+                    async for response in responses:
+                        if call.when_answered is not None:
+                            call.when_answered()
+                            call.when_answered = None
+                        timer.allow(self._slow_seconds)
+                        await self._write(call.context, response, timer)
 
         method = Method(name, handler.response_streaming)
         proceed: Proceed = stream if method.streams else answer
@@ -100,10 +103,10 @@ class Pipeline(grpc.aio.ServerInterceptor):
             response_serializer=writing(handler.response_serializer),
         )
 
-    async def _write(self, context: _Context, response: Any) -> None:
+    async def _write(self, context: _Context, response: Any, timer: Timer) -> None:
         """Returns once the reader has taken it, or may take it soon (contract 14). Raises Aborted."""
         try:
-            async with asyncio.timeout(self._slow_seconds):
+            with timer:
                 await context.write(response)
         except TimeoutError:
             current_call().let_go = True

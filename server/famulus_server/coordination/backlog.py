@@ -33,8 +33,11 @@ class Entry(NamedTuple):
 
     def weigh(self) -> tuple[int, int]:
         """How many events, and how many bytes."""
-        batches = self.batches or ()
-        return sum(batch.count for batch in batches), sum(len(batch.payload) for batch in batches)
+        events = size = 0
+        for batch in self.batches or ():
+            events += batch.count
+            size += len(batch.payload)
+        return events, size
 
 
 def entries_of(run_id: str, batches: Iterable[EventBatch], *, seconds: int, again: bool = False) -> Iterator[Entry]:

@@ -29,7 +29,7 @@ _ENDED_SECONDS = 3_600
 # Each is some milliseconds of work for this process: more at a time would take each other's work for Redis's silence.
 _READS_AT_A_TIME = 4
 # From one write to the next: of many runs with a delta now and then, many deltas go together.
-_GATHERING_SECONDS = 0.005
+_GATHERING_SECONDS = 0.01
 # How long events wait for what another replica is about to write before them, and how often they are tried meanwhile.
 _OVERTAKING_SECONDS = 0.25
 _OVERTAKING_PAUSE = 0.01

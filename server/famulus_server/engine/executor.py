@@ -68,6 +68,7 @@ class _Progress:
     control: Control
     sequence: int
     span: Span
+    new_thread: bool
     turns: list[Turn] = field(default_factory=list)
     next_position: int = 1
     call_ids: set[str] = field(default_factory=set)
@@ -150,7 +151,7 @@ class Executor:
             raise LeaseLost(run.id)
         self._feed.own(run.id)
         log.stored_sequence = run.last_sequence
-        progress = _Progress(claimed.tenant, run, log, control, log.last_sequence, span)
+        progress = _Progress(claimed.tenant, run, log, control, log.last_sequence, span, claimed.new_thread)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
             self._tell(progress, facts.attempt_started(run.attempt, run.last_sequence))
@@ -230,7 +231,10 @@ class Executor:
         if card is None:
             raise ModelRemoved("no model of this name")
         made = await self._insist(
-            progress, lambda: prompt.build(self._store, self._thread_cache, tenant, run, card, turns)
+            progress,
+            lambda: prompt.build(
+                self._store, self._thread_cache, tenant, run, card, turns, new_thread=progress.new_thread and not turns
+            ),
         )
         return Question(tenant=tenant, run=run, made=made, avoid=progress.avoid)
 

@@ -46,12 +46,20 @@ class Prompt:
 
 
 async def build(
-    store: Store, cache: ThreadCache, tenant: str, run: Run, card: ModelCard, turns: Sequence[Turn]
+    store: Store,
+    cache: ThreadCache,
+    tenant: str,
+    run: Run,
+    card: ModelCard,
+    turns: Sequence[Turn],
+    *,
+    new_thread: bool = False,
 ) -> Prompt:
-    """The input of the run's next turn, after the committed ones. What the first turn sees is remembered."""
+    """The input of the run's next turn, after the committed ones. What the first turn sees is remembered; of a
+    `new_thread` nothing can be remembered yet."""
     fixed = estimate_text(run.instructions) + sum(map(_estimate_tool, run.tools))
     start = turns[0].seen_sequence if turns else None
-    remembered = await cache.get(tenant, run.thread_id)
+    remembered = None if new_thread else await cache.get(tenant, run.thread_id)
 
     async def read(tx: Transaction) -> tuple[Context, list[Message], list[Message], list[Message]]:
         context = await recall(tx, tenant, run.thread_id, remembered, count=_count(run))

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Sequence
 
 from famulus.v1 import error_reason_pb2 as reasons
@@ -16,6 +15,7 @@ from famulus_server.engine.feed import Feed, RunLog
 from famulus_server.engine.follower import Follower
 from famulus_server.engine.messages import messages_of
 from famulus_server.engine.packing import fitting, fresh, pack
+from famulus_server.engine.timer import Timer
 from famulus_server.errors import NotFound, OutOfRange
 from famulus_server.ports import Clock, EventBatch, EventLog, Store, Transaction
 
@@ -74,21 +74,21 @@ class Watch:
 
     async def _live(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[EventBatch], None]:
         async with self._follower.following(tenant, run) as log:
-            said = time.monotonic()
-            while True:
-                batches = await self._next(tenant, run.id, log, cursor)
-                if batches:
-                    cursor = batches[-1].last
-                    yield batches
-                    said = time.monotonic()
-                elif log.deleted:
-                    raise NotFound("run", run.id, reason=reasons.ERROR_REASON_THREAD_DELETED)
-                elif log.ended and cursor >= log.last_sequence:
-                    _check_end(cursor, log.last_sequence)
-                    return
-                elif not await self._changes(log, cursor, until=said + self._heartbeat_seconds):
-                    yield ()
-                    said = time.monotonic()
+            with contextlib.closing(Timer(self._heartbeat_seconds)) as timer:
+                while True:
+                    batches = await self._next(tenant, run.id, log, cursor)
+                    if batches:
+                        cursor = batches[-1].last
+                        yield batches
+                        timer.allow(self._heartbeat_seconds)
+                    elif log.deleted:
+                        raise NotFound("run", run.id, reason=reasons.ERROR_REASON_THREAD_DELETED)
+                    elif log.ended and cursor >= log.last_sequence:
+                        _check_end(cursor, log.last_sequence)
+                        return
+                    elif not await self._changes(log, cursor, timer):
+                        yield ()
+                        timer.allow(self._heartbeat_seconds)
 
     async def _next(self, tenant: str, run_id: str, log: RunLog, cursor: int) -> Sequence[EventBatch]:
         """What follows a sequence as far as it is known here."""
@@ -148,18 +148,19 @@ class Watch:
         event.event_time.CopyFrom(timestamp(self._clock.now()))
         return pack([event])
 
-    async def _changes(self, log: RunLog, cursor: int, *, until: float) -> bool:
+    async def _changes(self, log: RunLog, cursor: int, timer: Timer) -> bool:
         """Waits for the log to change; False once it is time for a heartbeat."""
-        left = max(0.0, until - time.monotonic())
         if not (log.reaches(cursor) or log.deleted):
             # What follows is lost, and each delta only adds to what lies behind it: facts will help.
+            left = timer.left
             await asyncio.sleep(min(_LOST_SECONDS, left))
             return left > _LOST_SECONDS
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left):
+        try:
+            with timer:
                 await log.wait()
-                return True
-        return False
+        except TimeoutError:
+            return False
+        return True
 
 
 def _check_end(cursor: int, last_sequence: int) -> None:

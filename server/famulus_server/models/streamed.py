@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 
+from famulus_server.engine.timer import Timer
 from famulus_server.errors import ModelError, ModelProtocolError, ModelTimeout, ModelUnavailable
 from famulus_server.models.allowance import read_allowance
 from famulus_server.models.connection import Connection
 from famulus_server.models.failures import from_status
 from famulus_server.models.settings import ModelSettings
 from famulus_server.models.sse import SseDecoder
-from famulus_server.models.timer import Timer
 from famulus_server.ports import ModelEvent, ModelRequest
 
 if TYPE_CHECKING:

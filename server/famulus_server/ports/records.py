@@ -103,11 +103,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A run that this worker now owns. `taken_over` says that a lease of somebody else had run out."""
+    """A run that this worker now owns. `taken_over` says that a lease of somebody else had run out, `new_thread` that
+    the thread was made together with it, and is remembered nowhere."""
 
     tenant: str
     run: Run
     taken_over: bool
+    new_thread: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,6 +130,8 @@ class SqliteStore:
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        # The copies that SQLite makes to undo a statement are not worth a file.
+        connection.execute("PRAGMA temp_store = MEMORY")
         # What is deleted is overwritten, keys among it: erasing the data of a user is more than forgetting where it is.
         connection.execute("PRAGMA secure_delete = ON")
         return connection

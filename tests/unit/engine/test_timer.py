@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from famulus_server.models.timer import Timer
+from famulus_server.engine.timer import Timer
 
 LONG = 60.0
 SHORT = 0.01

@@ -20,11 +20,18 @@ class Timer:
         self._cancelling = 0
         self._rang = False
 
+    @property
+    def left(self) -> float:
+        """How many seconds are left of what was allowed."""
+        return max(0.0, self._deadline - self._loop.time())
+
     def allow(self, seconds: float) -> None:
-        """Waits may take so long from now on, those before them forgotten."""
+        """Waits may take so long from now on, those before them forgotten; also the one that is under way."""
         self._deadline = self._loop.time() + seconds
         if self._handle is not None and self._handle.when() > self._deadline:
             self.close()
+            if self._waiter is not None:
+                self._handle = self._loop.call_at(self._deadline, self._ring)
 
     def close(self) -> None:
         """Lets go of the event loop's timer, until somebody waits again."""
