@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,10 +15,11 @@ from famulus.v1.run_step_pb2 import RunStep
 from famulus_server.engine import facts, lifecycle, outcomes, prompt, tracing
 from famulus_server.engine.asking import Asking, Parked, Question
 from famulus_server.engine.control import Control, Interrupted, Interruption
-from famulus_server.engine.feed import Draft, Feed, RunLog
+from famulus_server.engine.feed import Draft, Feed
 from famulus_server.engine.ledger import Ledger, Settled
 from famulus_server.engine.packing import Packer
 from famulus_server.engine.policy import Policies
+from famulus_server.engine.progress import Progress
 from famulus_server.engine.routing import Router
 from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.settlement import Settlement, hold, settle, start_over
@@ -56,24 +57,6 @@ NOBODYS = Lease(owner="", seconds=0)
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What an execution knows of its run. `sequence` is that of the last event published."""
-
-    tenant: str
-    run: Run
-    log: RunLog
-    control: Control
-    sequence: int
-    span: Span
-    new_thread: bool
-    turns: list[Turn] = field(default_factory=list)
-    next_position: int = 1
-    call_ids: set[str] = field(default_factory=set)
-    avoid: set[str] = field(default_factory=set)
-    """Models that broke off an answer to the turn under way."""
 
 
 class Executor:
@@ -143,7 +126,7 @@ class Executor:
             except NotFound:
                 self._feed.drop(claimed.run.id)
 
-    def _begin(self, claimed: Claimed, control: Control, span: Span) -> _Progress:
+    def _begin(self, claimed: Claimed, control: Control, span: Span) -> Progress:
         run = claimed.run
         log = self._feed.open(run.id, run.last_sequence) if claimed.taken_over else self._feed.find(run.id)
         if log is None:
@@ -151,13 +134,13 @@ class Executor:
             raise LeaseLost(run.id)
         self._feed.own(run.id)
         log.stored_sequence = run.last_sequence
-        progress = _Progress(claimed.tenant, run, log, control, log.last_sequence, span, claimed.new_thread)
+        progress = Progress(claimed.tenant, run, log, control, log.last_sequence, span, claimed.new_thread)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
             self._tell(progress, facts.attempt_started(run.attempt, run.last_sequence))
         return progress
 
-    async def _work(self, progress: _Progress) -> None:
+    async def _work(self, progress: Progress) -> None:
         if progress.run.turn_attempt > MAX_TURN_ATTEMPTS:
             error = RunError(
                 code=RunErrorCode.RUN_ERROR_CODE_WORKER_LOST,
@@ -173,7 +156,7 @@ class Executor:
                 progress.control.interrupt(Interruption.CANCEL)
             await self._turn(progress)
 
-    async def _load(self, progress: _Progress) -> None:
+    async def _load(self, progress: Progress) -> None:
         """Reads what earlier turns made."""
         tenant, run_id = progress.tenant, progress.run.id
 
@@ -184,7 +167,7 @@ class Executor:
         progress.next_position = steps[-1].position + 1 if steps else 1
         progress.call_ids = {call.id for step in steps for call in step.tool_calls.tool_calls}
 
-    async def _turn(self, progress: _Progress) -> None:
+    async def _turn(self, progress: Progress) -> None:
         run = progress.run
         if run.HasField("max_prompt_tokens") and run.usage.prompt_tokens >= run.max_prompt_tokens:
             await self._settle(progress, outcomes.out_of_prompt())
@@ -225,7 +208,7 @@ class Executor:
             if progress.log.draft == recorder.draft:
                 progress.log.draft = Draft
 
-    async def _question(self, progress: _Progress) -> Question:
+    async def _question(self, progress: Progress) -> Question:
         tenant, run, turns = progress.tenant, progress.run, progress.turns
         card = self._router.card(run.model)
         if card is None:
@@ -238,16 +221,16 @@ class Executor:
         )
         return Question(tenant=tenant, run=run, made=made, avoid=progress.avoid)
 
-    async def _listen(self, progress: _Progress, recorder: TurnRecorder, question: Question) -> None:
+    async def _listen(self, progress: Progress, recorder: TurnRecorder, question: Question) -> None:
         """Shows what the model says, as it comes, until its terminal event."""
         try:
             async with (
-                asyncio.timeout(self._remaining(progress.run)) as expiry,
+                asyncio.timeout(progress.seconds_left(self._clock.now())) as expiry,
                 contextlib.aclosing(self._asking.stream(question)) as stream,
             ):
                 async for events in stream:
                     tracing.retries(progress.span, events)
-                    packer = self._packer(progress)
+                    packer = progress.packer(self._clock.now())
                     recorder.take(events, packer)
                     self._publish(progress, packer)
         except TimeoutError:
@@ -257,13 +240,8 @@ class Executor:
         if recorder.ended is None:
             raise ModelProtocolError("the stream ended without its terminal event")
 
-    def _remaining(self, run: Run) -> float:
-        """Seconds until the run expires."""
-        now = self._clock.now()
-        return (run.expire_time.ToDatetime(now.tzinfo) - now).total_seconds()
-
     async def _turn_ended(
-        self, progress: _Progress, recorder: TurnRecorder, question: Question, ended: TurnEnded
+        self, progress: Progress, recorder: TurnRecorder, question: Question, ended: TurnEnded
     ) -> None:
         run = progress.run
         usage = ended.usage or outcomes.estimate_usage(recorder, question) or Usage()
@@ -288,7 +266,7 @@ class Executor:
         progress.call_ids.update(call.id for step in wanted.steps for call in step.tool_calls.tool_calls)
 
     async def _model_failed(
-        self, progress: _Progress, recorder: TurnRecorder, question: Question | None, error: ModelError
+        self, progress: Progress, recorder: TurnRecorder, question: Question | None, error: ModelError
     ) -> None:
         run = progress.run
         _log.warning(
@@ -309,9 +287,7 @@ class Executor:
             wanted = replace(wanted, variant=question.variant, degraded=question.degraded)
         await self._settle(progress, wanted)
 
-    async def _start_over(
-        self, progress: _Progress, question: Question, usage: Usage | None, error: ModelError
-    ) -> None:
+    async def _start_over(self, progress: Progress, question: Question, usage: Usage | None, error: ModelError) -> None:
         """A retry after the first chunk is a new attempt, counted in SQL (contract 18); what the broken one cost is
         counted, too."""
         known, policy, now = progress.run, self._policies.current, self._clock.now()
@@ -339,10 +315,10 @@ class Executor:
             tracing.retry(progress.span, error.code, pause)
             # An interruption, or the end of the run's time, is dealt with by the turn that follows.
             with contextlib.suppress(Interrupted), progress.control.interruptible():
-                await asyncio.sleep(min(pause, max(0.0, self._remaining(progress.run))))
+                await asyncio.sleep(min(pause, max(0.0, progress.seconds_left(self._clock.now()))))
 
     async def _interrupted(
-        self, progress: _Progress, why: Interruption, recorder: TurnRecorder, question: Question | None
+        self, progress: Progress, why: Interruption, recorder: TurnRecorder, question: Question | None
     ) -> None:
         match why:
             case Interruption.CANCEL:
@@ -355,7 +331,7 @@ class Executor:
             case Interruption.LEASE_LOST:
                 raise LeaseLost(progress.run.id)
 
-    async def _release(self, progress: _Progress) -> None:
+    async def _release(self, progress: Progress) -> None:
         """Gives the lease back at once, so that nobody has to wait for it to run out (contract 29)."""
         known, now = progress.run, self._clock.now()
 
@@ -367,7 +343,7 @@ class Executor:
 
         await self._store.write(unit)
 
-    async def _settle(self, progress: _Progress, wanted: Settlement) -> None:
+    async def _settle(self, progress: Progress, wanted: Settlement) -> None:
         known, policy, now = progress.run, self._policies.current, self._clock.now()
 
         async def unit(tx: Transaction) -> Settled:
@@ -383,7 +359,7 @@ class Executor:
         self._metrics.used(progress.tenant, settled.run, wanted.usage)
         self._metrics.called(settled.run, wanted.steps)
 
-    async def _insist(self, progress: _Progress, action: Callable[[], Awaitable[T]]) -> T:
+    async def _insist(self, progress: Progress, action: Callable[[], Awaitable[T]]) -> T:
         """Reads or writes, again and again while the store is away and the run is ours: a turn was paid for."""
         while True:
             try:
@@ -393,15 +369,12 @@ class Executor:
                     raise
                 await asyncio.sleep(_STORE_PAUSE)
 
-    def _tell(self, progress: _Progress, event: RunEvent) -> None:
-        packer = self._packer(progress)
+    def _tell(self, progress: Progress, event: RunEvent) -> None:
+        packer = progress.packer(self._clock.now())
         packer.add(event)
         self._publish(progress, packer)
 
-    def _packer(self, progress: _Progress) -> Packer:
-        return Packer(last_sequence=progress.sequence, now=self._clock.now())
-
-    def _publish(self, progress: _Progress, packer: Packer) -> None:
+    def _publish(self, progress: Progress, packer: Packer) -> None:
         if progress.log.deleted:
             raise LeaseLost(progress.run.id)
         if batches := packer.close():
