@@ -16,6 +16,7 @@ from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.run_service_pb2 import WatchRunRequest
 from famulus_server.engine import lifecycle
+from famulus_server.engine.packing import events_of, unpack
 from validator import validate_final, validate_jumps, validate_stream
 
 # After the last fault: a lease runs out, somebody notices, the run is made again.
@@ -193,7 +194,7 @@ async def _judge_redis(cluster: Cluster, stored: Stored, journal: Journal) -> No
 
 async def _left(redis: Redis, run_id: str, deleted: float) -> str:
     entries: Any = await redis.xrange(_key(run_id))
-    events = [RunEvent.FromString(fields[b"e"]) for _, fields in entries]
+    events = events_of(unpack(fields[b"e"]) for _, fields in entries)
     late = events[-1].event_time.ToMicroseconds() / 1e6 - deleted if events else 0.0
     return f"{len(events)} events, the last {late:+.2f} s behind the deletion: {_sequences(events)}"
 

@@ -218,6 +218,19 @@ async def test_events_of_many_runs_are_read_at_once(log: RedisEventLog) -> None:
 
 
 @pytest.mark.usefixtures("unhurried")
+async def test_answers_stay_small_where_batches_are_large(log: RedisEventLog, redis: Redis) -> None:
+    published = events(*range(1, 21), text="y" * 100_000)
+    log.publish("run_1", published)
+    log.publish("run_2", events(1, 2))
+    await log.flush()
+    before = await evals(redis)
+    found = await log.read_many({"run_1": 0, "run_2": 1}, limit=18)
+    # Three of the large ones are enough for an answer.
+    assert await evals(redis) - before == 7
+    assert (found["run_1"], sequences(found["run_2"])) == (published[:18], [2])
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_two_thousand_runs_are_read_at_once(log: RedisEventLog, redis: Redis) -> None:
     cursors = {f"run_{number}": number % 2 for number in range(2_000)}
     for run_id in cursors:

@@ -237,6 +237,20 @@ async def test_foreign_kinds_of_keys_are_overwritten(one: RedisLimiter, redis: A
     assert one.is_shared
 
 
+@pytest.mark.parametrize("foreign", ["inf", "-inf", "nan", "1e300", "-5", "0x10", "", "abc"])
+async def test_what_is_no_moment_is_nothing(one: RedisLimiter, redis: Any, foreign: str) -> None:
+    demands = [Demand(one_of_them) for one_of_them in LIMITS]
+    assert await one.take(demands, holder="run_1", seconds=60.0) is None
+    await one.pause(LIMITS, seconds=0.01)
+    for key in await redis.keys("*"):
+        if await redis.type(key) == b"string":
+            await redis.set(key, foreign)
+    assert await one.take(demands, holder="run_2", seconds=60.0) is None
+    await one.settle(demands, key="run_2/1", used=1)
+    await one.pause(LIMITS, seconds=0.01)
+    assert one.is_shared
+
+
 async def test_each_replica_keeps_to_its_share(url: str, redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limiter, "_ROUND_SECONDS", 0.02)
     requests, runs = Demand(limit(most=9)), [Demand(limit("runs", most=5))]

@@ -1,6 +1,8 @@
 """The contract of the port `Model` when something is wrong, over both adapters. Rows of the list of faults."""
 
 import asyncio
+import socket
+import threading
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -248,3 +250,24 @@ async def test_without_a_reserve_the_share_still_adds_up_to_retries(stage_on: Op
             with pytest.raises(ModelUnavailable):
                 await stage.play()
         assert len(stage.upstream.requests) == 6
+
+
+async def test_name_that_nobody_resolves_takes_no_longer_than_connecting_may(
+    stage_on: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def wait_or_resolve(host: Any, *rest: Any, **named: Any) -> Any:
+        if host == "lost.test":
+            answered.wait()
+            raise socket.gaierror
+        return resolve(host, *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait_or_resolve)
+    try:
+        async with stage_on(base_url="http://lost.test/v1", connect_timeout=0.2) as stage:
+            with pytest.raises(ModelTimeout, match="no connection in time"):
+                await asyncio.wait_for(stage.play(), 20.0)
+    finally:
+        answered.set()

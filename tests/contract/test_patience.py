@@ -30,9 +30,9 @@ class Counted(Patience):
         super().__init__()
         self.calls = 0
 
-    def wait(self) -> Any:
+    def wait(self, *, hurried: bool = True) -> Any:
         self.calls += 1
-        return super().wait()
+        return super().wait(hurried=hurried)
 
 
 class Stage(NamedTuple):

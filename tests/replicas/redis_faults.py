@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.embedded.valkey import EmbeddedValkey
+from famulus_server.engine.packing import events_of, unpack
 
 
 class Valkey:
@@ -69,13 +70,13 @@ class Valkey:
 
     async def until_it_has(self, run_id: str, events: Sequence[RunEvent]) -> None:
         """Returns once the stream of a run holds these events, from the first on."""
-        wanted = [event.SerializeToString() for event in events]
+        wanted = list(events)
         async with self.client() as client:
             while True:
                 entries: Any = []
                 with suppress(RedisError):
                     entries = await client.xrange(f"famulus:{{{run_id}}}:events")
-                if [fields[b"e"] for _, fields in entries][: len(wanted)] == wanted:
+                if events_of(unpack(fields[b"e"]) for _, fields in entries)[: len(wanted)] == wanted:
                     return
                 await asyncio.sleep(0.02)
 

@@ -110,9 +110,10 @@ async def test_watcher_of_a_run_whose_first_events_are_trimmed_gets_a_snapshot(
 async def test_late_joiner_of_a_turn_that_is_longer_than_its_stream_misses_nothing_that_stays(
     open_replica: OpenReplica, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_MAX_EVENTS", 100)
+    monkeypatch.setattr(streams, "_MAX_BATCHES", 100)
     async with open_replica() as here, open_replica() as there:
-        here.play(Scene(deltas=600, hold_after=550))
+        # One by one: each is an entry of its own.
+        here.play(Scene(deltas=600, pace_ms=1, hold_after=550))
         run = await here.start()
         seen = await here.until_text(run.id, " w550")
         await until_written(redis, run.id, seen[-1].sequence)

@@ -10,17 +10,20 @@ from contextlib import aclosing, closing
 from typing import Any, Protocol, TypeAlias
 
 import grpc
+import structlog
 from grpc.aio import ServicerContext
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus_server.api.calls import Call, Method, Proceed, current_call, enter, log_request
-from famulus_server.api.errors import tell
+from famulus_server.api.errors import fail, tell
 from famulus_server.api.wire import checked, checked_stream, reading, writing
 from famulus_server.engine.timer import Timer
-from famulus_server.errors import Aborted
+from famulus_server.errors import Aborted, Internal
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its types only
 _Context = ServicerContext[Any, Any]
+
+_log = structlog.get_logger(__name__)
 
 
 class Layer(Protocol):
@@ -86,7 +89,13 @@ class Pipeline(grpc.aio.ServerInterceptor):
         async def serve(request: Any, context: _Context) -> Any:
             call = Call(method=name, context=context, received=request, headers=context.invocation_metadata() or ())
             enter(call)
-            await proceed(call)
+            try:
+                await proceed(call)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of a layer outside of `Errors`: its text must not get out, either
+                _log.exception("a layer failed", exception=type(error).__name__)
+                fail(call, Internal(call.request_id))
             if call.status is not None:
                 await tell(call, call.status)
             return call.response

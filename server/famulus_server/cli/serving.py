@@ -34,7 +34,12 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[RunningServer, Stop
 def _spare_collector(server: RunningServer) -> None:
     """What has been imported stays until the end. The garbage collector would look through it again and again, for
     0.1 s each time, in which no event goes out."""
-    if server.warming is None:
+
+    def spare(_: object = None) -> None:
+        gc.collect()
         gc.freeze()
+
+    if server.warming is None:
+        spare()
     else:
-        server.warming.add_done_callback(lambda _: gc.freeze())
+        server.warming.add_done_callback(spare)

@@ -93,7 +93,7 @@ class Exchange:
         if self._patience.is_spent:
             self.tell(command)
             raise RedisUnavailable("in doubt")
-        with self._patience.wait():
+        with self._patience.wait(hurried=hurried):
             answer = await self._answer(command, hurried=hurried)
         if isinstance(answer, ResponseError):
             # It is there, and cannot count: full, or to be read only. That costs nobody any time.

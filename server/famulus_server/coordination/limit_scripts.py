@@ -35,6 +35,13 @@ _NOW = b"""#!lua
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 """
+# What somebody else has put in a key's place is nothing: what is no number, or one that no moment can be.
+_TIME_OF = b"""
+local function time_of(value)
+  local time = tonumber(value)
+  return time and time < 9e15 and time or 0
+end
+"""
 _FILL_AT = b"""
 local function fill_at(key, time)
   if time > now then
@@ -58,6 +65,7 @@ end
 # Answers 0 twice, or which demand has to wait longest (from 1) and how long; and in how long each bucket will be full.
 _TAKE = (
     _NOW
+    + _TIME_OF
     + _FILL_AT
     + _TELL
     + b"""
@@ -67,9 +75,9 @@ local refusing, longest = 0, 0
 local values, times, held = redis.call('MGET', unpack(KEYS)), {}, {}
 for i = 1, count do
   local key, most, cost = KEYS[i], tonumber(ARGV[2 * i + 3]), tonumber(ARGV[2 * i + 4])
-  local wait = (tonumber(values[count + i]) or 0) - now
+  local wait = time_of(values[count + i]) - now
   if i <= buckets then
-    local time = times[key] or math.max(tonumber(values[i]) or 0, now)
+    local time = times[key] or math.max(time_of(values[i]), now)
     wait = math.max(wait, time + math.min(cost, most) - most - now)
     times[key] = time + cost
   else
@@ -106,6 +114,7 @@ return tell(answer)
 # Answers in how long each bucket will be full; nothing where that was done before.
 _SETTLE = (
     _NOW
+    + _TIME_OF
     + _FILL_AT
     + _TELL
     + b"""
@@ -113,7 +122,7 @@ for i = #ARGV, #KEYS do redis.pcall('ZREM', KEYS[i], ARGV[#ARGV]) end
 if not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[1]) then return '' end
 local answer, values = {}, redis.call('MGET', unpack(KEYS))
 for i = 2, #ARGV - 1 do
-  local time = math.max(tonumber(values[i]) or 0, now) + ARGV[i]
+  local time = math.max(time_of(values[i]), now) + ARGV[i]
   fill_at(KEYS[i], time)
   answer[i - 1] = math.max(time - now, 0)
 end
@@ -128,10 +137,11 @@ return 0
 # Buckets will be full, and pauses end, at the earliest after so many microseconds. KEYS: these. ARGV: microseconds.
 _OWE = (
     _NOW
+    + _TIME_OF
     + _FILL_AT
     + b"""
 for i, value in ipairs(redis.call('MGET', unpack(KEYS))) do
-  fill_at(KEYS[i], math.max(tonumber(value) or 0, now + ARGV[i]))
+  fill_at(KEYS[i], math.max(time_of(value), now + ARGV[i]))
 end
 """
 )

@@ -59,7 +59,7 @@ return refused
 """
 _NOT_YET = -1
 # Batches behind an id of each stream, until the answer is large: how many streams were looked at, and of those with
-# any, which one it is (from 1) and the batches.
+# any, which one it is (from 1), whether it was cut because of that (1), and the batches.
 # KEYS: streams. ARGV: most batches of a stream, how many batches and bytes make an answer large, then the id for each.
 _READ = b"""
 local limit, many, large = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -69,13 +69,17 @@ for i, key in ipairs(KEYS) do
   local entries = redis.pcall('XRANGE', key, '(' .. ARGV[i + 3], '+', 'COUNT', limit)
   if entries.err and string.find(entries.err, 'WRONGTYPE', 1, true) ~= 1 then return entries end
   if #entries > 0 then
-    local batches = {}
+    local batches, cut = {}, 0
     for j, entry in ipairs(entries) do
+      if j > 1 and size >= large then
+        cut = 1
+        break
+      end
       batches[j] = entry[2][2]
       size = size + #entry[2][2]
     end
-    found[#found + 1] = {i, batches}
-    count = count + #entries
+    found[#found + 1] = {i, cut, batches}
+    count = count + #batches
   end
 end
 return {#KEYS, found}
@@ -131,18 +135,20 @@ class RedisStreams:
     async def read(self, cursors: Mapping[str, int], *, limit: int) -> dict[str, list[EventBatch]]:
         """Batches behind a sequence of each run, at most `limit` each, where there are any. Raises RedisUnavailable."""
         found: dict[str, list[EventBatch]] = {}
-        run_ids = list(cursors)
-        start = 0
-        while start < len(run_ids):
-            some = run_ids[start : start + _STREAMS_AT_A_TIME]
-            ids = [f"{cursors[run_id]}-0" for run_id in some]
+        rest = list(cursors.items())
+        while rest:
+            some = rest[:_STREAMS_AT_A_TIME]
+            ids = [f"{cursor}-0" for _, cursor in some]
             bounds = limit, _ANSWER_BATCHES, _ANSWER_BYTES
-            looked_at, streams = await self._ask_reader(len(some), *map(_key, some), *bounds, *ids)
-            for number, payloads in streams:
-                run_id = some[number - 1]
+            looked_at, streams = await self._ask_reader(len(some), *(_key(run_id) for run_id, _ in some), *bounds, *ids)
+            cut = []
+            for number, was_cut, payloads in streams:
+                run_id, _ = some[number - 1]
                 if batches := self._open(run_id, payloads):
-                    found[run_id] = batches
-            start += looked_at
+                    found[run_id] = [*found.get(run_id, ()), *batches][:limit]
+                    if was_cut and len(found[run_id]) < limit:
+                        cut.append((run_id, batches[-1].last))
+            rest = [*cut, *rest[looked_at:]]
         return found
 
     async def _ask_reader(self, *arguments: str | bytes | int) -> Any:

@@ -24,7 +24,7 @@ _POLL_SECONDS = 1.0
 # Of so many followed runs each second: with more of them a round takes longer, and does not cost more.
 _RUNS_PER_SECOND = 2_000
 _RUNS_PER_READ = 500
-_BATCHES_PER_READ = 256
+_BATCHES_PER_READ = 64
 
 _log = structlog.get_logger(__name__)
 

@@ -22,7 +22,7 @@ from famulus_server.ports import Clock, EventBatch, EventLog, Store, Transaction
 # One response: small enough to stay under gRPC's 4 MiB, large enough to make an event cheap.
 _MAX_BYTES = 256 * 1024
 # What the EventLog is asked for at a time.
-_MAX_BATCHES = 256
+_MAX_BATCHES = 64
 # How often a Snapshot looks whether log and store fit together; after that it shows what is stored.
 _FIT_TRIES = 100
 _FIT_SECONDS = 0.005

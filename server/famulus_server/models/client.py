@@ -15,7 +15,7 @@ _AS_IT_COMES = {"X-Stainless-Raw-Response": "stream"}
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A request without its body, and without the headers that are given with each."""
+    """A request without its body, without the headers that are given with each, and without cookies, which change."""
 
     url: httpx2.URL
     headers: list[tuple[bytes, bytes]]
@@ -23,7 +23,8 @@ class _Frame:
 
 
 class Client(AsyncOpenAI):
-    """Takes a turn's body as it is to be sent: the SDK's resources look through all of it, at 1 ms per input item."""
+    """Takes a turn's body as it is to be sent: the SDK's resources look through all of it, at 1 ms per input item. Its
+    key stays what it was at the first turn."""
 
     def __init__(self, **given: Any) -> None:
         """As the SDK's."""
@@ -68,6 +69,6 @@ class Client(AsyncOpenAI):
 
 
 def _frame(built: httpx2.Request, given: Mapping[str, Any]) -> _Frame:
-    own = {name.lower().encode() for name in (*given, "content-length")}
+    own = {name.lower().encode() for name in (*given, "content-length", "cookie")}
     headers = [(name, value) for name, value in built.headers.raw if name.lower() not in own]
     return _Frame(built.url, headers, built.extensions)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from famulus_server.models.client import Client
 
 _NO_KEY = "none"  # the SDK insists on a key; servers that want none ignore it
-_IDLE_CONNECTIONS = 100
 # What a turn needs of it.
 _SDK = ("openai.resources.responses", "famulus_server.models.client")
 
@@ -62,10 +61,12 @@ def _make_client(settings: ModelSettings) -> "Client":
         api_key=settings.api_key or _NO_KEY,
         max_retries=0,  # `retry` is the only place that tries again
         http_client=DefaultAioHttpClient(
-            timeout=httpx2.Timeout(None, connect=settings.connect_timeout),  # the rest: our own timers
+            # aiohttp's `connect` is what httpx calls `pool`: names are resolved in it, and all addresses tried. What
+            # httpx calls `connect` is for one of them. The rest: our own timers.
+            timeout=httpx2.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
             # Worker slots bound the turns; a second bound here (aiohttp's 0: none) would make them wait for each other
             # unseen.
-            limits=httpx2.Limits(max_connections=0, max_keepalive_connections=_IDLE_CONNECTIONS),
+            limits=httpx2.Limits(max_connections=0),
             follow_redirects=False,  # a redirect would carry prompts to somebody whom nobody configured
             # A proxy that the environment names would look for this machine's servers on its own machine.
             trust_env=not is_loopback(url.host),

@@ -169,7 +169,7 @@ def _translate(error: Exception, *, opened: bool) -> ModelError:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error was raised because of, and so on."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What an error was raised because of, and so on. Below a time-out there is only how it broke off what waited."""
+    while (cause := error.__cause__) is not None and not isinstance(cause, asyncio.CancelledError):
+        error = cause
     return error
