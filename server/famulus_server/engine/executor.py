@@ -24,6 +24,7 @@ from famulus_server.engine.routing import Router
 from famulus_server.engine.run_metrics import RunMetrics
 from famulus_server.engine.settlement import Settlement, hold, settle, start_over
 from famulus_server.engine.turn import TurnRecorder
+from famulus_server.engine.turnstile import Turnstile
 from famulus_server.errors import LeaseLost, ModelError, ModelProtocolError, ModelRemoved, NotFound, Unavailable
 from famulus_server.ports import (
     UNTRACED,
@@ -50,6 +51,7 @@ _MAX_PAUSE = 10.0
 # How many runs store what a turn made at the same time. Where many end together, what others say is shown meanwhile: it
 # does not wait until all of them are stored.
 _MOST_SETTLING = 8
+_TURN_SECONDS = 1.0
 # What a worker that stops working on a run leaves instead of its lease: anybody may claim the run at once.
 NOBODYS = Lease(owner="", seconds=0)
 
@@ -90,7 +92,7 @@ class Executor:
         self._clock = clock
         self._ids = ids
         self._tracer = tracer
-        self._settling = asyncio.Semaphore(_MOST_SETTLING)
+        self._settling = Turnstile(most=_MOST_SETTLING, seconds=_TURN_SECONDS)
 
     async def execute(self, claimed: Claimed, control: Control) -> None:
         """Works on the run until it is released. Raises nothing but cancellation."""
@@ -351,7 +353,7 @@ class Executor:
             return await settle(tx, progress.tenant, known, sequence=sequence, wanted=wanted, policy=policy, now=now)
 
         async def store() -> Settled:
-            async with self._settling:
+            async with self._settling.turn():
                 return await self._ledger.write(known.id, unit)
 
         settled = await self._insist(progress, store)
