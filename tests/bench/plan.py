@@ -39,11 +39,11 @@ class Plan:
 
 FULL = Plan(
     rounds=5,
-    seconds=1.5,
-    runs=(1, 2, 4, 8, 16),
+    seconds=1.0,
+    runs=(1, 4, 8, 16),
     starts=(1, 4, 16, 64),
-    paced=(25, 50, 100, 200),
-    watches=(1_000, 2_500, 5_000, 10_000),
+    paced=(50, 100, 200),
+    watches=(1_000, 5_000, 10_000),
     callers=(1, 4, 16, 64),
     sizes=(10, 100, 1_000, 10_000),
 )

@@ -60,12 +60,11 @@ class AttemptCheck(Mutation):
         """No attempt is compared any more."""
         _change_query("runs_replace", "AND attempt = $3", "AND $3::bigint IS NOT NULL")
 
-        async def hold(tx: Transaction, tenant: str, run: Run, *, now: datetime) -> Run:
-            await tx.threads.touch(tenant, run.thread_id, now)
-            stored = await tx.runs.get(tenant, run.id, lock=True)
+        async def hold(tx: Transaction, tenant: str, run: Run, *, now: datetime, messages: int = 0) -> tuple[Run, int]:
+            stored, first = await tx.runs.hold(tenant, run, now, messages=messages)
             if stored.state not in lifecycle.OWNED:
                 raise LeaseLost(run.id)
-            return stored
+            return stored, first
 
         _replace("famulus_server.engine.settlement", "hold", hold)
 
