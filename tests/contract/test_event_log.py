@@ -13,7 +13,9 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, TextDelta
+from batches import alone, delta
+from batches import deltas as events
+from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.coordination import backlog, event_log, streams
 from famulus_server.coordination.event_log import RedisEventLog
@@ -51,20 +53,6 @@ async def log(url: str) -> AsyncIterator[RedisEventLog]:
     opened.open()
     yield opened
     await opened.close()
-
-
-def delta(sequence: int, text: str = "x") -> RunEvent:
-    return RunEvent(sequence=sequence, text_delta=TextDelta(text=text))
-
-
-def alone(event: RunEvent) -> EventBatch:
-    [batch] = pack([event])
-    return batch
-
-
-def events(*sequences: int, text: str = "x") -> list[EventBatch]:
-    """As when they come one by one."""
-    return [alone(delta(sequence, text)) for sequence in sequences]
 
 
 def takeover(sequence: int, *, discards_after: int) -> EventBatch:

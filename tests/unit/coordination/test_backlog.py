@@ -2,9 +2,10 @@
 
 import pytest
 
+from batches import deltas
 from famulus_server.coordination import backlog
 from famulus_server.coordination.backlog import Backlog, Entry
-from unit.coordination.entries import deltas, sequences
+from unit.coordination.entries import sequences
 
 
 def test_batch_is_bounded_and_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

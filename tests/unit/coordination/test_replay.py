@@ -2,13 +2,14 @@
 
 import pytest
 
+from batches import deltas
 from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.coordination import replay
 from famulus_server.coordination.backlog import Backlog, Entry, entries_of
 from famulus_server.coordination.replay import Replay
 from famulus_server.engine.packing import pack
-from unit.coordination.entries import deltas, sequences
+from unit.coordination.entries import sequences
 
 
 def _follows(entry: Entry) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged, TextDelta
+from batches import alone, delta, deltas
+from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged
 from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine import feed as feed_module
 from famulus_server.engine.feed import Feed, RunLog
@@ -35,20 +36,6 @@ class RecordingEventLog:
 
     def drop(self, run_id: str) -> None:
         self.told.append(("drop", run_id, []))
-
-
-def delta(sequence: int, text: str = "x") -> RunEvent:
-    return RunEvent(sequence=sequence, text_delta=TextDelta(text=text))
-
-
-def alone(event: RunEvent) -> EventBatch:
-    [batch] = pack([event])
-    return batch
-
-
-def deltas(*sequences: int, text: str = "x") -> list[EventBatch]:
-    """As when they come one by one."""
-    return [alone(delta(sequence, text)) for sequence in sequences]
 
 
 def started_over(sequence: int, *, discards_after: int = 0) -> EventBatch:
