@@ -18,7 +18,7 @@ from famulus_server.engine.ledger import Settled
 from famulus_server.engine.policy import Policy
 from famulus_server.engine.settlement import end_waiting
 from famulus_server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Violation
-from famulus_server.ports import Lease, Models, RequestKey, Transaction
+from famulus_server.ports import Lease, Models, Remembered, RequestKey, Transaction
 
 DEFAULT_TTL = timedelta(minutes=10)
 DEFAULT_MAX_TURNS = 10
@@ -57,13 +57,14 @@ class Admission:
 
 @dataclass(slots=True)
 class Admitted:
-    """What an admission did: the run as it is now, whether it was stored just now, runs that it ended on the way, and
-    the id of the run at work that it asked to stop."""
+    """What an admission did: the run as it is now, whether it was stored just now, runs that it ended on the way, the
+    id of the run at work that it asked to stop, and what is in the thread that it made."""
 
     settled: Settled
     created: bool
     ended: list[Settled] = field(default_factory=list)
     stopping: str = ""
+    thread: Remembered | None = None
 
 
 async def admit(tx: Transaction, models: Models, admission: Admission) -> Admitted:
@@ -107,14 +108,16 @@ async def _begin(tx: Transaction, admission: Admission, run: Run, messages: Sequ
         run.start_time.CopyFrom(timestamp(admission.now))
     else:
         run.estimated_start_time.CopyFrom(timestamp(await _queue(tx, admission, run)))
+    thread = None
     await tx.runs.insert(admission.tenant, run, lease=admission.lease)
     if admission.new_thread is not None:
         await tx.threads.insert(admission.tenant, admission.new_thread, messages)
+        thread = Remembered(revision=0, floor=0, upto=len(messages), messages=messages)
     elif messages:
         await tx.messages.append(admission.tenant, run.thread_id, messages, now=admission.now)
     else:
         await tx.threads.touch(admission.tenant, run.thread_id, admission.now)
-    return Admitted(_born(run, admission.now), created=True)
+    return Admitted(_born(run, admission.now), created=True, thread=thread)
 
 
 async def _line_up(tx: Transaction, admission: Admission, run: Run, messages: list[Message], busy: Run) -> Admitted:

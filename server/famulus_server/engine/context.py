@@ -5,7 +5,8 @@ message was changed or removed since (the revision), and the newest remembered m
 all that can be new is behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from famulus.v1.message_pb2 import Message
 from famulus_server.ports import Remembered, Transaction
@@ -14,7 +15,7 @@ _PAGE = 200
 
 
 class Context:
-    """A thread at one moment. Make it by `recall`.
+    """A thread at one moment. Make it by `recall`, or by `whole`.
 
     All messages above `floor` are known; those below are read where they are asked for. `stale` says that something was
     remembered which no longer holds.
@@ -23,9 +24,7 @@ class Context:
     def __init__(
         self,
         *,
-        tx: Transaction,
-        tenant: str,
-        thread_id: str,
+        page: Callable[..., Awaitable[list[Message]]],
         revision: int,
         floor: int,
         messages: Sequence[Message],
@@ -33,9 +32,7 @@ class Context:
         stale: bool = False,
     ) -> None:
         self.stale = stale
-        self._tx = tx
-        self._tenant = tenant
-        self._thread_id = thread_id
+        self._page = page
         self._revision = revision
         self._floor = floor
         self._messages = list(messages)
@@ -46,7 +43,7 @@ class Context:
         if self._floor <= 0:
             return self._messages[0] if self._messages else None
         if self._first is None:
-            found = await self._tx.messages.page(self._tenant, self._thread_id, limit=1)
+            found = await self._page(limit=1)
             self._first = found[0] if found else None
         return self._first
 
@@ -57,9 +54,7 @@ class Context:
         if known or self._floor <= after:
             return known[-count:][::-1]
         below = self._floor + 1 if before is None else min(before, self._floor + 1)
-        page = await self._tx.messages.page(
-            self._tenant, self._thread_id, limit=count, after_sequence=after, before_sequence=below, descending=True
-        )
+        page = await self._page(limit=count, after_sequence=after, before_sequence=below, descending=True)
         if below == self._floor + 1:
             self._floor = after if len(page) < count else page[-1].sequence - 1
             self._messages[:0] = page[::-1]
@@ -69,13 +64,7 @@ class Context:
         """All messages behind a sequence, oldest first."""
         newer: list[Message] = []
         while sequence < self._floor:
-            page = await self._tx.messages.page(
-                self._tenant,
-                self._thread_id,
-                limit=_PAGE,
-                after_sequence=sequence,
-                before_sequence=self._floor + 1,
-            )
+            page = await self._page(limit=_PAGE, after_sequence=sequence, before_sequence=self._floor + 1)
             newer += page
             sequence = page[-1].sequence if len(page) == _PAGE else self._floor
         return newer + self._between(sequence, None)
@@ -121,12 +110,19 @@ async def recall(tx: Transaction, tenant: str, thread_id: str, remembered: Remem
             # Otherwise what is new is all that was asked for.
             stale = complete or not stands
     return Context(
-        tx=tx,
-        tenant=tenant,
-        thread_id=thread_id,
+        page=partial(tx.messages.page, tenant, thread_id),
         revision=revision,
         floor=floor,
         messages=messages,
         first=first,
         stale=stale,
     )
+
+
+def whole(thread: Remembered) -> Context:
+    """A thread of which everything is known for certain: nothing is read."""
+    return Context(page=_nothing, revision=thread.revision, floor=thread.floor, messages=thread.messages)
+
+
+async def _nothing(**_: object) -> list[Message]:
+    return []

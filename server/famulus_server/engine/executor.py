@@ -136,7 +136,7 @@ class Executor:
             raise LeaseLost(run.id)
         self._feed.own(run.id)
         log.stored_sequence = run.last_sequence
-        progress = Progress(claimed.tenant, run, log, control, log.last_sequence, span, claimed.new_thread)
+        progress = Progress(claimed.tenant, run, log, control, log.last_sequence, span, claimed.thread)
         if claimed.taken_over:
             progress.sequence = facts.sequence_base(run.attempt)
             self._tell(progress, facts.attempt_started(run.attempt, run.last_sequence))
@@ -215,11 +215,10 @@ class Executor:
         card = self._router.card(run.model)
         if card is None:
             raise ModelRemoved("no model of this name")
+        # Known for the first try at the first turn: behind that, others may have said something.
+        thread, progress.thread = progress.thread, None
         made = await self._insist(
-            progress,
-            lambda: prompt.build(
-                self._store, self._thread_cache, tenant, run, card, turns, new_thread=progress.new_thread and not turns
-            ),
+            progress, lambda: prompt.build(self._store, self._thread_cache, tenant, run, card, turns, thread=thread)
         )
         return Question(tenant=tenant, run=run, made=made, avoid=progress.avoid)
 

@@ -7,12 +7,13 @@ from famulus.v1.run_pb2 import Run
 from famulus_server.engine.control import Control
 from famulus_server.engine.feed import RunLog
 from famulus_server.engine.packing import Packer
-from famulus_server.ports import Span, Turn
+from famulus_server.ports import Remembered, Span, Turn
 
 
 @dataclass(slots=True)
 class Progress:
-    """A run at work. `sequence` is that of the last event published."""
+    """A run at work. `sequence` is that of the last event published; `thread` is what is in its thread, where that is
+    known."""
 
     tenant: str
     run: Run
@@ -20,7 +21,7 @@ class Progress:
     control: Control
     sequence: int
     span: Span
-    new_thread: bool
+    thread: Remembered | None
     turns: list[Turn] = field(default_factory=list)
     next_position: int = 1
     call_ids: set[str] = field(default_factory=set)

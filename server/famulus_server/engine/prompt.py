@@ -15,8 +15,8 @@ import msgspec
 from famulus.v1.message_pb2 import AttachmentTool, ImageDetail, Message, MessagePart, MessageRole
 from famulus.v1.run_pb2 import Run
 from famulus.v1.tool_pb2 import Tool, ToolChoice, ToolChoiceMode, ToolResources
-from famulus_server.engine.context import Context, recall
-from famulus_server.ports import ModelCard, ModelRequest, Store, ThreadCache, Transaction, Turn
+from famulus_server.engine.context import Context, recall, whole
+from famulus_server.ports import ModelCard, ModelRequest, Remembered, Store, ThreadCache, Transaction, Turn
 
 _PAGE = 200
 # Without a tokenizer: on the safe side for English, near the truth for most others.
@@ -53,20 +53,26 @@ async def build(
     card: ModelCard,
     turns: Sequence[Turn],
     *,
-    new_thread: bool = False,
+    thread: Remembered | None = None,
 ) -> Prompt:
-    """The input of the run's next turn, after the committed ones. What the first turn sees is remembered; of a
-    `new_thread` nothing can be remembered yet."""
+    """The input of the run's next turn, after the committed ones. What the first turn sees is remembered. Of a `thread`
+    that is given nothing is read."""
     fixed = estimate_text(run.instructions) + sum(map(_estimate_tool, run.tools))
     start = turns[0].seen_sequence if turns else None
-    remembered = None if new_thread else await cache.get(tenant, run.thread_id)
+    remembered = None
 
-    async def read(tx: Transaction) -> tuple[Context, list[Message], list[Message], list[Message]]:
-        context = await recall(tx, tenant, run.thread_id, remembered, count=_count(run))
+    async def see(context: Context) -> tuple[Context, list[Message], list[Message], list[Message]]:
         first, last = await _window(context, run, start, _budget(run, card) - fixed)
         return context, first, last, [] if start is None else await context.behind(start)
 
-    context, first, last, new = await store.read(read)
+    async def read(tx: Transaction) -> tuple[Context, list[Message], list[Message], list[Message]]:
+        return await see(await recall(tx, tenant, run.thread_id, remembered, count=_count(run)))
+
+    if thread is None:
+        remembered = await cache.get(tenant, run.thread_id)
+        context, first, last, new = await store.read(read)
+    else:
+        context, first, last, new = await see(whole(thread))
     old = first + last
     if context.stale:
         cache.note_stale()

@@ -33,6 +33,7 @@ from famulus_server.ports import (
     Cursor,
     Ids,
     Models,
+    Remembered,
     RequestKey,
     RunFilter,
     Store,
@@ -115,7 +116,7 @@ class RunDesk:
                 if admitted.stopping:
                     self._worker.stop(admitted.stopping)
                 if run.state == lifecycle.IN_PROGRESS:
-                    started = self._start(tenant, run, new_thread=new_thread is not None)
+                    started = self._start(tenant, run, thread=admitted.thread)
         finally:
             if reserved and not started:
                 self._worker.release()
@@ -288,9 +289,9 @@ class RunDesk:
         async with self._feed.order(busy) if busy else contextlib.nullcontext():
             yield
 
-    def _start(self, tenant: str, run: Run, *, new_thread: bool = False) -> bool:
+    def _start(self, tenant: str, run: Run, *, thread: Remembered | None = None) -> bool:
         """Executes a run that was stored with this worker's lease."""
-        self._worker.start(Claimed(tenant, run, taken_over=False, new_thread=new_thread))
+        self._worker.start(Claimed(tenant, run, taken_over=False, thread=thread))
         return True
 
     async def _note_outputs(self, tx: Transaction, tenant: str, run: Run, step: RunStep) -> None:

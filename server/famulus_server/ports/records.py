@@ -7,6 +7,7 @@ from typing import Any
 
 from famulus.v1.run_pb2 import Run, RunState
 from famulus.v1.usage_service_pb2 import UsageBucket, UsageDimension
+from famulus_server.ports.thread_cache import Remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A run that this worker now owns. `taken_over` says that a lease of somebody else had run out, `new_thread` that
-    the thread was made together with it, and is remembered nowhere."""
+    """A run that this worker now owns. `taken_over` says that a lease of somebody else had run out; `thread` is what
+    is in its thread, where that was made together with it."""
 
     tenant: str
     run: Run
     taken_over: bool
-    new_thread: bool = False
+    thread: Remembered | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

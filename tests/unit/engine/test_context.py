@@ -241,6 +241,25 @@ async def test_later_turn_of_a_run_reads_no_more_than_what_is_new(
     assert len(cache.told[TENANT, "thread_1"]) == 1, "the first turn's window is remembered only"
 
 
+@pytest.mark.parametrize("strategy", [LAST_FIVE, AUTO])
+@pytest.mark.parametrize("count", [0, 1, 20])
+async def test_run_on_a_thread_that_was_made_with_it_reads_nothing(
+    store: SqliteStore, strategy: TruncationStrategy, count: int
+) -> None:
+    messages = [message(f"m{number}") for number in range(count)]
+    await store.write(lambda tx: tx.threads.insert(TENANT, thread("thread_1"), messages))
+    read = await build(store, NoThreadCache(), the_run(strategy))
+    cache = Memory()
+    before = store.stats.statements
+    known = Remembered(revision=0, floor=0, upto=count, messages=messages)
+    made = await prompt.build(store, cache, TENANT, the_run(strategy), card(), (), thread=known)
+    assert store.stats.statements == before
+    assert made == read
+    # And the next run finds what the store confirms.
+    assert await build(store, cache, the_run(strategy)) == read
+    assert (len(cache.told) == 1, cache.stale) == (count > 1, 0)
+
+
 async def test_wider_window_reads_the_rest_and_is_remembered(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
-from contract.samples import TENANT, MovableClock, add_run, add_thread, claim_runs, run
+from contract.samples import TENANT, MovableClock, add_messages, add_run, add_thread, claim_runs, run
 from famulus.v1.message_pb2 import MessageState
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus.v1.run_pb2 import Run, RunErrorCode, RunState
@@ -27,6 +28,7 @@ from famulus_server.ports import (
     ModelEvent,
     ModelRequest,
     ReasoningChunk,
+    Remembered,
     Store,
     TextChunk,
     TurnEnded,
@@ -237,6 +239,29 @@ async def test_turn_that_breaks_after_hidden_reasoning_is_started_over(
     done = await stored(store)
     assert (done.state, done.attempt) == (RunState.RUN_STATE_COMPLETED, 2)
     assert [event.WhichOneof("event") for event in told(feed)].count("attempt_started") == 1
+
+
+async def test_turn_that_starts_over_sees_what_was_said_meanwhile(
+    store: Store, feed: Feed, clock: MovableClock
+) -> None:
+    requests: list[ModelRequest] = []
+
+    class Listening(StagedModels):
+        async def stream(self, request: ModelRequest) -> AsyncGenerator[list[ModelEvent], None]:
+            requests.append(request)
+            async for events in super().stream(request):
+                yield events
+
+    async def broken() -> None:
+        await add_messages(store, "thread_1", "and also")
+        raise ModelProtocolError("cut")
+
+    claimed = await claim(store)
+    # As of a run that was made together with its thread.
+    held = await store.read(lambda tx: tx.messages.page(TENANT, "thread_1", limit=10))
+    claimed = replace(claimed, thread=Remembered(revision=0, floor=0, upto=len(held), messages=held))
+    await executor(store, feed, Listening(broken), clock).execute(claimed, Control())
+    assert [len(request.items) for request in requests] == [1, 2]
 
 
 async def test_cost_of_turns_that_were_broken_off_is_estimated(store: Store, feed: Feed, clock: MovableClock) -> None:
