@@ -13,6 +13,8 @@ from famulus_server.encryption.key_sources import read_key
 from famulus_server.engine.policy import Policy
 from famulus_server.identity.settings import KeySettings, find_fault
 
+_NO_PORT = "its port is no number from 0 to 65535"
+
 
 def check(settings: Settings, *, source: str = "settings") -> None:
     """What holds of settings that a server can start with, besides what `load` checks. Raises ConfigError."""
@@ -21,6 +23,8 @@ def check(settings: Settings, *, source: str = "settings") -> None:
     server, metrics = settings.server, settings.metrics
     taken = {server.listen: "server.listen"}
     for key, listen in {"server.health_listen": server.health_listen, "metrics.listen": metrics.listen}.items():
+        if not _has_valid_port(f"//{listen}"):
+            raise ConfigError(source, key, _NO_PORT)
         if listen and not listen.endswith(":0") and (other := taken.setdefault(listen, key)) != key:
             raise ConfigError(source, key, f"is the address of {other}: choose another port")
     _check_access(settings, source)
@@ -30,7 +34,7 @@ def check(settings: Settings, *, source: str = "settings") -> None:
             raise ConfigError(source, "models", f"{model.name!r} is the name of an embedded model: choose another")
     for key, url in (("store.url", settings.store.url), ("redis.url", settings.redis.url)):
         if not _has_valid_port(url):
-            raise ConfigError(source, key, "its port is no number from 0 to 65535")
+            raise ConfigError(source, key, _NO_PORT)
     names = [*settings.embedded_models, *(model.name for model in settings.models)]
     check_models(settings.policy, names, source=source)
 

@@ -223,6 +223,11 @@ def test_urls_are_shown_without_passwords(url: str, shown: str) -> None:
     [
         ("[server]\nlisten = '0.0.0.0:7461'\n", "server.listen: refusing to listen"),
         ("[server]\nhealth_listen = '127.0.0.1:7461'\n", "server.health_listen: is the address of server.listen"),
+        (
+            "[server]\nhealth_listen = '127.0.0.1:99999'\n",
+            "server.health_listen: its port is no number from 0 to 65535",
+        ),
+        ("[metrics]\nlisten = '[::1]:65536'\n", "metrics.listen: its port is no number from 0 to 65535"),
         ("[tls]\ncert_file = '/nowhere'\nkey_file = '/nowhere'\n", "tls: TLS: /nowhere: No such file"),
         ("[[routes]]\nname = 'r'\nvariants = [{ model = 'none' }]\n", "routes[0].variants[0].model: there is no model"),
         (
