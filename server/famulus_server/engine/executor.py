@@ -234,6 +234,9 @@ class Executor:
                     packer = progress.packer(self._clock.now())
                     recorder.take(events, packer)
                     self._publish(progress, packer)
+                    if recorder.ended is not None:
+                        # Whoever watches is shown the last of it before the end is prepared.
+                        await asyncio.sleep(0)
         except TimeoutError:
             if expiry.expired():
                 raise _Expired from None

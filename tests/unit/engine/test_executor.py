@@ -15,7 +15,7 @@ from famulus_server.engine.asking import Asking
 from famulus_server.engine.clock import TimeOrderedIds
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
-from famulus_server.engine.feed import Feed
+from famulus_server.engine.feed import Feed, RunLog
 from famulus_server.engine.packing import events_of
 from famulus_server.engine.policy import Policies
 from famulus_server.engine.pseudonyms import Pseudonyms
@@ -31,6 +31,7 @@ from famulus_server.ports import (
     Remembered,
     Store,
     TextChunk,
+    Transaction,
     TurnEnded,
     TurnOutcome,
 )
@@ -220,6 +221,30 @@ async def test_execution_tells_a_valid_story(store: Store, feed: Feed, clock: Mo
     await executor(store, feed, StagedModels(), clock).execute(claimed, Control())
     events = told(feed)
     validate_stream(events, events[0].sequence - 1)
+
+
+async def test_last_words_are_shown_before_the_end_is_stored(
+    store: Store, feed: Feed, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    log, write = feed.find("run_1"), store.write
+    assert log is not None
+
+    async def watch(log: RunLog) -> None:
+        await log.wait()
+        order.append("shown")
+
+    async def storing(unit: Callable[[Transaction], Awaitable[object]]) -> object:
+        order.append("stored")
+        return await write(unit)
+
+    claimed = await claim(store)
+    monkeypatch.setattr(store, "write", storing)
+    watching = asyncio.create_task(watch(log))
+    await asyncio.sleep(0)
+    await executor(store, feed, StagedModels(), clock).execute(claimed, Control())
+    await watching
+    assert order == ["shown", "stored"]
 
 
 async def test_turn_that_breaks_after_hidden_reasoning_is_started_over(
