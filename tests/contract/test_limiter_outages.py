@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from contract.limiter_stage import limit, opened, taken, until
+from contract.limiter_stage import carried_out, limit, opened, taken, until
 from famulus_server.coordination import limiter, patience
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.exchange import Exchange
@@ -200,10 +200,10 @@ async def test_redis_that_refuses_to_write_counts_as_away(
         await redis.execute_command(*broken.split())
         calls, more = await take_until_local(one, demand)
         granted += more + await taken(one, demand, tries=30)
-        await one.settle([Demand(LIMITS[1])], key="run_1/1", used=3)
+        one.settle([Demand(LIMITS[1])], key="run_1/1", used=3)
         await one.observe(LIMITS[0], left=1)
         await one.pause(LIMITS, seconds=0.0)
-        await one.release([LIMITS[2]], holder="run_1")
+        one.release([LIMITS[2]], holder="run_1")
         await redis.execute_command(*healed.split())
         await until(lambda: one.is_shared)
     assert calls <= 5
@@ -223,7 +223,8 @@ async def test_foreign_kinds_of_keys_are_overwritten(one: RedisLimiter, redis: A
     demands = [Demand(one_of_them) for one_of_them in LIMITS]
     assert await one.take(demands, holder="run_1", seconds=60.0) is None
     await one.pause(LIMITS, seconds=0.01)
-    await one.settle(demands, key="run_1/1", used=1)
+    one.settle(demands, key="run_1/1", used=1)
+    await carried_out(one)
     for key in await redis.keys("*"):
         was_string = await redis.type(key) == b"string"
         await redis.delete(key)
@@ -231,9 +232,10 @@ async def test_foreign_kinds_of_keys_are_overwritten(one: RedisLimiter, redis: A
     for number in range(5):
         answers = await one.take(demands, holder=f"run_{number}", seconds=60.0)
         assert (answers is None) == (number < 3)
-    await one.settle(demands, key="run_1/1", used=1)
+    one.settle(demands, key="run_1/1", used=1)
     await one.pause(LIMITS, seconds=0.01)
-    await one.release([LIMITS[2]], holder="run_2")
+    one.release([LIMITS[2]], holder="run_2")
+    await carried_out(one)
     assert one.is_shared
 
 
@@ -246,7 +248,7 @@ async def test_what_is_no_moment_is_nothing(one: RedisLimiter, redis: Any, forei
         if await redis.type(key) == b"string":
             await redis.set(key, foreign)
     assert await one.take(demands, holder="run_2", seconds=60.0) is None
-    await one.settle(demands, key="run_2/1", used=1)
+    one.settle(demands, key="run_2/1", used=1)
     await one.pause(LIMITS, seconds=0.01)
     assert one.is_shared
 
@@ -273,10 +275,30 @@ async def test_places_given_back_meanwhile_are_free_when_redis_is_back(
         os.kill(await process_of(redis), signal.SIGKILL)
         await valkey.exited()
         await until(lambda: not one.is_shared)
-        await one.release([places], holder="run_1")
+        one.release([places], holder="run_1")
         await valkey.start()
         await until(lambda: one.is_shared and other.is_shared)
         assert await other.take([Demand(places)], holder="run_2", seconds=60.0) is None
+
+
+async def test_what_was_told_when_the_connection_broke_is_carried_out(
+    one: RedisLimiter, url: str, redis: Any, valkey: EmbeddedValkey
+) -> None:
+    tokens, places = Demand(limit("tokens", most=10), 10), Demand(limit("runs", most=1))
+    assert await one.take([tokens, places], holder="run_1", seconds=600.0) is None
+    process = await process_of(redis)
+    os.kill(process, signal.SIGSTOP)
+    one.settle([tokens, places], key="run_1/1", used=1, holder="run_1")
+    # It is sent, and not answered.
+    await carried_out(one)
+    os.kill(process, signal.SIGKILL)
+    await valkey.exited()
+    await until(lambda: not one.is_shared)
+    assert await one.take([Demand(tokens.limit, 9)]) is None
+    await valkey.start()
+    await until(lambda: one.is_shared)
+    async with opened(url, "other") as other:
+        assert await other.take([places], holder="run_2", seconds=60.0) is None
 
 
 async def test_redis_that_is_full_is_told_of_places_given_back(url: str, one: RedisLimiter, redis: Any) -> None:
@@ -284,7 +306,8 @@ async def test_redis_that_is_full_is_told_of_places_given_back(url: str, one: Re
     async with opened(url, "other") as other:
         assert await one.take(demands, holder="run_1", seconds=600.0) is None
         await redis.config_set("maxmemory", 1)
-        await one.settle(demands, key="run_1/1", used=1, holder="run_1")
+        one.settle(demands, key="run_1/1", used=1, holder="run_1")
+        await carried_out(one)
         await redis.config_set("maxmemory", "256mb")
         await until(lambda: one.is_shared and other.is_shared)
         assert await other.take(demands, holder="run_2", seconds=60.0) is None

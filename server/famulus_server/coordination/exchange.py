@@ -1,7 +1,7 @@
 """Questions of many callers to Redis over one connection: those that come at the same time go out together."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ _MAX_WAITING = 10_000
 class _Question:
     command: Command
     answer: asyncio.Future[Any]
-    time: float
+    """An error where there is none."""
 
 
 class Exchange:
@@ -79,12 +79,12 @@ class Exchange:
             self._is_open = False
             for question in (*asked, *self._waiting):
                 if not question.answer.done():
-                    question.answer.set_exception(RedisUnavailable("connection lost"))
+                    question.answer.set_result(RedisUnavailable("connection lost"))
             self._waiting = []
 
-    async def ask(self, command: Command, *, hurried: bool = True) -> Any:
+    async def ask(self, command: Command) -> Any:
         """The answer, in time or not at all. Raises RedisUnavailable, also where Redis refuses; what was asked may be
-        done all the same, and later. What is not `hurried` may wait for others a little; it stays in its turn."""
+        done all the same, and later."""
         if self._patience.is_over:
             # Others may have lost it. Redis hears of what is answered otherwise from now on when it is joined again.
             self._leave("left alone")
@@ -93,48 +93,61 @@ class Exchange:
         if self._patience.is_spent:
             self.tell(command)
             raise RedisUnavailable("in doubt")
-        with self._patience.wait(hurried=hurried):
-            answer = await self._answer(command, hurried=hurried)
+        with self._patience.wait():
+            answer = await self._answer(command)
+            if isinstance(answer, RedisUnavailable):
+                raise answer
         if isinstance(answer, ResponseError):
             # It is there, and cannot count: full, or to be read only. That costs nobody any time.
             self._leave(reason(answer))
             raise RedisUnavailable(reason(answer))
         return answer
 
-    def tell(self, command: Command) -> None:
-        """Sends a command whose answer nobody waits for, unless it is too late for that."""
-        question = _Question(command, asyncio.get_running_loop().create_future(), 0.0)
-        question.answer.set_result(None)
-        self._put(question, hurried=False)
+    def tell(self, command: Command, heard: Callable[[Any], None] = lambda _: None) -> None:
+        """Sends a command soon, before whatever is asked later. The answer is `heard`, or None: where it is too late
+        to send it, the connection is lost, or Redis refuses."""
+        question = _Question(command, asyncio.get_running_loop().create_future())
+        if self.is_open and self._put(question, hurried=False):
+            question.answer.add_done_callback(lambda answer: self._hear(answer.result(), heard))
+        else:
+            heard(None)
 
     async def close(self) -> None:
         """Closes the connection."""
         await self._line.close()
 
-    async def _answer(self, command: Command, *, hurried: bool) -> Any:
+    async def _answer(self, command: Command) -> Any:
         loop = asyncio.get_running_loop()
-        asked = loop.time() + (0.0 if hurried else _UNHURRIED_SECONDS)
-        question = _Question(command, loop.create_future(), asked)
-        self._put(question, hurried=hurried)
-        timer = loop.call_at(asked + self._patience.seconds, self._lose_patience, question)
+        asked = loop.time()
+        question = _Question(command, loop.create_future())
+        self._put(question, hurried=True)
+        timer = loop.call_at(asked + self._patience.seconds, self._lose_patience, question, asked)
         try:
             return await question.answer
         finally:
             timer.cancel()
+
+    def _hear(self, answer: Any, heard: Callable[[Any], None]) -> None:
+        if isinstance(answer, ResponseError):
+            self._leave(reason(answer))
+        heard(None if isinstance(answer, Exception) else answer)
 
     def _leave(self, why: str) -> None:
         if self._is_open:
             self._is_open, self._left_because = False, why
             self._due.set()
 
-    def _put(self, question: _Question, *, hurried: bool) -> None:
-        if self._is_open and len(self._waiting) < _MAX_WAITING:
-            self._waiting.append(question)
-            if hurried:
-                self._due.set()
-            elif len(self._waiting) == 1:
-                # Those that come while it waits go with it.
-                asyncio.get_running_loop().call_later(_UNHURRIED_SECONDS, self._due.set)
+    def _put(self, question: _Question, *, hurried: bool) -> bool:
+        """Whether there is room for it."""
+        if len(self._waiting) >= _MAX_WAITING:
+            return False
+        self._waiting.append(question)
+        if hurried:
+            self._due.set()
+        elif len(self._waiting) == 1:
+            # Those that come while it waits go with it.
+            asyncio.get_running_loop().call_later(_UNHURRIED_SECONDS, self._due.set)
+        return True
 
     def _take(self) -> list[_Question]:
         # Of those who lost patience it is sent as well: they were answered otherwise, and that has to be counted.
@@ -144,12 +157,12 @@ class Exchange:
             self._due.set()
         return waiting[:_QUESTIONS_AT_A_TIME]
 
-    def _lose_patience(self, question: _Question) -> None:
-        if self._patience.is_late(question.time):
+    def _lose_patience(self, question: _Question, asked: float) -> None:
+        if self._patience.is_late(asked):
             asyncio.get_running_loop().call_later(_GRACE, self._give_up, question)
         else:
             self._give_up(question)
 
     def _give_up(self, question: _Question) -> None:
         if not question.answer.done():
-            question.answer.set_exception(RedisUnavailable("no answer in time"))
+            question.answer.set_result(RedisUnavailable("no answer in time"))
