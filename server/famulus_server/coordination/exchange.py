@@ -1,4 +1,4 @@
-"""Questions of many callers to Redis over one connection: those that come at the same time go out together."""
+"""Questions of many callers to Redis over one connection: those that come while it answers go out together."""
 
 import asyncio
 from collections import deque
@@ -146,11 +146,10 @@ class Exchange:
         return True
 
     def _hurry(self) -> None:
-        if not self._is_hurried:
-            self._is_hurried = True
-            if not self._asked:
-                # Behind those who ask at the same time.
-                asyncio.get_running_loop().call_soon(self._send)
+        self._is_hurried = True
+        if not self._asked:
+            # Those who ask meanwhile go out together once that is answered.
+            self._send()
 
     def _send(self) -> None:
         # Of those who lost patience it is sent as well: they were answered otherwise, and that has to be counted.
