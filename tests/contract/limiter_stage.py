@@ -42,6 +42,11 @@ async def taken(limiter: Limiter, demand: Demand, *, tries: int) -> int:
     return answers.count(None)
 
 
+async def carried_out(limiter: Limiter) -> None:
+    """Returns once what the limiter was told before is done: what it is asked goes behind that."""
+    await limiter.take([Demand(limit(subject="nobody"))])
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """For what no event tells."""
     async with asyncio.timeout(20.0):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contract.limiter_stage import Stopwatch, limit, opened, taken, until
+from contract.limiter_stage import Stopwatch, carried_out, limit, opened, taken, until
 from famulus_server.coordination import exchange
 from famulus_server.coordination.limiter import RedisLimiter
 from famulus_server.coordination.local_limiter import LocalLimiter
@@ -82,8 +82,8 @@ async def test_one_take_that_demands_a_limit_twice_takes_both(limiter: Limiter) 
 async def test_no_demands_are_always_granted(limiter: Limiter) -> None:
     assert await limiter.take([]) is None
     await limiter.pause([], seconds=60.0)
-    await limiter.release([], holder="run_1")
-    await limiter.settle([], key="run_1", used=5)
+    limiter.release([], holder="run_1")
+    limiter.settle([], key="run_1", used=5)
 
 
 async def test_after_the_told_wait_there_is_enough(limiter: Limiter) -> None:
@@ -117,8 +117,8 @@ async def test_demand_of_more_than_the_most_needs_all_of_it_and_leaves_debt(limi
 async def test_settling_gives_back_what_was_not_used_once(limiter: Limiter) -> None:
     demand = Demand(limit("tokens", most=10), 8)
     assert await limiter.take([demand]) is None
-    await limiter.settle([demand], key="run_1/1", used=3)
-    await limiter.settle([demand], key="run_1/1", used=3)
+    limiter.settle([demand], key="run_1/1", used=3)
+    limiter.settle([demand], key="run_1/1", used=3)
     assert await taken(limiter, Demand(demand.limit), tries=12) == 7
 
 
@@ -126,7 +126,7 @@ async def test_settling_charges_what_was_used_beyond_once(limiter: Limiter) -> N
     demand = Demand(limit("tokens", most=10, per_second=100.0), 2)
     assert await limiter.take([demand]) is None
     for _ in range(2):
-        await limiter.settle([demand, Demand(limit(most=10))], key="run_1/1", used=32)
+        limiter.settle([demand, Demand(limit(most=10))], key="run_1/1", used=32)
     refused = await limiter.take([Demand(demand.limit)])
     assert refused is not None
     assert 0.15 < refused.retry_after <= 0.23
@@ -136,7 +136,7 @@ async def test_settling_charges_what_was_used_beyond_once(limiter: Limiter) -> N
 
 async def test_what_was_never_taken_is_not_given_back(limiter: Limiter) -> None:
     demand = Demand(limit("tokens", most=3), 50)
-    await limiter.settle([demand], key="run_1/1", used=0)
+    limiter.settle([demand], key="run_1/1", used=0)
     assert await taken(limiter, Demand(demand.limit), tries=5) == 3
 
 
@@ -147,9 +147,9 @@ async def test_places_are_held_until_they_are_released(limiter: Limiter) -> None
     assert await limiter.take(demand, holder="run_2", seconds=60.0) is None
     refused = await limiter.take(demand, holder="run_3", seconds=60.0)
     assert refused == Refused(places, 1.0)
-    await limiter.release([places, limit("runs", subject="other")], holder="run_1")
-    await limiter.release([places], holder="run_1")
-    await limiter.release([places], holder="nobody")
+    limiter.release([places, limit("runs", subject="other")], holder="run_1")
+    limiter.release([places], holder="run_1")
+    limiter.release([places], holder="nobody")
     assert await limiter.take(demand, holder="run_3", seconds=60.0) is None
     assert await limiter.take(demand, holder="run_1", seconds=60.0) is not None
 
@@ -163,13 +163,9 @@ async def test_what_nobody_waits_for_goes_with_the_next_question_and_before_it(
     async with opened(url, "one") as one, Redis.from_url(url) as redis:
         assert await one.take(demands, holder="run_1", seconds=60.0) is None
         before = await redis.info("stats")
-        settling = asyncio.create_task(one.settle(demands, key="run_1/1", used=0, holder="run_1"))
-        leaving = asyncio.create_task(one.release([Limit("user", "acme/ann", "runs", 1)], holder="run_1"))
-        for _ in range(5):
-            # Each is carried out by a task of its own.
-            await asyncio.sleep(0)
+        one.settle(demands, key="run_1/1", used=0, holder="run_1")
+        one.release([Limit("user", "acme/ann", "runs", 1)], holder="run_1")
         assert await one.take(demands, holder="run_2", seconds=60.0) is None
-        await asyncio.gather(settling, leaving)
         after = await redis.info("stats")
     # This process's own, and those two looks.
     assert after["total_reads_processed"] - before["total_reads_processed"] == 2
@@ -179,11 +175,11 @@ async def test_what_nobody_waits_for_goes_with_the_next_question_and_before_it(
 async def test_settling_gives_the_places_of_its_holder_back(limiter: Limiter, quantities: tuple[Quantity, ...]) -> None:
     demands = [Demand(limit(quantity, most=1)) for quantity in quantities]
     assert await limiter.take(demands, holder="run_1", seconds=60.0, key="run_1/1") is None
-    await limiter.settle(demands, key="run_1/1", used=0)
+    limiter.settle(demands, key="run_1/1", used=0)
     assert await limiter.take(demands, holder="run_2", seconds=60.0) is not None
     for _ in range(2):
         # Also where it was settled before.
-        await limiter.settle(demands, key="run_1/1", used=0, holder="run_1")
+        limiter.settle(demands, key="run_1/1", used=0, holder="run_1")
     assert await limiter.take(demands, holder="run_2", seconds=60.0) is None
     assert await limiter.take(demands, holder="run_1", seconds=60.0) is not None
 
@@ -257,8 +253,9 @@ async def test_replicas_share_what_is_taken_settled_observed_and_paused(
     tokens = Demand(limit("tokens", most=10), 8)
     assert await one.take([tokens]) is None
     assert await other.take([tokens]) is not None
-    await one.settle([tokens], key="run_1/1", used=1)
-    await other.settle([tokens], key="run_1/1", used=1)
+    one.settle([tokens], key="run_1/1", used=1)
+    await carried_out(one)
+    other.settle([tokens], key="run_1/1", used=1)
     assert await other.take([tokens]) is None
     requests = limit(most=10)
     await one.observe(requests, left=2)
@@ -271,7 +268,7 @@ async def test_replicas_share_what_is_taken_settled_observed_and_paused(
     places = [Demand(limit("runs", most=1))]
     assert await one.take(places, holder="run_1", seconds=60.0) is None
     assert await other.take(places, holder="run_2", seconds=60.0) is not None
-    await other.release([places[0].limit], holder="run_1")
+    other.release([places[0].limit], holder="run_1")
     assert await other.take(places, holder="run_2", seconds=60.0) is None
 
 
@@ -317,14 +314,15 @@ async def test_all_keys_are_in_one_place_of_a_cluster_and_expire(url: str) -> No
     demands = [Demand(limit("requests")), Demand(limit("tokens", subject="{a}/{b}")), Demand(limit("runs"))]
     async with opened(url, "one") as one, Redis.from_url(url) as redis:
         assert await one.take(demands, holder="run_1", seconds=60.0) is None
-        await one.settle(demands, key="run_1/1", used=3)
+        one.settle(demands, key="run_1/1", used=3)
         await one.pause([demand.limit for demand in demands], seconds=60.0)
         keys = await redis.keys("*")
         assert len(keys) == 3 + 3 + 2
         slots = {await redis.execute_command("CLUSTER", "KEYSLOT", key) for key in keys}
         assert len(slots) == 1
         assert all([await redis.pttl(key) > 0 for key in keys])
-        await one.release([demand.limit for demand in demands], holder="run_1")
+        one.release([demand.limit for demand in demands], holder="run_1")
+        await one.pause([limit("requests")], seconds=60.0)
         assert await redis.keys("*:runs:*") == [b"famulus:{limits}:paused:tenant:runs:acme"]
 
 
@@ -341,24 +339,15 @@ async def test_cancelled_caller_leaves_the_connection_to_the_others(url: str) ->
         assert one.is_shared
 
 
-async def test_cancelled_caller_has_settled_and_released_all_the_same(url: str) -> None:
-    places, tokens = limit("runs", most=1), limit("tokens", most=10)
-    async with opened(url, "one") as one, opened(url, "other") as other:
-        for steps in range(8):
-            # At any point of its way: before it is sent, on the way, answered.
-            key = f"run_{steps}"
-            assert await one.take([Demand(tokens, 10), Demand(places)], holder=key, seconds=600.0) is None
-            for work in (one.settle([Demand(tokens, 10)], key=key, used=0), one.release([places], holder=key)):
-                caller = asyncio.create_task(work)
-                # Who is cancelled before it has begun has not called.
-                for _ in range(steps + 1):
-                    await asyncio.sleep(0)
-                caller.cancel()
-                await asyncio.wait([caller])
-            await until(lambda: not one._errands)
-            assert await other.take([Demand(tokens, 10), Demand(places)], holder=key, seconds=600.0) is None
-            await other.settle([Demand(tokens, 10)], key=f"other_{steps}", used=0)
-            await other.release([places], holder=key)
+async def test_closed_limiter_has_settled_and_released(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_UNHURRIED_SECONDS", 60.0)
+    tokens, places = Demand(limit("tokens", most=10), 10), Demand(limit("runs", most=1))
+    async with opened(url, "other") as other:
+        async with opened(url, "one") as one:
+            assert await one.take([tokens, places], holder="run_1", seconds=600.0) is None
+            one.settle([tokens], key="run_1/1", used=0)
+            one.release([places.limit], holder="run_1")
+        assert await other.take([tokens, places], holder="run_2", seconds=600.0) is None
 
 
 async def test_places_that_redis_has_given_are_known_for_a_minute_at_most(url: str) -> None:
@@ -384,7 +373,7 @@ async def test_cancelled_take_holds_no_place(url: str) -> None:
             caller.cancel()
             [answer] = await asyncio.gather(caller, return_exceptions=True)
             if answer is None:
-                await one.release([places[0].limit], holder=f"run_{turns}")
+                one.release([places[0].limit], holder=f"run_{turns}")
         assert await one.take(places, holder="run", seconds=600.0) is None
         # Who holds a place already keeps it.
         caller = asyncio.create_task(one.take(places, holder="run", seconds=600.0))

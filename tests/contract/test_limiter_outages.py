@@ -13,8 +13,8 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from contract.limiter_stage import limit, opened, taken, until
-from famulus_server.coordination import limiter, patience
+from contract.limiter_stage import carried_out, limit, opened, taken, until
+from famulus_server.coordination import exchange, limiter, patience
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.exchange import Exchange
 from famulus_server.coordination.limiter import RedisLimiter
@@ -200,10 +200,10 @@ async def test_redis_that_refuses_to_write_counts_as_away(
         await redis.execute_command(*broken.split())
         calls, more = await take_until_local(one, demand)
         granted += more + await taken(one, demand, tries=30)
-        await one.settle([Demand(LIMITS[1])], key="run_1/1", used=3)
+        one.settle([Demand(LIMITS[1])], key="run_1/1", used=3)
         await one.observe(LIMITS[0], left=1)
         await one.pause(LIMITS, seconds=0.0)
-        await one.release([LIMITS[2]], holder="run_1")
+        one.release([LIMITS[2]], holder="run_1")
         await redis.execute_command(*healed.split())
         await until(lambda: one.is_shared)
     assert calls <= 5
@@ -223,7 +223,8 @@ async def test_foreign_kinds_of_keys_are_overwritten(one: RedisLimiter, redis: A
     demands = [Demand(one_of_them) for one_of_them in LIMITS]
     assert await one.take(demands, holder="run_1", seconds=60.0) is None
     await one.pause(LIMITS, seconds=0.01)
-    await one.settle(demands, key="run_1/1", used=1)
+    one.settle(demands, key="run_1/1", used=1)
+    await carried_out(one)
     for key in await redis.keys("*"):
         was_string = await redis.type(key) == b"string"
         await redis.delete(key)
@@ -231,9 +232,10 @@ async def test_foreign_kinds_of_keys_are_overwritten(one: RedisLimiter, redis: A
     for number in range(5):
         answers = await one.take(demands, holder=f"run_{number}", seconds=60.0)
         assert (answers is None) == (number < 3)
-    await one.settle(demands, key="run_1/1", used=1)
+    one.settle(demands, key="run_1/1", used=1)
     await one.pause(LIMITS, seconds=0.01)
-    await one.release([LIMITS[2]], holder="run_2")
+    one.release([LIMITS[2]], holder="run_2")
+    await carried_out(one)
     assert one.is_shared
 
 
@@ -246,7 +248,7 @@ async def test_what_is_no_moment_is_nothing(one: RedisLimiter, redis: Any, forei
         if await redis.type(key) == b"string":
             await redis.set(key, foreign)
     assert await one.take(demands, holder="run_2", seconds=60.0) is None
-    await one.settle(demands, key="run_2/1", used=1)
+    one.settle(demands, key="run_2/1", used=1)
     await one.pause(LIMITS, seconds=0.01)
     assert one.is_shared
 
@@ -273,10 +275,98 @@ async def test_places_given_back_meanwhile_are_free_when_redis_is_back(
         os.kill(await process_of(redis), signal.SIGKILL)
         await valkey.exited()
         await until(lambda: not one.is_shared)
-        await one.release([places], holder="run_1")
+        one.release([places], holder="run_1")
         await valkey.start()
         await until(lambda: one.is_shared and other.is_shared)
         assert await other.take([Demand(places)], holder="run_2", seconds=60.0) is None
+
+
+async def test_what_was_told_when_the_connection_broke_is_carried_out(
+    one: RedisLimiter, url: str, redis: Any, valkey: EmbeddedValkey
+) -> None:
+    tokens, places = Demand(limit("tokens", most=10), 10), Demand(limit("runs", most=1))
+    assert await one.take([tokens, places], holder="run_1", seconds=600.0) is None
+    process = await process_of(redis)
+    os.kill(process, signal.SIGSTOP)
+    one.settle([tokens, places], key="run_1/1", used=1, holder="run_1")
+    # It is sent, and not answered.
+    await carried_out(one)
+    os.kill(process, signal.SIGKILL)
+    await valkey.exited()
+    await until(lambda: not one.is_shared)
+    assert await one.take([Demand(tokens.limit, 9)]) is None
+    await valkey.start()
+    await until(lambda: one.is_shared)
+    async with opened(url, "other") as other:
+        assert await other.take([places], holder="run_2", seconds=60.0) is None
+
+
+async def test_next_connection_knows_nothing_of_what_the_last_one_has_lost(
+    url: str, redis: Any, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_TIMEOUT", 0.3)
+    demand = Demand(limit(most=10))
+    async with opened(url, "one") as one:
+        process = await process_of(redis)
+        os.kill(process, signal.SIGSTOP)
+        # One that is sent, one that waits for its answer, and one that nobody hurries.
+        callers = []
+        for _ in range(2):
+            callers.append(asyncio.create_task(taken(one, demand, tries=1)))
+            for _ in range(3):
+                await asyncio.sleep(0)
+        one.release([LIMITS[2]], holder="run_1")
+        os.kill(process, signal.SIGKILL)
+        assert await asyncio.gather(*callers) == [1, 1]
+        await valkey.exited()
+        await valkey.start()
+        await until(lambda: one.is_shared)
+        with capture_logs() as told:
+            async with opened(url, "other") as other:
+                assert await taken(one, demand, tries=8) == 8
+                assert await taken(other, demand, tries=1) == 0
+                # Longer than it takes to give an answer up.
+                await asyncio.sleep(0.4)
+                assert one.is_shared
+        assert told == []
+
+
+@pytest.mark.parametrize(
+    ("foreign", "left"),
+    # Of them, the second has granted it, and answers once more.
+    [(b"+OK\r\n", 8), (b"$3\r\n0 0\r\n:0\r\n", 9), (b"HTTP/1.1 400 Bad Request\r\n\r\n", 8)],
+)
+async def test_what_redis_would_not_answer_costs_the_connection_only(
+    url: str, tmp_path: Path, foreign: bytes, left: int
+) -> None:
+    connections = 0
+    closed = asyncio.Event()
+
+    async def interpose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Passes all on, until it says something else instead."""
+        nonlocal connections
+        connections += 1
+        is_first = connections == 1
+        from_redis, to_redis = await asyncio.open_unix_connection(url.removeprefix("unix://"))
+        while data := await reader.read(65_536):
+            if is_first and b"MGET" in data:
+                writer.write(foreign)
+                continue
+            to_redis.write(data)
+            writer.write(await from_redis.read(65_536))
+        to_redis.close()
+        await to_redis.wait_closed()
+        writer.close()
+        closed.set()
+
+    address = f"{tmp_path}/between.sock"
+    demand = Demand(limit(most=9))
+    async with await asyncio.start_unix_server(interpose, address), opened(f"unix://{address}", "one") as one:
+        assert await taken(one, demand, tries=1) == 1
+        await closed.wait()
+        await until(lambda: one.is_shared)
+        assert await taken(one, demand, tries=10) == left
+        assert connections == 2
 
 
 async def test_redis_that_is_full_is_told_of_places_given_back(url: str, one: RedisLimiter, redis: Any) -> None:
@@ -284,7 +374,8 @@ async def test_redis_that_is_full_is_told_of_places_given_back(url: str, one: Re
     async with opened(url, "other") as other:
         assert await one.take(demands, holder="run_1", seconds=600.0) is None
         await redis.config_set("maxmemory", 1)
-        await one.settle(demands, key="run_1/1", used=1, holder="run_1")
+        one.settle(demands, key="run_1/1", used=1, holder="run_1")
+        await carried_out(one)
         await redis.config_set("maxmemory", "256mb")
         await until(lambda: one.is_shared and other.is_shared)
         assert await other.take(demands, holder="run_2", seconds=60.0) is None

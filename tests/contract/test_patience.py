@@ -30,9 +30,9 @@ class Counted(Patience):
         super().__init__()
         self.calls = 0
 
-    def wait(self, *, hurried: bool = True) -> Any:
+    def wait(self) -> Any:
         self.calls += 1
-        return super().wait(hurried=hurried)
+        return super().wait()
 
 
 class Stage(NamedTuple):

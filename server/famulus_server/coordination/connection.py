@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from redis.asyncio.connection import ConnectionPool
@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from famulus_server.coordination.answers import Answer, Answers
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.patience import Patience
 
@@ -26,6 +27,8 @@ class Line:
         # Timed here: the library would start a task for all that it sends, and a timer for each answer.
         self._connection = make_connection(url, timeout=None)
         self._timeout = timeout
+        # While somebody listens.
+        self._transport: asyncio.Transport | None = None
 
     async def renew(self) -> bool:
         """Connects where there is no connection, or it has ended; tells whether. Raises RedisUnavailable."""
@@ -58,8 +61,24 @@ class Line:
             raise RedisUnavailable(reason(error)) from error
         return answers
 
+    def listen(self, *, heard: Callable[[Answer], None], lost: Callable[[str], None]) -> None:
+        """Instead of asking: from now on, and until it is closed, all that is sent is answered by `heard`, in its turn,
+        until the connection is `lost`. Only numbers and texts are understood."""
+        # The library itself can only be asked by a task, at several times the cost.
+        self._transport = transport = self._connection._writer.transport  # noqa: SLF001 - there is no other way
+        transport.set_protocol(Answers(before=transport.get_protocol(), heard=heard, lost=lost))
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Sends commands to whose answers somebody listens."""
+        if self._transport is not None:
+            self._transport.write(_pack(commands))
+
     async def close(self) -> None:
         """Closes the connection; `renew` opens another."""
+        if self._transport is not None:
+            # What is not sent yet does not keep it open.
+            self._transport.abort()
+            self._transport = None
         with contextlib.suppress(RedisError, OSError):
             async with asyncio.timeout(self._timeout):
                 await self._connection.disconnect()

@@ -21,12 +21,13 @@ from famulus_server.coordination.buckets import (
     price_of,
     to_microseconds,
 )
-from famulus_server.ports import Demand, Limit, Scope
+from famulus_server.ports import Demand, Limit
 
 Command: TypeAlias = list[str | bytes | int]
 
 # One tag in all names: a cluster keeps them in one place, as a script needs it.
 _PREFIX = "famulus:{limits}:"
+_PAUSED = _PREFIX + "paused:"
 _REPLICAS = _PREFIX + "replicas"
 # A replica that is not heard of for so long shares the limits no more.
 _REPLICA_SECONDS = 7.0
@@ -161,8 +162,7 @@ _OWED_AT_A_TIME = 500
 
 def take(demands: Sequence[Demand], *, buckets: int, holder: str, seconds: float) -> Command:
     """Takes all that is demanded, or nothing; the demands of `buckets` come first."""
-    keys: Command = [_key(name_of(demand.limit)) for demand in demands]
-    keys += [_pause_key(demand.limit) for demand in demands]
+    names = [_told(name_of(demand.limit)) for demand in demands]
     numbers: Command = []
     for demand in demands:
         limit = demand.limit
@@ -171,6 +171,7 @@ def take(demands: Sequence[Demand], *, buckets: int, holder: str, seconds: float
         else:
             numbers += (price_of(limit, limit.most), price_of(limit, demand.amount))
     times = to_microseconds(seconds), LONGEST_WAIT_FOR_RUNS
+    keys = [*(_PREFIX + name for name in names), *(_PAUSED + name for name in names)]
     return ["EVAL", _TAKE, len(keys), *keys, buckets, holder, *times, *numbers]
 
 
@@ -196,7 +197,8 @@ def observe(limit: Limit, *, left: int) -> Command:
 
 def pause(limits: Sequence[Limit], *, seconds: float) -> Command:
     """Nothing is to be had for so long."""
-    return ["EVAL", _OWE, len(limits), *map(_pause_key, limits), *(to_microseconds(seconds) for _ in limits)]
+    keys = [_PAUSED + _told(name_of(limit)) for limit in limits]
+    return ["EVAL", _OWE, len(keys), *keys, *(to_microseconds(seconds) for _ in keys)]
 
 
 def numbers_of(answer: bytes) -> list[int]:
@@ -226,14 +228,12 @@ def _owe(debts: Mapping[Name, int]) -> Command:
 
 
 def _key(name: Name) -> str:
+    return _PREFIX + _told(name)
+
+
+def _told(name: Name) -> str:
     scope, quantity, subject = name
-    return f"{_PREFIX}{scope}:{quantity}:{_told(scope, subject)}"
-
-
-def _pause_key(limit: Limit) -> str:
-    return f"{_PREFIX}paused:{limit.scope}:{limit.quantity}:{_told(limit.scope, limit.subject)}"
-
-
-def _told(scope: Scope, subject: str) -> str:
-    # What is left here of a user whose data was deleted does not name him, until it expires.
-    return hashlib.sha256(subject.encode()).hexdigest() if scope == "user" else subject
+    if scope == "user":
+        # What is left here of a user whose data was deleted does not name him, until it expires.
+        subject = hashlib.sha256(subject.encode()).hexdigest()
+    return f"{scope}:{quantity}:{subject}"

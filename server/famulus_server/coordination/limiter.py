@@ -7,7 +7,7 @@ allowing everything once more; and when Redis is back, it is told what was taken
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -51,8 +51,6 @@ class RedisLimiter:
         self._unreleased: dict[str, set[Limit]] = {}
         self._exchange: Exchange | None = None
         self._running: asyncio.Task[None] | None = None
-        # What is to be carried out, whether anybody waits for it or not.
-        self._errands: set[asyncio.Task[None]] = set()
 
     @property
     def is_shared(self) -> bool:
@@ -69,10 +67,10 @@ class RedisLimiter:
         self._running = asyncio.create_task(self._run(), name="limiter")
 
     async def close(self) -> None:
-        """Leaves the others, and closes the connection."""
+        """Leaves the others, and closes the connection. What was to be carried out is, as far as Redis lets it."""
         if self._running is None:
             return
-        await asyncio.gather(*self._errands)
+        # Goes last: its answer is that of all that was told before.
         await self._ask(scripts.leave(self._owner))
         self._running.cancel()
         await asyncio.wait([self._running])
@@ -112,18 +110,35 @@ class RedisLimiter:
             self._give_back(ordered[len(buckets) :], holder=holder)
         return refused
 
-    async def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
+    def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
         tokens = [demand for demand in demands if demand.limit.quantity == "tokens"]
         runs = [demand.limit for demand in demands if demand.limit.quantity == "runs"] if holder else []
-        if tokens:
-            await self._carry_out(self._settle(tokens, runs, key=key, used=used, holder=holder))
-        elif runs:
-            await self._carry_out(self._release(runs, holder=holder))
+        if not tokens:
+            self.release(runs, holder=holder)
+            return
 
-    async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
+        def heard(answer: Any) -> None:
+            if answer is not None:
+                self._remember(tokens, scripts.numbers_of(answer))
+                return
+            self._local.settle(tokens, key=key, used=used)
+            # One that is full refuses to count, and yet can be told this.
+            self.release(runs, holder=holder)
+
+        self._local.release(runs, holder=holder)
+        self._tell(scripts.settle(tokens, key=key, used=used, places=runs, holder=holder), heard)
+
+    def release(self, limits: Sequence[Limit], *, holder: str) -> None:
         runs = [limit for limit in limits if limit.quantity == "runs"]
-        if runs:
-            await self._carry_out(self._release(runs, holder=holder))
+        if not runs:
+            return
+
+        def heard(answer: Any) -> None:
+            if answer is None:
+                self._release_later(runs, holder=holder)
+
+        self._local.release(runs, holder=holder)
+        self._tell(scripts.release(runs, holder=holder), heard)
 
     async def observe(self, limit: Limit, *, left: int) -> None:
         if limit.quantity != "runs":
@@ -135,32 +150,6 @@ class RedisLimiter:
             seconds = min(LONGEST_PAUSE, seconds)
             await self._local.pause(limits, seconds=seconds)
             await self._ask(scripts.pause(limits, seconds=seconds))
-
-    async def _carry_out(self, errand: Coroutine[Any, Any, None]) -> None:
-        """Also where the caller is cancelled meanwhile."""
-        task = asyncio.create_task(errand, name="limiter-errand")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-        await asyncio.shield(task)
-
-    async def _settle(
-        self, tokens: Sequence[Demand], runs: Sequence[Limit], *, key: str, used: int, holder: str
-    ) -> None:
-        await self._local.release(runs, holder=holder)
-        command = scripts.settle(tokens, key=key, used=used, places=runs, holder=holder)
-        answer = await self._ask(command, hurried=False)
-        if answer is not None:
-            self._remember(tokens, scripts.numbers_of(answer))
-            return
-        await self._local.settle(tokens, key=key, used=used)
-        if runs:
-            # One that is full refuses to count, and yet can be told this.
-            await self._release(runs, holder=holder)
-
-    async def _release(self, runs: Sequence[Limit], *, holder: str) -> None:
-        await self._local.release(runs, holder=holder)
-        if await self._ask(scripts.release(runs, holder=holder), hurried=False) is None:
-            self._release_later(runs, holder=holder)
 
     def _give_back(self, demands: Sequence[Demand], *, holder: str) -> None:
         """Of a take whose answer did not come: Redis may have given the holder new places, or may be about to."""
@@ -175,13 +164,20 @@ class RedisLimiter:
         if holder in self._unreleased or len(self._unreleased) < _MAX_UNRELEASED:
             self._unreleased.setdefault(holder, set()).update(runs)
 
-    async def _ask(self, command: scripts.Command, *, hurried: bool = True) -> Any:
-        """Redis's answer; None where it cannot be asked, or fails. `hurried` is what a run waits for."""
+    async def _ask(self, command: scripts.Command) -> Any:
+        """Redis's answer; None where it cannot be asked, or fails."""
         if self._exchange is None:
             return None
         with contextlib.suppress(RedisUnavailable):
-            return await self._exchange.ask(command, hurried=hurried)
+            return await self._exchange.ask(command)
         return None
+
+    def _tell(self, command: scripts.Command, heard: Callable[[Any], None]) -> None:
+        """Nobody waits for Redis's answer: it is heard later, or None where there is none."""
+        if self._exchange is None:
+            heard(None)
+        else:
+            self._exchange.tell(command, heard)
 
     def _remember(self, demands: Sequence[Demand], debts: Sequence[int]) -> None:
         # Fewer debts: it was settled before.

@@ -68,9 +68,9 @@ class LocalLimiter:
             self.hold([demand.limit for demand in demands], holder=holder, seconds=seconds)
         return refused
 
-    async def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
+    def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
         if holder:
-            await self.release([demand.limit for demand in demands], holder=holder)
+            self.release([demand.limit for demand in demands], holder=holder)
         now = self._now()
         if self._settled_until.get(key, 0) > now:
             return
@@ -84,7 +84,7 @@ class LocalLimiter:
                 self._full_at[name] = max(self._full_at.get(name, 0), now) + change * share
         self._make_room(now, noted=1 + len(demands))
 
-    async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
+    def release(self, limits: Sequence[Limit], *, holder: str) -> None:
         for limit in limits:
             holders = self._holders.get(name_of(limit), {})
             holders.pop(holder, None)

@@ -52,12 +52,11 @@ class Patience:
         return self.is_over or (self._failures > 0 and self._waiting > 0)
 
     @contextlib.contextmanager
-    def wait(self, *, hurried: bool = True) -> Iterator[None]:
+    def wait(self) -> Iterator[None]:
         """Around a call that somebody waits for. RedisUnavailable is a failure, unless the call began before the last
-        one, and says nothing new; its end is an answer. One that is not `hurried` keeps nobody else from asking: it may
-        not have been sent yet."""
+        one, and says nothing new; its end is an answer."""
         asked = asyncio.get_running_loop().time()
-        self._waiting += hurried
+        self._waiting += 1
         try:
             yield
         except RedisUnavailable as error:
@@ -65,7 +64,7 @@ class Patience:
                 self._count_failure(error)
             raise
         finally:
-            self._waiting -= hurried
+            self._waiting -= 1
         self._failures = 0
         self._state.found()
 

@@ -102,7 +102,7 @@ class Asking:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Returns once everything that turns took and did not use is given back."""
+        """Returns once everything that models said of their limits is told."""
         await asyncio.gather(*self._errands)
 
     async def stream(self, question: Question) -> AsyncGenerator[list[ModelEvent], None]:
@@ -179,8 +179,7 @@ class Asking:
                 self._start(self._pause(model, error.retry_after))
             raise
         finally:
-            # In a task of its own: whoever breaks this turn off must not keep from others what it holds.
-            self._start(self._limiter.settle(demands, key=key, used=_used(last, question), holder=run.id))
+            self._limiter.settle(demands, key=key, used=_used(last, question), holder=run.id)
 
     async def _demands(self, question: Question, request: ModelRequest) -> Sequence[Demand]:
         """What the turn needs of each limit that it has to keep to."""

@@ -34,7 +34,6 @@ class Gate:
         self._store = store
         self._limiter = limiter
         self._policies = policies
-        self._leaving: set[asyncio.Task[None]] = set()
         self._orders: WeakValueDictionary[tuple[str, RequestKey], asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
@@ -59,13 +58,7 @@ class Gate:
         """The run has ended, or never began: its places are given back. Returns at once."""
         limits = quotas.places_of(self._policies.current, tenant, run)
         if limits:
-            task = asyncio.create_task(self._limiter.release(limits, holder=run.id))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
-
-    async def close(self) -> None:
-        """Returns once all places that were to be given back are."""
-        await asyncio.gather(*self._leaving)
+            self._limiter.release(limits, holder=run.id)
 
     async def _enter(self, tenant: str, request: CreateRunRequest, key: RequestKey | None, run_id: str) -> Run | None:
         """Takes what the run needs, and returns what it took that for; None where the request makes no run. Raises

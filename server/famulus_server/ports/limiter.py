@@ -52,13 +52,13 @@ class Limiter(Protocol):
         """Takes all that is demanded, or nothing. A `holder` holds a place in each limit of runs until it is released,
         or for so many seconds; one that holds a place already takes no other. By its `key` it will be settled."""
 
-    async def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
+    def settle(self, demands: Sequence[Demand], *, key: str, used: int, holder: str = "") -> None:
         """Corrects what was taken of tokens to what was used; debt is allowed. Once per key: again, it does nothing.
-        A `holder` gives his places in these limits back. Is carried out even if the caller is cancelled."""
+        A `holder` gives his places in these limits back. Returns at once: it is carried out soon, and before whatever
+        is asked here later."""
 
-    async def release(self, limits: Sequence[Limit], *, holder: str) -> None:
-        """Gives the places of a holder back. Those that it does not hold are none. Is carried out even if the caller is
-        cancelled."""
+    def release(self, limits: Sequence[Limit], *, holder: str) -> None:
+        """Gives the places of a holder back. Those that it does not hold are none. Returns at once, as `settle`."""
 
     async def observe(self, limit: Limit, *, left: int) -> None:
         """Somebody who keeps the same limit says that only so much is left: the limit shrinks to that for now. It never

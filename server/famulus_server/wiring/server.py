@@ -146,7 +146,6 @@ async def open_server(settings: Settings, *, progress: Progress) -> AsyncIterato
         show_redis(metrics, event_log=event_log, thread_cache=thread_cache, limiter=limiter, patience=patience)
         run_metrics = RunMetrics(metrics=metrics, policies=policies, clock=clock)
         gate = Gate(store=store, limiter=limiter, policies=policies)
-        stack.push_async_callback(gate.close)
         router = Router(models=models, policies=policies)
         pseudonyms = Pseudonyms(key=await store.write(lambda tx: tx.secrets.obtain(PSEUDONYM_KEY)))
         asking = Asking(router=router, limiter=limiter, policies=policies, pseudonyms=pseudonyms, metrics=run_metrics)

@@ -85,7 +85,7 @@ def test_after_the_told_wait_all_demands_are_granted(steps: list[tuple[float, in
                 # The last microsecond is the clock's: it counts whole ones.
                 stage.clock.seconds += refused.retry_after + 1e-6
                 assert await stage.limiter.take(demands) is None
-            await stage.limiter.settle(demands, key=str(number), used=used)
+            stage.limiter.settle(demands, key=str(number), used=used)
 
     run(wait_and_take())
 
@@ -163,7 +163,7 @@ async def test_of_what_others_have_charged_no_more_is_given_back() -> None:
     stage = Stage(share=3)
     taken = Demand(TOKENS, 50)
     stage.limiter.remember({buckets.name_of(TOKENS): buckets.price_of(TOKENS, 90)})
-    await stage.limiter.settle([taken], key="run_1", used=20)
+    stage.limiter.settle([taken], key="run_1", used=20)
     assert dict(stage.limiter.debts()) == {buckets.name_of(TOKENS): buckets.price_of(TOKENS, 60)}
 
 
@@ -173,7 +173,7 @@ async def test_what_was_taken_here_is_given_back_at_the_price_it_was_taken_at() 
     assert await stage.limiter.take([taken], key="run_1") is None
     # Another replica has left meanwhile.
     stage.share = 2
-    await stage.limiter.settle([taken], key="run_1", used=20)
+    stage.limiter.settle([taken], key="run_1", used=20)
     assert dict(stage.limiter.debts()) == {buckets.name_of(TOKENS): 3 * buckets.price_of(TOKENS, 20)}
 
 
@@ -181,10 +181,10 @@ async def test_settlement_is_known_for_an_hour() -> None:
     stage = Stage()
     demand = Demand(TOKENS, 50)
     for _ in range(2):
-        await stage.limiter.settle([demand], key="run_1/1", used=150)
+        stage.limiter.settle([demand], key="run_1/1", used=150)
     refused = await stage.limiter.take([Demand(TOKENS, 100)])
     assert refused is not None
     assert refused.retry_after == buckets.to_seconds(buckets.price_of(TOKENS, 150) - buckets.price_of(TOKENS, 50))
     stage.clock.seconds += 3_601.0
-    await stage.limiter.settle([demand], key="run_1/1", used=150)
+    stage.limiter.settle([demand], key="run_1/1", used=150)
     assert await stage.limiter.take([Demand(TOKENS, 100)]) is not None
