@@ -1,5 +1,5 @@
-"""The embedded store: one SQLite file, one process, one writer thread with group commit, one reader thread. What one
-row answers is read at once."""
+"""The embedded store: one SQLite file, one process, one writer thread with group commit, one reader thread. What
+one short query answers is read at once."""
 
 import asyncio
 import fcntl
@@ -18,7 +18,7 @@ from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.lanes import Lane, Outcome, Unit
 from famulus_server.store.refusals import unavailable
 from famulus_server.store.session import Stats
-from famulus_server.store.sqlite_glance import Glance, OneRow
+from famulus_server.store.sqlite_glance import Glance, OneQuery
 from famulus_server.store.sqlite_session import SqliteSession, drive, translate
 from famulus_server.store.transaction import SqlTransaction
 
@@ -47,7 +47,7 @@ class SqliteStore:
         glancing = partial(self._connect_to_read, 0)
         self._writer = _Writer(SqliteSession(connect=writing, queries=statements, clock=clock), keys)
         self._reader = _Reader(SqliteSession(connect=reading, queries=statements, clock=clock), keys)
-        self._glance = Glance(OneRow(connect=glancing, queries=statements, clock=clock), keys)
+        self._glance = Glance(OneQuery(connect=glancing, queries=statements, clock=clock), keys)
         self._lock: int | None = None
         self._writes: Lane | None = None
         self._reads: Lane | None = None

@@ -1,24 +1,30 @@
-"""Reading one row at once, in the event loop."""
+"""Reading a little at once, in the event loop."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
+from famulus_server.ports import Clock
 from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.lanes import Outcome, Unit
-from famulus_server.store.session import Row
 from famulus_server.store.sqlite_session import SqliteSession, drive, translate
 from famulus_server.store.transaction import SqlTransaction
 
+# How many steps of SQLite's machine a query may take: about a tenth of a millisecond, a row of a list takes 20 to 50.
+# They are counted by so many.
+_STEPS = 250
+_MOST_COUNTS = 4
+
 
 class Glance:
-    """Executes units that read one row, which an index finds in some microseconds: to wake the reader's thread takes
+    """Executes units that read a little by one query, which takes some microseconds: to wake the reader's thread takes
     longer. One query needs no transaction to see one moment.
 
     The session's connection must wait for no lock. What is left to wait for is the disk, for pages that nobody has in
     memory.
     """
 
-    def __init__(self, session: "OneRow", keys: KeyCache | None) -> None:
+    def __init__(self, session: "OneQuery", keys: KeyCache | None) -> None:
         self.session = session
         self._transaction = SqlTransaction(session, keys)
 
@@ -36,19 +42,31 @@ class Glance:
 
 
 class _More(Exception):
-    """More than one row was asked for."""
+    """More than one query was asked."""
 
 
-class OneRow(SqliteSession):
-    """Runs one query for one row. `asked` says whether it has."""
+class OneQuery(SqliteSession):
+    """Runs one query, as long as that is short: raises sqlite3.Error where it is not. `asked` says whether it has run
+    one."""
 
     asked = False
 
-    async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:  # noqa: ARG002 - never run
-        raise _More
+    def __init__(self, *, connect: Callable[[], sqlite3.Connection], queries: Mapping[str, str], clock: Clock) -> None:
+        super().__init__(connect=partial(self._watched, connect), queries=queries, clock=clock)
+        self._counts = 0
 
     def _query(self, name: str, args: Iterable[object]) -> sqlite3.Cursor:
         if self.asked:
             raise _More
         self.asked = True
+        self._counts = 0
         return super()._query(name, args)
+
+    def _watched(self, connect: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+        connection = connect()
+        connection.set_progress_handler(self._is_long, _STEPS)
+        return connection
+
+    def _is_long(self) -> bool:
+        self._counts += 1
+        return self._counts > _MOST_COUNTS

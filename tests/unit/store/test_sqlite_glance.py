@@ -1,4 +1,4 @@
-"""What one row answers is read in the event loop; all else is the reader's."""
+"""What one short query answers is read in the event loop; all else is the reader's."""
 
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ import pytest
 
 from contract.samples import TENANT, MovableClock, add_messages, add_run, add_thread, run, thread
 from famulus_server.errors import NotFound, Unavailable
-from famulus_server.ports import RunFilter, Transaction
+from famulus_server.ports import Transaction
 from famulus_server.store.sqlite import SqliteStore
 
 Read = Callable[[Transaction], Awaitable[object]]
@@ -43,13 +43,21 @@ async def test_row_that_is_not_there_is_missed_at_once(store: SqliteStore) -> No
     assert store.stats.statements - before == 1
 
 
-async def test_lists_are_read_by_the_reader(store: SqliteStore) -> None:
-    which = RunFilter()
-    # Between a BEGIN and a COMMIT.
-    assert await where(store, lambda tx: tx.runs.page(TENANT, which, after=None, limit=9)) == ([True, False], 3)
+async def test_short_list_is_read_at_once(store: SqliteStore) -> None:
+    await add_thread(store, "thread_1", *map(str, range(5)))
+    for _ in range(20):
+        assert await where(store, lambda tx: tx.messages.newest(TENANT, "thread_1", limit=100)) == ([True], 1)
 
 
-async def test_several_rows_are_read_by_the_reader_as_of_one_moment(store: SqliteStore, path: Path) -> None:
+async def test_long_list_is_read_by_the_reader(store: SqliteStore) -> None:
+    await add_thread(store, "thread_1", *map(str, range(50)))
+    for _ in range(20):
+        # Once in vain, then between a BEGIN and a COMMIT.
+        taken = await where(store, lambda tx: tx.messages.newest(TENANT, "thread_1", limit=100))
+        assert taken == ([True, False], 1 + 3)
+
+
+async def test_several_queries_are_read_by_the_reader_as_of_one_moment(store: SqliteStore, path: Path) -> None:
     await add_thread(store, "thread_1")
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as tool:
 
@@ -58,7 +66,7 @@ async def test_several_rows_are_read_by_the_reader_as_of_one_moment(store: Sqlit
             tool.execute("UPDATE threads SET next_sequence = next_sequence + 1")
             assert await tx.threads.get(TENANT, "thread_1") == before
 
-        # One row in vain, then two between a BEGIN and a COMMIT.
+        # One query in vain, then two between a BEGIN and a COMMIT.
         assert await where(store, unit) == ([True, False], 1 + 4)
 
 
