@@ -88,7 +88,9 @@ async def settle(
         if step.state != RunStepState.RUN_STEP_STATE_IN_PROGRESS:
             events.append(facts.step_completed(step))
     if wanted.turn is not None:
-        await tx.turns.put(tenant, run.id, wanted.turn)
+        # Only a turn that follows would need it.
+        if wanted.state not in lifecycle.FINAL:
+            await tx.turns.put(tenant, run.id, wanted.turn)
         run.turns += 1
         run.turn_attempt = 1 if wanted.state == lifecycle.IN_PROGRESS else 0
     if wanted.usage is not None:

@@ -161,14 +161,14 @@ async def test_run_costs_few_statements_commits_and_round_trips_to_redis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with counting(tmp_path, monkeypatch) as count:
-        check(await count.runs(), {"statements": 25, "commits": 2, "commands": 64, "reads": 6})
+        check(await count.runs(), {"statements": 17, "commits": 2, "commands": 64, "reads": 6})
 
 
 async def test_run_costs_few_statements_and_commits_on_postgres(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: str
 ) -> None:
     async with counting(tmp_path, monkeypatch, empty_database) as count:
-        check(await count.runs(), {"statements": 12, "commits": 2, "commands": 64, "reads": 6})
+        check(await count.runs(), {"statements": 11, "commits": 2, "commands": 64, "reads": 6})
 
 
 async def test_reads_cost_one_statement_and_no_commit_and_do_not_ask_redis(
