@@ -676,21 +676,22 @@ FROM (SELECT r.start_time, r.create_time FROM runs r WHERE r.state = 1 AND r.act
       LIMIT $1) AS waiting;
 
 -- name: runs_renew [sqlite]
--- Renews the leases of one owner on the runs in a JSON array of ids.
+-- Renews the leases of one owner on the runs in a JSON array of ids. They are found among all that have a lease.
 -- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.
 UPDATE runs SET lease_expire_time = $2
-WHERE lease_owner = $1 AND id IN (SELECT value FROM json_each($3)) RETURNING id;
+WHERE lease_expire_time >= 0 AND lease_owner = $1 AND id IN (SELECT value FROM json_each($3)) RETURNING id;
 
 -- name: runs_renew [postgres]
 -- The same.
 -- across tenants: a worker renews all its leases at once; it can name only runs that it has claimed.
 UPDATE runs SET lease_expire_time = $2
-WHERE lease_owner = $1 AND id = ANY (SELECT jsonb_array_elements_text($3::text::jsonb)) RETURNING id;
+WHERE lease_expire_time >= 0 AND lease_owner = $1
+  AND id = ANY (SELECT jsonb_array_elements_text($3::text::jsonb)) RETURNING id;
 
 -- name: runs_stopping
 -- Runs of one owner that were asked to stop.
 -- across tenants: a worker asks for all runs that it has claimed.
-SELECT id FROM runs WHERE lease_owner = $1 AND state = 4;
+SELECT id FROM runs WHERE lease_expire_time >= 0 AND lease_owner = $1 AND state = 4;
 
 -- name: runs_versions [sqlite]
 -- The versions of those runs in a JSON array of [tenant, id] that exist.

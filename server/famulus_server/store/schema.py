@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 # The newest migration in migrations/versions.
-HEAD = "0010"
+HEAD = "0011"
 
 _OF_THE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _MIGRATIONS = Path(__file__).with_name("migrations")
