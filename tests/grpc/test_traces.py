@@ -11,7 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from famulus.v1.run_pb2 import RunErrorCode, RunState
-from famulus.v1.run_service_pb2 import GetRunRequest, ListRunsRequest, StreamRunRequest
+from famulus.v1.run_service_pb2 import GetRunRequest, ListRunsRequest, StreamRunRequest, WaitRunRequest
 from famulus_server.embedded.upstream import Fault, Scene, ScriptedUpstream, ToolCall
 from famulus_server.telemetry import traces
 from otlp import Collector, Told, trace_to
@@ -194,8 +194,8 @@ async def test_codes_are_those_that_callers_see(stage: Stage, collector: Collect
     assert "error.type" not in span.attributes
     stage.play(Scene(deltas=2, hold_after=1))
     run = await stage.start()
-    with pytest.raises(grpc.aio.AioRpcError):
-        await stage.runs.GetRun(GetRunRequest(run_id=run.id), timeout=0.000001)
+    late = await refused(stage.runs.WaitRun(WaitRunRequest(run_id=run.id), timeout=0.05))
+    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
     watched = await stage.until(run.id, "text_delta")
     assert watched
     left = await collector.span(f"{RUNS}/WatchRun")

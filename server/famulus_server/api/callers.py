@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from contextvars import Context
 from dataclasses import dataclass
 
 from famulus.v1 import error_reason_pb2 as reasons
@@ -93,7 +94,9 @@ class Callers:
                 lasting = _Lasting(call, caller, credentials, limit)
                 timer = None
                 if caller.expire_time is not None:
-                    timer = loop.call_later(caller.expire_time - self._clock.now().timestamp(), lasting.end)
+                    left = caller.expire_time - self._clock.now().timestamp()
+                    # Kept by the loop for a while when it is cancelled, and not the call with it.
+                    timer = loop.call_later(left, lasting.end, context=Context())
                 self._lasting.add(lasting)
                 try:
                     await proceed(call)

@@ -25,12 +25,15 @@ class Errands:
         self, errand: Coroutine[Any, Any, T], *, abandoned: Callable[[T], Awaitable[object]] | None = None
     ) -> T:
         """Runs it to its end even if the call is cancelled meanwhile; then `abandoned` gets the result."""
-        task = self._spawn(errand)
+        # Told by the errand itself: a shield around its task would take another turn of the event loop to tell.
+        end = asyncio.get_running_loop().create_future()
+        task = self._spawn(_telling(end, errand))
         try:
-            return await asyncio.shield(task)
+            await end
         except asyncio.CancelledError:
             self.start(_hand_over(task, abandoned))
             raise
+        return task.result()
 
     async def finish(self, *, seconds: float) -> None:
         """Waits for all, at most so long; cancels what is left."""
@@ -53,6 +56,14 @@ class Errands:
             await errand
         except Exception:  # noqa: BLE001 - logged with its traceback, and nobody else is told
             _log.exception("errand failed")
+
+
+async def _telling(end: asyncio.Future[None], errand: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await errand
+    finally:
+        if not end.done():
+            end.set_result(None)
 
 
 async def _hand_over(task: asyncio.Task[T], receiver: Callable[[T], Awaitable[object]] | None) -> None:

@@ -64,21 +64,13 @@ class RunServicer(RunServiceServicer):
         return CreateRunResponse(run=await self._create(current_tenant(), request))
 
     # The responses of streams are serialized already.
-    async def StreamRun(self, request: StreamRunRequest, _: object) -> AsyncIterator[bytes]:  # type: ignore[override]
+    def StreamRun(self, request: StreamRunRequest, _: object) -> AsyncIterator[bytes]:  # type: ignore[override]
         validation.check_stream(request)
-        tenant = current_tenant()
-        run = await self._create(tenant, request.create, kept=not request.cancel_on_disconnect)
-        current_call().made.update(run_id=run.id, thread_id=run.thread_id)
-        # Closed here: a caller who goes away must not be noticed by garbage collection only.
-        async with aclosing(self._events(tenant, run.id, request, known=run)) as responses:
-            async for response in responses:
-                yield response
+        return self._events(current_tenant(), request)
 
-    async def WatchRun(self, request: WatchRunRequest, _: object) -> AsyncIterator[bytes]:  # type: ignore[override]
+    def WatchRun(self, request: WatchRunRequest, _: object) -> AsyncIterator[bytes]:  # type: ignore[override]
         validation.check_watch(request)
-        async with aclosing(self._events(current_tenant(), request.run_id, request)) as responses:
-            async for response in responses:
-                yield response
+        return self._events(current_tenant(), request)
 
     async def WaitRun(self, request: WaitRunRequest, _: object) -> WaitRunResponse:
         validation.check_one(request)
@@ -144,11 +136,15 @@ class RunServicer(RunServiceServicer):
         log_ids(run_id=run.id, thread_id=run.thread_id)
         return run
 
-    async def _events(
-        self, tenant: str, run_id: str, request: StreamRunRequest | WatchRunRequest, *, known: Run | None = None
-    ) -> AsyncGenerator[bytes, None]:
+    async def _events(self, tenant: str, request: StreamRunRequest | WatchRunRequest) -> AsyncGenerator[bytes, None]:
         """Serialized responses. Whatever error ends them tells the sequence after which to resume (contract 13)."""
         call = current_call()
+        if isinstance(request, StreamRunRequest):
+            known = await self._create(tenant, request.create, kept=not request.cancel_on_disconnect)
+            call.made.update(run_id=known.id, thread_id=known.thread_id)
+            run_id = known.id
+        else:
+            known, run_id = None, request.run_id
         call.error_facts["last_sequence"] = str(request.after_sequence)
         watching = self._watch.watch(tenant, run_id, request.after_sequence, known=known)
         try:

@@ -122,6 +122,17 @@ class Access:
     health_address: str
 
 
+class _Services:
+    """The server, as generated code adds services to it: it adds each of them twice, as a whole, and then its methods
+    by their names. For those gRPC would wait one by one: some forty waits to set up and take down at each call."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, methods: object) -> None:
+        """Leaves it at the whole."""
+
+
 class ApiServer:
     """Serves the API on one address. Make it, `start` it and `stop` it inside one event loop."""
 
@@ -180,22 +191,23 @@ class ApiServer:
         )
         layers = (*outer, *knowing, Admission(drain=self._drain, methods=_STARTING_WORK))
         self._server = grpc.aio.server(interceptors=[Pipeline(layers, slow_seconds=slow_seconds)], options=_OPTIONS)
+        server: Any = _Services(self._server)
         if desks:
-            self._offer(desks, Pages(key=page_key))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+            self._offer(server, desks, Pages(key=page_key))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*services, _HEALTH, REFLECTION), self._server)
         self.health_address = ""  # of the second port, once it listens
         self._probes: ProbeServer | None = None
         if access.health_address:
             self._probes = ProbeServer(address=access.health_address, health=self._health, layers=outer)
 
-    def _offer(self, desks: Desks, pages: Pages) -> None:
+    def _offer(self, server: Any, desks: Desks, pages: Pages) -> None:
         assistant_service_pb2_grpc.add_AssistantServiceServicer_to_server(
-            AssistantServicer(assistants=desks.assistants, pages=pages), self._server
+            AssistantServicer(assistants=desks.assistants, pages=pages), server
         )
         thread_service_pb2_grpc.add_ThreadServiceServicer_to_server(
             ThreadServicer(threads=desks.threads, messages=desks.messages, pages=pages, errands=self._errands),
-            self._server,
+            server,
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(
             RunServicer(
@@ -206,14 +218,12 @@ class ApiServer:
                 errands=self._errands,
                 metrics=self._metrics,
             ),
-            self._server,
+            server,
         )
-        usage_service_pb2_grpc.add_UsageServiceServicer_to_server(
-            UsageServicer(usage=desks.usage, pages=pages), self._server
-        )
+        usage_service_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(usage=desks.usage, pages=pages), server)
         user_data_service_pb2_grpc.add_UserDataServiceServicer_to_server(
             UserDataServicer(user_data=desks.user_data, export=desks.export, drain=self._drain, errands=self._errands),
-            self._server,
+            server,
         )
 
     async def start(self) -> str:

@@ -12,6 +12,8 @@ from famulus_server.ports import Clock
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+# For each byte the digit of its last five bits.
+_DIGITS = (_ALPHABET * 8).encode()
 
 
 class SystemClock:
@@ -32,8 +34,8 @@ class TimeOrderedIds:
     def new(self, prefix: str) -> str:
         """`prefix_` and 26 characters."""
         milliseconds = int(self._clock.now().timestamp() * 1_000)
-        number = milliseconds << 80 | int.from_bytes(self._entropy(10))
-        return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+        moment = "".join([_PAIRS[milliseconds >> shift & 1023] for shift in (40, 30, 20, 10, 0)])
+        return f"{prefix}_{moment}{self._entropy(16).translate(_DIGITS).decode()}"
 
 
 def timestamp(moment: datetime) -> Timestamp:

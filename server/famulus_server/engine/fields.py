@@ -1,6 +1,6 @@
 """Copying named fields from one message to another of the same kind, as update masks ask for (AIP-134)."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -20,15 +20,13 @@ def copy_of(message: M) -> M:
     return result
 
 
-def copy_fields(source: M, target: M, names: Iterable[str]) -> None:
+def copy_fields(source: M, target: M, names: Collection[str]) -> None:
     """Replaces the named fields of the target by the source's; what is not set there is cleared."""
     picked = copy_of(source)
-    wanted = set(names)
-    for field in source.DESCRIPTOR.fields:
-        if field.name in wanted:
-            _clear(target, field.name)
-        else:
-            _clear(picked, field.name)
+    for name in {field.name for field, _ in source.ListFields()}.difference(names):
+        _clear(picked, name)
+    for name in names:
+        _clear(target, name)
     target.MergeFrom(picked)
 
 

@@ -1,7 +1,7 @@
 """What callers can do with runs."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from famulus.v1 import error_reason_pb2 as reasons
@@ -105,7 +105,7 @@ class RunDesk:
         )
         started = False
         try:
-            async with self._order_of_busy(tenant, request):
+            async with await self._order_of_busy(tenant, request):
                 admitted = await self._store.write(lambda tx: admission.admit(tx, self._models, wanted))
                 for ended in admitted.ended:
                     self._ledger.announce(ended)
@@ -279,15 +279,14 @@ class RunDesk:
                 if any(seen.state in _STOPPED for seen in runs):
                     return
 
-    @contextlib.asynccontextmanager
-    async def _order_of_busy(self, tenant: str, request: CreateRunRequest) -> AsyncIterator[None]:
-        """Holds the order of the run that this request interrupts: facts of its end come behind what it told before."""
+    async def _order_of_busy(
+        self, tenant: str, request: CreateRunRequest
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """The order of the run that this request interrupts: facts of its end come behind what it told before."""
         if request.busy_policy not in admission.INTERRUPTING or not request.thread_id:
-            yield
-            return
+            return contextlib.nullcontext()
         busy = (await self._store.read(lambda tx: tx.threads.get(tenant, request.thread_id))).active_run_id
-        async with self._feed.order(busy) if busy else contextlib.nullcontext():
-            yield
+        return self._feed.order(busy) if busy else contextlib.nullcontext()
 
     def _start(self, tenant: str, run: Run, *, thread: Remembered | None = None) -> bool:
         """Executes a run that was stored with this worker's lease."""

@@ -1,6 +1,7 @@
 """A time-out for many waits, most of them short."""
 
 import asyncio
+from contextvars import Context
 from types import TracebackType
 
 
@@ -31,7 +32,7 @@ class Timer:
         if self._handle is not None and self._handle.when() > self._deadline:
             self.close()
             if self._waiter is not None:
-                self._handle = self._loop.call_at(self._deadline, self._ring)
+                self._set()
 
     def close(self) -> None:
         """Lets go of the event loop's timer, until somebody waits again."""
@@ -43,7 +44,7 @@ class Timer:
         self._waiter = waiter = asyncio.current_task()
         self._cancelling = waiter.cancelling() if waiter is not None else 0
         if self._handle is None:
-            self._handle = self._loop.call_at(self._deadline, self._ring)
+            self._set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -55,9 +56,13 @@ class Timer:
             if waiter is not None and waiter.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
                 raise TimeoutError from error
 
+    def _set(self) -> None:
+        # The loop keeps timers that were cancelled, some for long, and would keep with them all that the task knows.
+        self._handle = self._loop.call_at(self._deadline, self._ring, context=Context())
+
     def _ring(self) -> None:
         if self._loop.time() < self._deadline:
-            self._handle = self._loop.call_at(self._deadline, self._ring)
+            self._set()
             return
         self._handle = None
         if self._waiter is not None:

@@ -1,6 +1,7 @@
 """What the trace and the log tell of an attempt at a run, on whatever replica it is made. Never what was said."""
 
 from collections.abc import Sequence
+from contextvars import Context
 
 import structlog
 
@@ -12,15 +13,20 @@ from famulus_server.ports import Claimed, ModelEvent, Retrying, Span, SpanKind, 
 _KEPT = "request_id"
 
 
+def apart() -> Context:
+    """What an attempt knows of the call that happens to start it, and that it would otherwise keep until its end: its
+    request id, for the log."""
+    context = Context()
+    if (kept := structlog.contextvars.get_contextvars().get(_KEPT)) is not None:
+        context.run(structlog.contextvars.bind_contextvars, **{_KEPT: kept})
+    return context
+
+
 def begin(tracer: Tracer, claimed: Claimed) -> Span:
     """The span of an attempt, below that of the call that created the run. All lines that this task logs from now on
-    name the run and the attempt, and nothing of the call that happened to start it but its request id."""
+    name the run and the attempt."""
     run = claimed.run
-    kept = structlog.contextvars.get_contextvars().get(_KEPT)
-    structlog.contextvars.clear_contextvars()
     log_attempt(run)
-    if kept is not None:
-        structlog.contextvars.bind_contextvars(**{_KEPT: kept})
     span = tracer.start(
         "invoke_agent",  # a run knows its assistant by the id alone, and names of spans are to be few
         SpanKind.INTERNAL,

@@ -62,27 +62,25 @@ class Watch:
         log = self._feed.find(run_id)
         # Without a log here, what happened since that moment would never be told.
         run = known if known and log else await self._store.read(lambda tx: tx.runs.get(tenant, run_id))
-        log = self._feed.find(run_id)
-        batches = (
-            self._past(tenant, run, after_sequence)
-            if run.state in lifecycle.FINAL and not (log and (log.users or log.ended))
-            else self._live(tenant, run, after_sequence)
-        )
-        async with contextlib.aclosing(batches):
-            async for some in batches:
-                yield some
-
-    async def _live(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[EventBatch], None]:
+        log, cursor = self._feed.find(run_id), after_sequence
+        if run.state in lifecycle.FINAL and not (log and (log.users or log.ended)):
+            # It ended, and is no longer in memory.
+            _check_end(cursor, run.last_sequence)
+            while cursor < run.last_sequence:
+                batches = await self._behind(run_id, cursor) or await self._snapshot(tenant, run_id, None)
+                cursor = batches[-1].last
+                yield batches
+            return
         async with self._follower.following(tenant, run) as log:
             with contextlib.closing(Timer(self._heartbeat_seconds)) as timer:
                 while True:
-                    batches = await self._next(tenant, run.id, log, cursor)
+                    batches = await self._next(tenant, run_id, log, cursor)
                     if batches:
                         cursor = batches[-1].last
                         yield batches
                         timer.allow(self._heartbeat_seconds)
                     elif log.deleted:
-                        raise NotFound("run", run.id, reason=reasons.ERROR_REASON_THREAD_DELETED)
+                        raise NotFound("run", run_id, reason=reasons.ERROR_REASON_THREAD_DELETED)
                     elif log.ended and cursor >= log.last_sequence:
                         _check_end(cursor, log.last_sequence)
                         return
@@ -100,14 +98,6 @@ class Watch:
             # Of a run that is executed elsewhere only what is stored can be shown: perhaps that is older.
             batches = fresh(await self._snapshot(tenant, run_id, log), cursor)
         return batches
-
-    async def _past(self, tenant: str, run: Run, cursor: int) -> AsyncGenerator[Sequence[EventBatch], None]:
-        """The events of a run that ended and is no longer in memory."""
-        _check_end(cursor, run.last_sequence)
-        while cursor < run.last_sequence:
-            batches = await self._behind(run.id, cursor) or await self._snapshot(tenant, run.id, None)
-            cursor = batches[-1].last
-            yield batches
 
     async def _behind(self, run_id: str, cursor: int) -> Sequence[EventBatch]:
         """What the EventLog has right behind a sequence, as far as it goes without a gap."""

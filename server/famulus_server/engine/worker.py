@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import structlog
 
-from famulus_server.engine import facts, lifecycle
+from famulus_server.engine import facts, lifecycle, tracing
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.engine.executor import Executor
 from famulus_server.engine.fairness import Turns
@@ -117,7 +117,8 @@ class Worker:
             control.interrupt(Interruption.DRAIN)
         self._feed.own(claimed.run.id)
         self._metrics.started(claimed)
-        task = asyncio.create_task(self._executor.execute(claimed, control), name=claimed.run.id)
+        execution = self._executor.execute(claimed, control)
+        task = asyncio.create_task(execution, name=claimed.run.id, context=tracing.apart())
         self._executions[claimed.run.id] = task, control
         task.add_done_callback(lambda done: self._finished(claimed.run.id, done))
 

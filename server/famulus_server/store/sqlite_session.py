@@ -29,8 +29,8 @@ _ENVIRONMENT = frozenset(
 
 
 class SqliteSession:
-    """See `session.Session`. `queries` are numbered ones. Its coroutines never suspend: whoever drives them runs them to
-    their end at once.
+    """See `session.Session`. `queries` are numbered ones. Its coroutines never suspend: whoever drives them runs them
+    to their end at once.
 
     Not thread-safe. Opens its connection when it is first used, and again after `recover` had to drop it.
     """

@@ -45,9 +45,12 @@ class Measurements:
 
     def add(self, counter: Counter, *labels: str, amount: float = 1.0) -> None:
         children = self._counts[counter]
-        if labels not in children and len(children) >= self._most_children:
-            labels = (_OTHER,) * len(labels)
-        children[labels] = children.get(labels, 0.0) + amount
+        count = children.get(labels)
+        if count is None:
+            if len(children) >= self._most_children:
+                labels = (_OTHER,) * len(labels)
+            count = children.get(labels, 0.0)
+        children[labels] = count + amount
 
     def observe(self, histogram: Histogram, value: float, *labels: str) -> None:
         children = self._spreads[histogram]

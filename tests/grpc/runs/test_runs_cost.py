@@ -226,7 +226,7 @@ async def test_run_and_read_cost_few_calls(tmp_path: Path, monkeypatch: pytest.M
         await stage.wait(run.id)
         get_run = GetRunRequest(run_id=run.id)
         # What goes on beside them adds a few per cent.
-        for act, most in ((lambda: stage.stream(create), 2_580), (lambda: stage.runs.GetRun(get_run), 120)):
+        for act, most in ((lambda: stage.stream(create), 2_460), (lambda: stage.runs.GetRun(get_run), 120)):
             await act()
             with calls() as counted:
                 for _ in range(TIMES):

@@ -1,6 +1,9 @@
 """The time-out for the reads of a stream."""
 
 import asyncio
+import gc
+import weakref
+from contextvars import ContextVar
 
 import pytest
 
@@ -8,6 +11,10 @@ from famulus_server.engine.timer import Timer
 
 LONG = 60.0
 SHORT = 0.01
+
+
+class Known:
+    """Something that a task knows."""
 
 
 @pytest.fixture(name="rung")
@@ -84,3 +91,24 @@ async def test_many_waits_set_one_timer_of_the_loop(monkeypatch: pytest.MonkeyPa
         timer.allow(LONG)
     assert len(times) == 1
     timer.close()
+
+
+async def test_closed_timer_keeps_nothing_that_its_task_knew() -> None:
+    variable: ContextVar[Known] = ContextVar("known")
+
+    async def wait() -> weakref.ref[Known]:
+        variable.set(Known())
+        timer = Timer(LONG)
+        with timer:
+            await asyncio.sleep(0)
+        timer.close()
+        return weakref.ref(variable.get())
+
+    # The loop forgets cancelled timers in their turn: not before those that come first.
+    first = asyncio.get_running_loop().call_later(LONG / 2, lambda: None)
+    known = await asyncio.create_task(wait())
+    # The loop itself has the task in its hands until then.
+    await asyncio.sleep(0)
+    gc.collect()
+    assert known() is None
+    first.cancel()

@@ -1,10 +1,11 @@
 """Collecting what is wrong with the fields of a request."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from famulus_server.errors import InvalidArgument, Violation
@@ -24,7 +25,8 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
 class _Enum(Protocol):
-    def values(self) -> Sequence[Any]: ...
+    @property
+    def DESCRIPTOR(self) -> EnumDescriptor: ...
 
 
 class Fields:
@@ -105,7 +107,7 @@ class Fields:
         """A value of an enum; 0, which stands for unspecified, only where that means something."""
         if value == 0 and required:
             self.wrong(name, "is required")
-        elif value not in enum.values():
+        elif value not in enum.DESCRIPTOR.values_by_number:
             self.wrong(name, "is not a known value")
 
     def metadata(self, name: str, pairs: Mapping[str, str]) -> None:

@@ -139,9 +139,11 @@ def _check_overrides(fields: Fields, request: CreateRunRequest) -> None:
     fields.text("instructions", request.instructions, most=MOST_INSTRUCTIONS)
     fields.text("additional_instructions", request.additional_instructions, most=MOST_INSTRUCTIONS)
     check_settings(fields, request)
-    check_tools(fields.at("tools"), request.tools.tools)
     tools = request.tools.tools if request.HasField("tools") else None
-    check_tool_choice(fields.at("tool_choice"), request.tool_choice, tools)
+    if tools is not None:
+        check_tools(fields.at("tools"), tools)
+    if request.HasField("tool_choice"):
+        check_tool_choice(fields.at("tool_choice"), request.tool_choice, tools)
 
 
 def _check_limits(fields: Fields, request: CreateRunRequest) -> None:

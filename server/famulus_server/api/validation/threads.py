@@ -73,10 +73,12 @@ def check_thread(fields: Fields, thread: Thread) -> None:
     fields.text("title", thread.title, most=_MOST_TITLE)
     fields.id("default_assistant_id", thread.default_assistant_id, required=False)
     fields.metadata("metadata", thread.metadata)
-    check_tool_resources(fields.at("tool_resources"), thread.tool_resources)
-    for name in ("after_create", "after_last_activity"):
-        if thread.retention.HasField(name) and not _is_kept(getattr(thread.retention, name)):
-            fields.wrong(f"retention.{name}", "must be between 1 second and 3,650 days")
+    if thread.HasField("tool_resources"):
+        check_tool_resources(fields.at("tool_resources"), thread.tool_resources)
+    if thread.HasField("retention"):
+        for name in ("after_create", "after_last_activity"):
+            if thread.retention.HasField(name) and not _is_kept(getattr(thread.retention, name)):
+                fields.wrong(f"retention.{name}", "must be between 1 second and 3,650 days")
 
 
 def _is_kept(kept: Duration) -> bool:
