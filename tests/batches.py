@@ -1,6 +1,7 @@
 """Batches of events, as the server packs them."""
 
-from famulus.v1.run_event_pb2 import RunEvent, TextDelta
+from famulus.v1.run_event_pb2 import RunEvent, RunStateChanged, TextDelta
+from famulus.v1.run_pb2 import Run, RunState
 from famulus_server.engine.packing import pack
 from famulus_server.ports import EventBatch
 
@@ -14,6 +15,12 @@ def alone(event: RunEvent) -> EventBatch:
     """The event in a batch of its own."""
     [batch] = pack([event])
     return batch
+
+
+def end(sequence: int) -> EventBatch:
+    """The last event of a run."""
+    ended = Run(state=RunState.RUN_STATE_COMPLETED)
+    return alone(RunEvent(sequence=sequence, run_state_changed=RunStateChanged(run=ended)))
 
 
 def deltas(*sequences: int, text: str = "x") -> list[EventBatch]:

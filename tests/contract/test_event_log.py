@@ -13,10 +13,9 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from batches import alone, delta
+from batches import alone, delta, end
 from batches import deltas as events
-from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent, RunStateChanged
-from famulus.v1.run_pb2 import Run, RunState
+from famulus.v1.run_event_pb2 import AttemptStarted, RunEvent
 from famulus_server.coordination import backlog, event_log, streams
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.patience import Patience
@@ -163,7 +162,7 @@ async def test_events_of_an_active_run_are_kept_for_a_day_and_of_an_ended_one_fo
     await log.flush()
     assert 24 * 3_600 - 60 < await redis.ttl(KEY) <= 24 * 3_600
     log.publish("run_1", events(2))
-    log.finish("run_1")
+    log.publish("run_1", [end(3)])
     await log.flush()
     assert 3_600 - 60 < await redis.ttl(KEY) <= 3_600
 
@@ -184,12 +183,6 @@ async def test_dropped_run_leaves_nothing_and_what_comes_late_is_refused(
     assert await read(log) == []
     assert await redis.xlen(KEY) == 0
     assert 0 < await redis.ttl(KEY) <= 3_600
-
-
-async def test_finish_of_an_unknown_run_does_nothing(log: RedisEventLog, redis: Redis) -> None:
-    log.finish("run_1")
-    await log.flush()
-    assert await redis.keys("*") == []
 
 
 async def test_events_of_many_runs_are_read_at_once(log: RedisEventLog) -> None:
@@ -435,8 +428,8 @@ async def test_events_that_overtook_those_of_another_replica_wait_for_them(
     monkeypatch.setattr(event_log, "_OVERTAKING_SECONDS", 60.0)
     other = RedisEventLog(url=url, patience=Patience())
     other.open()
-    other.publish("run_1", events(3, 4))
-    other.finish("run_1")
+    other.publish("run_1", events(3))
+    other.publish("run_1", [end(4)])
     other.publish("run_2", events(1))
     assert await redis.xread({"famulus:{run_2}:events": "0"}, block=5_000)
     assert await log.read("run_1", after_sequence=0, limit=10) == []
@@ -504,9 +497,7 @@ async def test_valkey_that_comes_back_empty_gets_all_that_is_in_memory(
     memory: Memory, redis: Redis, valkey: EmbeddedValkey, tmp_path: Path, *, meanwhile: bool
 ) -> None:
     log = memory._log
-    ended = alone(RunEvent(sequence=3, run_state_changed=RunStateChanged(run=Run(state=RunState.RUN_STATE_COMPLETED))))
-    memory.publish("run_0", *events(1, 2), ended)
-    log.finish("run_0")
+    memory.publish("run_0", *events(1, 2), end(3))
     memory.publish("run_1", *events(*range(1, 1_201)))
     await log.flush()
     await kill(redis, valkey)
@@ -514,8 +505,7 @@ async def test_valkey_that_comes_back_empty_gets_all_that_is_in_memory(
     with capture_logs() as told:
         if meanwhile:
             memory.publish("run_1", *events(1_201))
-            memory.publish("run_2", *events(1, 2), ended)
-            log.finish("run_2")
+            memory.publish("run_2", *events(1, 2), end(3))
             await log.flush()
         await valkey.start()
         memory.publish("run_1", *events(*range(len(memory.runs["run_1"]) + 1, 1_301)))
@@ -566,7 +556,6 @@ async def test_what_was_published_during_an_outage_comes_later_even_if_nobody_re
     await kill(redis, valkey)
     with capture_logs() as told:
         log.publish("run_1", events(2))
-        log.finish("run_1")
         log.drop("run_2")
         for _ in range(3):
             await log.flush()
@@ -605,8 +594,7 @@ async def test_what_a_full_valkey_refused_comes_later_even_if_nobody_remembers_i
     log.publish("run_2", events(1))
     await log.flush()
     await redis.config_set("maxmemory", 1)
-    log.publish("run_1", events(2))
-    log.finish("run_1")
+    log.publish("run_1", [end(2)])
     log.drop("run_2")
     await log.flush()
     await redis.config_set("maxmemory", 0)

@@ -61,6 +61,15 @@ async def test_chunks_come_while_the_upstream_is_still_writing(stage_on: Open) -
         assert text_of([event async for events in stream for event in events]) == " w2 w3"
 
 
+async def test_what_has_come_meanwhile_is_read_at_once(stage_on: Open) -> None:
+    async with stage_on(Scene(deltas=500, hold_after=1)) as stage, aclosing(stage.model.stream(ask())) as stream:
+        await anext(stream)
+        (await stage.upstream.wait_for_request(1)).released.set()
+        await stage.upstream.wait_for_end(1)
+        # A hundred kilobytes.
+        assert len([events async for events in stream]) <= 3
+
+
 async def test_calls_are_named_before_their_arguments(stage_on: Open) -> None:
     calls = (
         ToolCall(name="weather", arguments={"city": "a very long name indeed"}, id="call_a"),

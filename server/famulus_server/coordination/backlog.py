@@ -94,12 +94,11 @@ class Backlog:
             if entry.run_id in held:
                 kept.append(entry)
                 continue
-            self._count(entry, -1)
+            more_events, more_size = self._count(entry, -1)
             if entry.run_id in removed:
                 continue
             taken.append(entry)
-            more_events, more_size = entry.weigh()
-            events, size = events + max(1, more_events), size + more_size
+            events, size = events + more_events, size + more_size
         self._entries.extendleft(reversed(kept))
         return taken
 
@@ -132,16 +131,17 @@ class Backlog:
 
     def forget(self, run_ids: Container[str]) -> None:
         """Drops the events of these runs, which will be written from elsewhere."""
-        kept = [entry for entry in self._entries if not (entry.batches and entry.run_id in run_ids)]
+        kept = [entry for entry in self._entries if entry.run_id not in run_ids]
         self._entries = deque(kept)
         self._events = self._bytes = 0
         for entry in kept:
             self._count(entry, 1)
 
-    def _count(self, entry: Entry, sign: int) -> None:
+    def _count(self, entry: Entry, sign: int) -> tuple[int, int]:
         events, size = entry.weigh()
         self._events += sign * events
         self._bytes += sign * size
+        return events, size
 
     def _remove(self, entry: Entry) -> None:
         self._removals[entry.run_id] = entry
@@ -151,6 +151,5 @@ class Backlog:
     def _bound(self) -> None:
         while self._events > _MAX_EVENTS or self._bytes > _MAX_BYTES:
             oldest = self._entries.popleft()
-            self._count(oldest, -1)
-            self.lost += oldest.weigh()[0]
+            self.lost += self._count(oldest, -1)[0]
             self.incomplete = True

@@ -30,9 +30,8 @@ _ENDED_SECONDS = 3_600
 _READS_AT_A_TIME = 4
 # From one write to the next: of many runs with a delta now and then, many deltas go together.
 _GATHERING_SECONDS = 0.01
-# How long events wait for what another replica is about to write before them, and how often they are tried meanwhile.
+# How long events wait for what another replica is about to write before them.
 _OVERTAKING_SECONDS = 0.25
-_OVERTAKING_PAUSE = 0.01
 
 _log = structlog.get_logger(__name__)
 
@@ -93,11 +92,9 @@ class RedisEventLog:
         await self._writer.flush()
 
     def publish(self, run_id: str, batches: Sequence[EventBatch]) -> None:
-        for entry in entries_of(run_id, batches, seconds=_ACTIVE_SECONDS):
+        seconds = _ENDED_SECONDS if batches[-1].ends else _ACTIVE_SECONDS
+        for entry in entries_of(run_id, batches, seconds=seconds):
             self._put(entry)
-
-    def finish(self, run_id: str) -> None:
-        self._put(Entry(run_id, (), _ENDED_SECONDS))
 
     def drop(self, run_id: str) -> None:
         self._replay.forget(run_id)
@@ -153,7 +150,7 @@ class RedisEventLog:
         if written.refused:
             self._tell_refused(written.refused)
         if written.waiting:
-            await self._wait(batch, written.waiting)
+            self._wait(batch, written.waiting)
         else:
             self._waiting.clear()
 
@@ -163,14 +160,13 @@ class RedisEventLog:
             self.appended += events
             self.bytes += size
 
-    async def _wait(self, batch: Sequence[Entry], run_ids: Collection[str]) -> None:
+    def _wait(self, batch: Sequence[Entry], run_ids: Collection[str]) -> None:
         """Facts that this process stored right behind another's may overtake these: they wait a moment for them."""
         now = asyncio.get_running_loop().time()
         self._waiting = {run_id: self._waiting.get(run_id, now + _OVERTAKING_SECONDS) for run_id in run_ids}
         patient = {run_id for run_id, until in self._waiting.items() if now < until}
         waiting = [entry for entry in batch if entry.run_id in run_ids and entry.batches is not None]
         self._backlog.wait([entry._replace(patient=entry.run_id in patient) for entry in waiting])
-        await asyncio.sleep(_OVERTAKING_PAUSE)
 
     async def _start_replay(self, streams: "RedisStreams") -> None:
         tails = await streams.tails([run_id for run_id, _ in self._memory()])

@@ -57,6 +57,7 @@ if refused < (#ARGV - 5) / 2 then
 end
 return refused
 """
+_SECONDS = 5  # the place of the seconds in the whole command
 _NOT_YET = -1
 # Batches behind an id of each stream, until the answer is large: how many streams were looked at, and of those with
 # any, which one it is (from 1), whether it was cut because of that (1), and the batches.
@@ -226,20 +227,18 @@ def _calls(batch: Iterable[Entry], seal: Callable[[str, bytes], bytes]) -> list[
                 _Call(["EXPIRE", key, entry.seconds]),
             ]
             continue
-        if not entry.batches:
-            open_calls.pop(entry.run_id, None)
-            calls.append(_Call(["EXPIRE", key, entry.seconds]))
-            continue
         call = open_calls.get(entry.run_id)
         follows = entry.batches[0].follows
         if call is None or follows != call.batches[-1].last:
             channel = channel_of(events_topic(entry.run_id))
             may_wait = int(entry.patient)
-            arguments: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, _MAX_BATCHES, entry.seconds, follows]
+            # How long they are kept is what the last of them tells.
+            arguments: list[str | bytes | int] = ["EVAL", _APPEND, 1, key, _MAX_BATCHES, 0, follows]
             arguments += [may_wait, channel]
             call = _Call(arguments, run_id=entry.run_id)
             open_calls[entry.run_id] = call
             calls.append(call)
+        call.arguments[_SECONDS] = entry.seconds
         for appended in entry.batches:
             call.arguments += (f"{appended.last}-0", seal(entry.run_id, appended.payload))
         call.batches += entry.batches

@@ -196,8 +196,6 @@ class Feed:
         self._show(run_id, log, batches)
         log.ours = True
         self._event_log.publish(run_id, batches)
-        if batches[-1].ends:
-            self._event_log.finish(run_id)
 
     def copy(self, run_id: str, log: RunLog, batches: Sequence[EventBatch]) -> None:
         """Shows what is new of events that came from the EventLog to watchers here. It may have lost what comes before

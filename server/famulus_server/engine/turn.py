@@ -4,9 +4,10 @@ Nothing here is stored, and nothing here waits: the executor commits the result,
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -132,15 +133,25 @@ class TurnRecorder:
 
     def take(self, events: Sequence[ModelEvent], packer: Packer) -> None:
         """Packs the run events that these model events mean. Raises ModelProtocolError where a bound is passed."""
+        for place, group in groupby(events, _place):
+            if place is None:
+                self._take_others(group, packer)
+            else:
+                # Of one read there may be hundreds.
+                self.heard = True
+                self._take_texts(*place, [event.text for event in group if isinstance(event, TextChunk)], packer)
+
+    def _take_texts(self, item: int, number: int, texts: list[str], packer: Packer) -> None:
+        writing = self._message(item, packer)
+        index, part = writing.part(number, refusal=False)
+        part.chunks += texts
+        packer.add_texts(writing.message.id, index, texts)
+        self._count(*texts)
+
+    def _take_others(self, events: Iterable[ModelEvent], packer: Packer) -> None:
         for event in events:
             self.heard = self.heard or not isinstance(event, Retrying | Allowance)
             match event:
-                case TextChunk():
-                    writing = self._message(event.item, packer)
-                    index, part = writing.part(event.part, refusal=False)
-                    part.chunks.append(event.text)
-                    packer.add_text(writing.message.id, index, event.text)
-                    self._count(event.text)
                 case CallChunk():
                     self._call(event, packer)
                 case ReasoningChunk():
@@ -319,10 +330,15 @@ class TurnRecorder:
         if steps and self.ended is not None and self.ended.usage is not None:
             steps[0].usage.CopyFrom(self.ended.usage)
 
-    def _count(self, text: str) -> None:
-        self.characters += len(text)
+    def _count(self, *texts: str) -> None:
+        self.characters += sum(map(len, texts))
         if self.characters > _MAX_CHARACTERS:
             raise ModelProtocolError(f"more than {_MAX_CHARACTERS} characters in a turn")
+
+
+def _place(event: ModelEvent) -> tuple[int, int] | None:
+    """Where a text belongs; nothing for what is none."""
+    return (event.item, event.part) if type(event) is TextChunk else None
 
 
 def _is_built_in_call(item: Mapping[str, Any]) -> bool:

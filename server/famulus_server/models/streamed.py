@@ -1,9 +1,10 @@
 """One model turn over HTTP: raw bytes from the SDK's client, our own timers, and a connection that is always closed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import structlog
 
@@ -17,13 +18,18 @@ from famulus_server.models.sse import SseDecoder
 from famulus_server.ports import ModelEvent, ModelRequest
 
 if TYPE_CHECKING:
+    import aiohttp
     from openai import AsyncAPIResponse
 
     from famulus_server.models.client import Client
 
 # Answers in one piece, so that a small read cannot unpack to a huge one.
 HEADERS = {"Accept-Encoding": "identity"}
+# What is read at a time, at most: some hundred events, which keep others waiting for a millisecond.
+_READ_BYTES = 64 * 1024
 _REST_OF_BODY_SECONDS = 0.05
+
+Read: TypeAlias = Callable[[], Awaitable[bytes]]
 
 _log = structlog.get_logger(__name__)
 
@@ -85,12 +91,12 @@ class StreamedModel:
                 response = await call.__aenter__()
             opened = True
             allowance = read_allowance(response.headers)
-            chunks = _body(response)
+            read = _body(response)
             while not reader.ended:
                 progress = reader.progress
                 with timer:
-                    chunk = await anext(chunks, None)
-                events = reader.finish() if chunk is None else reader.read(decoder.feed(chunk))
+                    chunk = await read()
+                events = reader.read(decoder.feed(chunk)) if chunk else reader.finish()
                 if events:
                     if allowance is not None:
                         events, allowance = [allowance, *events], None
@@ -99,7 +105,7 @@ class StreamedModel:
                     # Counted from here: the time that the consumer took is not the model's silence.
                     timer.allow(self._settings.idle_timeout)
             timer.allow(_REST_OF_BODY_SECONDS)
-            await _read_rest(chunks, timer)
+            await _read_rest(read, timer)
         except _failures() as error:
             raise _translate(error, opened=opened) from error
         finally:
@@ -129,27 +135,30 @@ class StreamedModel:
             _log.warning("model does not count tokens", model=self._settings.name, error=kind, detail=str(error))
 
 
-def _body(response: "AsyncAPIResponse[Any]") -> AsyncIterator[bytes]:
-    """The bytes as the transport gives them. The SDK's own iterator, which hands each read through four generators
-    more, is for what is encoded, though nobody asked for that."""
+def _body(response: "AsyncAPIResponse[Any]") -> Read:
+    """Reads what has come, as soon as there is any; nothing at the end. The SDK's own iterator is for what is encoded,
+    though nobody asked for that: it cuts what is there into small pieces, and hands each through several generators."""
     if "content-encoding" in response.headers:
-        return response.iter_bytes()
-    return aiter(cast("AsyncIterable[bytes]", response.http_response.stream))
+        return partial(anext, response.iter_bytes(), b"")
+    transported: Any = response.http_response.stream
+    content: aiohttp.StreamReader = transported._stream._aiohttp_response.content  # noqa: SLF001
+    return partial(content.read, _READ_BYTES)
 
 
-async def _read_rest(chunks: AsyncIterator[bytes], timer: Timer) -> None:
+async def _read_rest(read: Read, timer: Timer) -> None:
     """Reads the end of the body, usually there already: only then the connection can be used again."""
     with suppress(*_failures()), timer:
-        async for _ in chunks:
+        while await read():
             pass
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What the SDK raises. Its HTTP library's errors come through while a body is read; both are loaded by now."""
+    """What the SDK raises. The errors of what is below it come through while a body is read; all are loaded by now."""
+    import aiohttp
     import httpx2
     import openai
 
-    return TimeoutError, openai.OpenAIError, httpx2.HTTPError
+    return TimeoutError, openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError
 
 
 def _translate(error: Exception, *, opened: bool) -> ModelError:

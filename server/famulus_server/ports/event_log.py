@@ -32,7 +32,7 @@ class EventLog(Protocol):
 
     def publish(self, run_id: str, batches: Sequence[EventBatch]) -> None:
         """Appends events, soon and in order, and then hints at them (`events_topic`); returns at once. Losing them is
-        no error."""
+        no error. Behind a batch that `ends` the run its tail may expire after a while."""
 
     async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[EventBatch]:
         """What is there behind a sequence, in order, perhaps with a gap at the start; nothing where all is lost. The
@@ -41,9 +41,6 @@ class EventLog(Protocol):
     async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[EventBatch]]:
         """What `read` gives of each run behind its sequence, at most `limit` batches each. Runs of which there is
         nothing are absent; a run with `limit` batches may have more."""
-
-    def finish(self, run_id: str) -> None:
-        """The run has ended: its tail may expire after a while."""
 
     def drop(self, run_id: str) -> None:
         """Removes the tail: its thread was deleted. What is published of the run later, here or elsewhere, is

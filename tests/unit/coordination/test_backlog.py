@@ -13,27 +13,23 @@ def test_batch_is_bounded_and_comes_back_in_order(monkeypatch: pytest.MonkeyPatc
     waiting = Backlog()
     for sequence in range(1, 6):
         waiting.put(Entry("run_1", deltas(sequence), 100))
-    waiting.put(Entry("run_1", (), 10))
     taken = waiting.take(held=())
     assert sequences(taken, "run_1") == [1, 2, 3]
     waiting.put_back(taken)
     order = [*waiting.take(held=()), *waiting.take(held=())]
     assert sequences(order, "run_1") == [1, 2, 3, 4, 5]
-    assert [entry.again for entry in order] == [True] * 3 + [False] * 3
-    assert order[-1].batches == ()
+    assert [entry.again for entry in order] == [True] * 3 + [False] * 2
 
 
 def test_forgotten_events_leave_room_and_the_rest_of_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "_MAX_EVENTS", 4)
     waiting = Backlog()
     waiting.put(Entry("run_1", deltas(1, 2), 100))
-    waiting.put(Entry("run_1", (), 10))
     waiting.put(Entry("run_2", deltas(1, 2), 100))
     waiting.forget({"run_1"})
     waiting.put(Entry("run_2", deltas(3, 4), 100))
     assert (waiting.lost, waiting.incomplete) == (0, False)
     assert [(entry.run_id, len(entry.batches or ())) for entry in waiting.take(held=())] == [
-        ("run_1", 0),
         ("run_2", 2),
         ("run_2", 2),
     ]

@@ -24,7 +24,6 @@ class NoEventLog:
     async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[EventBatch]]:
         return {}
 
-    def finish(self, run_id: str) -> None: ...
     def drop(self, run_id: str) -> None: ...
 
 

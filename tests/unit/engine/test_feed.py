@@ -31,9 +31,6 @@ class RecordingEventLog:
     async def read_many(self, cursors: Mapping[str, int], *, limit: int) -> Mapping[str, list[EventBatch]]:
         return {}
 
-    def finish(self, run_id: str) -> None:
-        self.told.append(("finish", run_id, []))
-
     def drop(self, run_id: str) -> None:
         self.told.append(("drop", run_id, []))
 
@@ -180,7 +177,7 @@ def test_final_state_ends_the_log_which_stays_for_late_watchers(feed: Feed, even
     assert log is not None
     assert log.ended
     assert sequences(log.after(0, **ALL)) == [1, 2]
-    assert event_log.told[-1] == ("finish", "run_1", [])
+    assert event_log.told == [("publish", "run_1", [1, 2])]
 
 
 def test_nothing_is_published_behind_the_end(feed: Feed, event_log: RecordingEventLog) -> None:
