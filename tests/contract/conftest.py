@@ -1,12 +1,16 @@
-"""The stores that the conformance suite runs over."""
+"""The stores that the conformance suite runs over, and a Valkey."""
 
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from contract.samples import MovableClock
+from famulus_server.coordination.event_log import RedisEventLog
+from famulus_server.coordination.patience import Patience
+from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.encryption.aes import AesVault
 from famulus_server.ports import Store
 from famulus_server.store import schema
@@ -47,5 +51,31 @@ def made_store(request: pytest.FixtureRequest, tmp_path: Path, clock: MovableClo
 async def store(made_store: SqliteStore | PostgresStore) -> AsyncIterator[Store]:
     opened = made_store
     await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def valkey(tmp_path: Path) -> AsyncIterator[EmbeddedValkey]:
+    embedded = EmbeddedValkey(data_dir=tmp_path)
+    yield embedded
+    await embedded.close()
+
+
+@pytest.fixture
+async def url(valkey: EmbeddedValkey) -> str:
+    return await valkey.start()
+
+
+@pytest.fixture
+async def redis(url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(url) as client:
+        yield client
+
+
+@pytest.fixture
+async def log(url: str) -> AsyncIterator[RedisEventLog]:
+    opened = RedisEventLog(url=url, patience=Patience())
+    opened.open()
     yield opened
     await opened.close()

@@ -13,30 +13,14 @@ from famulus.v1.run_event_pb2 import RunEvent, TextDelta
 from famulus.v1.run_service_pb2 import WatchRunResponse
 from famulus_server.coordination.event_log import RedisEventLog
 from famulus_server.coordination.patience import Patience
-from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.encryption.aes import AesKey
 from famulus_server.engine.packing import events_of, pack
 from famulus_server.ports import Sealer
 
 pytestmark = pytest.mark.usefixtures("unhurried")
-
 OURS, OTHERS = AesKey(b"k" * 32), AesKey(b"o" * 32)
 STREAM = "famulus:{%s}:events"
-
 Open = Callable[[Sealer | None], RedisEventLog]
-
-
-@pytest.fixture
-async def url(tmp_path: Path) -> AsyncIterator[str]:
-    valkey = EmbeddedValkey(data_dir=tmp_path)
-    yield await valkey.start()
-    await valkey.close()
-
-
-@pytest.fixture
-async def redis(url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(url) as client:
-        yield client
 
 
 @pytest.fixture

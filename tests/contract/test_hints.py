@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from contract.freezing import process_of
 from famulus.v1.run_event_pb2 import RunEvent
 from famulus_server.coordination import hints as module
 from famulus_server.coordination.event_log import RedisEventLog
@@ -22,24 +23,6 @@ from famulus_server.engine.packing import pack
 from famulus_server.ports import STOP, WORK, events_topic
 
 HEARING_LOST, HEARING_AGAIN = "hints (hearing) unreachable", "hints (hearing) reachable again"
-
-
-@pytest.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[EmbeddedValkey]:
-    embedded = EmbeddedValkey(data_dir=tmp_path)
-    yield embedded
-    await embedded.close()
-
-
-@pytest.fixture
-async def url(valkey: EmbeddedValkey) -> str:
-    return await valkey.start()
-
-
-@pytest.fixture
-async def redis(url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(url) as client:
-        yield client
 
 
 @pytest.fixture
@@ -86,10 +69,6 @@ async def connected(hints: RedisHints, topic: str) -> Ear:
 
 def events_in(told: Sequence[Mapping[str, Any]]) -> list[str]:
     return [entry["event"] for entry in told]
-
-
-async def process_of(redis: Redis) -> int:
-    return int((await redis.info("server"))["process_id"])
 
 
 async def until(condition: Callable[[], bool]) -> None:

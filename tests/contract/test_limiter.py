@@ -30,13 +30,6 @@ def patient(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def url(tmp_path: Path) -> AsyncIterator[str]:
-    valkey = EmbeddedValkey(data_dir=tmp_path)
-    yield await valkey.start()
-    await valkey.close()
-
-
-@pytest.fixture
 async def replicas(url: str) -> AsyncIterator[tuple[RedisLimiter, RedisLimiter]]:
     async with opened(url, "one") as one, opened(url, "other") as other:
         yield one, other

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from contract.freezing import process_of
 from contract.limiter_stage import carried_out, limit, opened, taken, until
 from famulus_server.coordination import exchange, limiter, patience
 from famulus_server.coordination.errors import RedisUnavailable
@@ -34,24 +34,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[EmbeddedValkey]:
-    embedded = EmbeddedValkey(data_dir=tmp_path)
-    yield embedded
-    await embedded.close()
-
-
-@pytest.fixture
-async def url(valkey: EmbeddedValkey) -> str:
-    return await valkey.start()
-
-
-@pytest.fixture
-async def redis(url: str) -> AsyncIterator[Any]:
-    async with Redis.from_url(url) as client:
-        yield client
-
-
-@pytest.fixture
 async def one(url: str) -> AsyncIterator[RedisLimiter]:
     async with opened(url, "one") as opened_one:
         yield opened_one
@@ -59,10 +41,6 @@ async def one(url: str) -> AsyncIterator[RedisLimiter]:
 
 def events_in(told: Sequence[Mapping[str, Any]]) -> list[str]:
     return [entry["event"] for entry in told]
-
-
-async def process_of(redis: Any) -> int:
-    return int((await redis.info("server"))["process_id"])
 
 
 async def take_until_local(shared: RedisLimiter, demand: Demand) -> tuple[int, int]:

@@ -4,8 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from contract.freezing import frozen, process_of
 from contract.samples import OTHER, TENANT, message
 from famulus.v1.message_pb2 import Message
 from famulus_server.coordination import patience, thread_cache
@@ -23,7 +23,6 @@ from famulus_server.encryption.aes import AesKey
 from famulus_server.ports import Remembered
 
 pytestmark = pytest.mark.usefixtures("unhurried")
-
 KEY = f"famulus:{{thread_1}}:{TENANT}:context"
 
 
@@ -31,24 +30,6 @@ KEY = f"famulus:{{thread_1}}:{TENANT}:context"
 def hurried(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in operation."""
     monkeypatch.undo()
-
-
-@pytest.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[EmbeddedValkey]:
-    embedded = EmbeddedValkey(data_dir=tmp_path)
-    yield embedded
-    await embedded.close()
-
-
-@pytest.fixture
-async def url(valkey: EmbeddedValkey) -> str:
-    return await valkey.start()
-
-
-@pytest.fixture
-async def redis(url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(url) as client:
-        yield client
 
 
 @pytest.fixture
@@ -93,22 +74,9 @@ async def held(redis: Redis) -> bytes:
     return value or b""
 
 
-async def process_of(redis: Redis) -> int:
-    return int((await redis.info("server"))["process_id"])
-
-
 async def calls(redis: Redis, command: str) -> int:
     statistics = await redis.info("commandstats")
     return int(statistics.get(f"cmdstat_{command}", {"calls": 0})["calls"])
-
-
-@contextmanager
-def frozen(process: int) -> Iterator[None]:
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
 
 
 async def test_what_was_put_comes_back_on_any_replica(cache: RedisThreadCache, url: str) -> None:
