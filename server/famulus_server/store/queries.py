@@ -46,11 +46,6 @@ def locking(statements: Mapping[str, str]) -> Mapping[str, str]:
     return {name: _LOCK.sub(r"\1", text) for name, text in statements.items() if _LOCK.search(text)}
 
 
-def numbered(statements: Mapping[str, str]) -> Mapping[str, str]:
-    """Those statements with `?1` for `$1`, which Python binds to arguments by their places; `$1` would be a name."""
-    return {name: _ARGUMENT.sub(r"?\1", text) for name, text in statements.items()}
-
-
 def together(statements: Sequence[str]) -> str:
     """One statement of PostgreSQL that executes several which change rows; their arguments follow one another. Its row
     has how many each of them changed. None sees what the others do."""

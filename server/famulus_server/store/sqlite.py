@@ -41,7 +41,7 @@ class SqliteStore:
     def __init__(self, *, path: Path, clock: Clock, patience: float = 2.0, keys: KeyCache | None = None) -> None:
         self._path = path
         self._keys = keys
-        statements = queries.numbered(queries.load("sqlite"))
+        statements = queries.load("sqlite")
         writing, reading = partial(self._connect, patience), partial(self._connect_to_read, patience)
         # In the event loop no lock is waited for.
         glancing = partial(self._connect_to_read, 0)

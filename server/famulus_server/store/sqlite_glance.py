@@ -1,7 +1,7 @@
 """Reading a little at once, in the event loop."""
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from famulus_server.ports import Clock
@@ -55,7 +55,7 @@ class OneQuery(SqliteSession):
         super().__init__(connect=partial(self._watched, connect), queries=queries, clock=clock)
         self._counts = 0
 
-    def _query(self, name: str, args: Sequence[object]) -> sqlite3.Cursor:
+    def _query(self, name: str, args: Iterable[object]) -> sqlite3.Cursor:
         if self.asked:
             raise _More
         self.asked = True

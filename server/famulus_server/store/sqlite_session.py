@@ -29,8 +29,7 @@ _ENVIRONMENT = frozenset(
 
 
 class SqliteSession:
-    """See `session.Session`. `queries` are numbered ones. Its coroutines never suspend: whoever drives them runs them
-    to their end at once.
+    """See `session.Session`. Its coroutines never suspend: whoever drives them runs them to their end at once.
 
     Not thread-safe. Opens its connection when it is first used, and again after `recover` had to drop it.
     """
@@ -69,7 +68,7 @@ class SqliteSession:
 
     def command(self, statement: str) -> Row | None:
         """Runs BEGIN, COMMIT and their kin; returns what they say of themselves, if they do."""
-        told: Row | None = self._execute(statement, ()).fetchone()
+        told: Row | None = self._execute(statement, {}).fetchone()
         return told
 
     @property
@@ -97,14 +96,14 @@ class SqliteSession:
                 self._connection.close()
             self._connection = None
 
-    def _query(self, name: str, args: Sequence[object]) -> sqlite3.Cursor:
-        return self._execute(self._queries[name], args)
+    def _query(self, name: str, args: Iterable[object]) -> sqlite3.Cursor:
+        return self._execute(self._queries[name], _bound(args))
 
-    def _execute(self, statement: str, args: Sequence[object]) -> sqlite3.Cursor:
+    def _execute(self, statement: str, parameters: Mapping[str, object]) -> sqlite3.Cursor:
         if self._connection is None:
             self._connection = self._connect()
         self.statements += 1
-        return self._connection.execute(statement, args)
+        return self._connection.execute(statement, parameters)
 
 
 def drive(work: Awaitable[T]) -> T:
@@ -134,3 +133,7 @@ def translate(error: BaseException) -> BaseException:
 def _primary_code(error: sqlite3.Error) -> int:
     code: Any = getattr(error, "sqlite_errorcode", None)
     return code & 0xFF if isinstance(code, int) else 0
+
+
+def _bound(args: Iterable[object]) -> Mapping[str, object]:
+    return {str(number): value for number, value in enumerate(args, 1)}
