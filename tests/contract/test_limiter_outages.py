@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from contract.freezing import process_of
+from contract.freezing import frozen, process_of
 from contract.limiter_stage import carried_out, limit, opened, taken, until
 from famulus_server.coordination import exchange, limiter, patience
 from famulus_server.coordination.errors import RedisUnavailable
 from famulus_server.coordination.exchange import Exchange
 from famulus_server.coordination.limiter import RedisLimiter
-from famulus_server.coordination.patience import Patience
 from famulus_server.embedded.valkey import EmbeddedValkey
 from famulus_server.ports import Demand
 
@@ -59,13 +58,10 @@ async def test_hung_redis_costs_five_calls_and_nothing_is_allowed_twice(one: Red
     granted = await taken(one, demand, tries=4)
     process = await process_of(redis)
     with capture_logs() as told:
-        os.kill(process, signal.SIGSTOP)
-        try:
+        with frozen(process):
             calls, more = await take_until_local(one, demand)
             granted += more + await taken(one, demand, tries=6)
             assert granted == 4 + calls + 6
-        finally:
-            os.kill(process, signal.SIGCONT)
         await until(lambda: one.is_shared)
     assert calls <= 5
     granted += await taken(one, demand, tries=30)
@@ -90,11 +86,8 @@ async def test_hung_redis_makes_many_callers_wait_once(
     monkeypatch.setattr(Exchange, "ask", counted)
     demand = Demand(limit(most=100_000))
     process = await process_of(redis)
-    os.kill(process, signal.SIGSTOP)
-    try:
+    with frozen(process):
         await asyncio.gather(*(take_until_local(one, demand) for _ in range(32)))
-    finally:
-        os.kill(process, signal.SIGCONT)
     # All of the first round, then one at a time.
     assert 0 < waited <= 32 + 4
 
@@ -103,11 +96,8 @@ async def test_short_stall_keeps_the_limits_shared(one: RedisLimiter, redis: Any
     demand = Demand(limit(most=10))
     process = await process_of(redis)
     with capture_logs() as told:
-        os.kill(process, signal.SIGSTOP)
-        try:
+        with frozen(process):
             granted = await taken(one, demand, tries=2)
-        finally:
-            os.kill(process, signal.SIGCONT)
         await redis.ping()
         granted += await taken(one, demand, tries=20)
     # What was allowed meanwhile has been counted.
@@ -279,6 +269,42 @@ async def test_what_was_told_when_the_connection_broke_is_carried_out(
         assert await other.take([places], holder="run_2", seconds=60.0) is None
 
 
+async def test_places_given_back_while_the_connection_is_made_are_free_behind_it(
+    one: RedisLimiter, url: str, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, join = limit("runs", most=1), Exchange.join
+    assert await one.take([Demand(places)], holder="run_1", seconds=600.0) is None
+
+    async def joining(self: Exchange, commands: Any) -> Any:
+        one.release([places], holder="run_1")
+        return await join(self, commands)
+
+    monkeypatch.setattr(Exchange, "join", joining)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    await until(lambda: not one.is_shared)
+    await until(lambda: one.is_shared)
+    await carried_out(one)
+    async with opened(url, "other") as other:
+        assert await other.take([Demand(places)], holder="run_2", seconds=60.0) is None
+
+
+async def test_answer_that_does_not_come_takes_no_place_that_was_taken_behind_it(
+    url: str, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_TIMEOUT", 0.3)
+    turn = [Demand(limit("tokens", most=1_000)), Demand(limit("runs", most=1))]
+    async with opened(url, "one") as one:
+        assert await one.take(turn, holder="run_1", seconds=600.0) is None
+        with frozen(await process_of(redis)):
+            one.settle(turn, key="run_1/1", used=1, holder="run_1")
+            # Its next turn.
+            assert await one.take(turn, holder="run_1", seconds=600.0) is None
+            await until(lambda: not one.is_shared)
+            assert await one.take(turn, holder="run_2", seconds=600.0) is not None
+        await until(lambda: one.is_shared)
+        assert await one.take(turn, holder="run_2", seconds=600.0) is not None
+
+
 async def test_next_connection_knows_nothing_of_what_the_last_one_has_lost(
     url: str, redis: Any, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,41 +383,3 @@ async def test_redis_that_is_full_is_told_of_places_given_back(url: str, one: Re
         await redis.config_set("maxmemory", "256mb")
         await until(lambda: one.is_shared and other.is_shared)
         assert await other.take(demands, holder="run_2", seconds=60.0) is None
-
-
-async def test_url_on_which_nothing_listens_costs_nothing(tmp_path: Path) -> None:
-    alone = RedisLimiter(url=f"unix://{tmp_path}/nobody.sock", patience=Patience(), owner="one")
-    with capture_logs() as told:
-        assert await taken(alone, Demand(limit(most=3)), tries=1) == 1
-        alone.open()
-        await until(lambda: bool(told))
-        assert await taken(alone, Demand(limit(most=3)), tries=5) == 2
-        await alone.close()
-    assert events_in(told) == [LOST]
-
-
-async def test_url_that_nobody_understands_is_told_without_its_secrets() -> None:
-    alone = RedisLimiter(url="redis://:secret/1@nowhere", patience=Patience(), owner="one")
-    with capture_logs() as told:
-        alone.open()
-        await until(lambda: bool(told))
-        assert await taken(alone, Demand(limit(most=3)), tries=5) == 3
-        await alone.close()
-    assert events_in(told) == ["limits cannot be shared"]
-    assert "secret" not in str(told)
-
-
-async def test_closed_limiter_leaves_no_task_and_no_connection(url: str, redis: Any) -> None:
-    tasks = asyncio.all_tasks()
-    unopened = RedisLimiter(url=url, patience=Patience(), owner="one")
-    await unopened.close()
-    unopened.open()
-    await asyncio.sleep(0)
-    await unopened.close()
-    async with opened(url, "other"):
-        assert await redis.zcard("famulus:{limits}:replicas") == 1
-    assert asyncio.all_tasks() == tasks
-    assert await redis.zcard("famulus:{limits}:replicas") == 0
-    async with asyncio.timeout(5.0):
-        while len(await redis.client_list()) != 1:
-            pass

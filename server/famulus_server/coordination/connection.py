@@ -9,6 +9,7 @@ from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from famulus_server.coordination.answers import Answer, Answers
 from famulus_server.coordination.errors import RedisUnavailable
@@ -152,7 +153,12 @@ def make_connection(url: str, *, timeout: float | None) -> Any:
     nothing has an end without a `timeout`."""
     # Only the pool knows how to read a URL.
     pool: Any = ConnectionPool.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+        url,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        # Otherwise it asks for news of maintenance, which come between answers.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return pool.make_connection()
 

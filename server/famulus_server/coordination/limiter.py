@@ -123,7 +123,7 @@ class RedisLimiter:
                 return
             self._local.settle(tokens, key=key, used=used)
             # One that is full refuses to count, and yet can be told this.
-            self.release(runs, holder=holder)
+            self._release_later(runs, holder=holder)
 
         self._local.release(runs, holder=holder)
         self._tell(scripts.settle(tokens, key=key, used=used, places=runs, holder=holder), heard)
@@ -158,7 +158,10 @@ class RedisLimiter:
             self._release_later(new, holder=holder)
 
     def _release_later(self, runs: Sequence[Limit], *, holder: str) -> None:
-        """Gives places back as soon as Redis can be told."""
+        """Gives places back as soon as Redis can be told: those that the holder has not taken again meanwhile."""
+        runs = [limit for limit in runs if not self._local.holds(limit, holder)]
+        if not runs:
+            return
         if self._exchange is not None:
             self._exchange.tell(scripts.release(runs, holder=holder))
         if holder in self._unreleased or len(self._unreleased) < _MAX_UNRELEASED:
@@ -219,6 +222,9 @@ class RedisLimiter:
             self._unreleased = unreleased | self._unreleased
             raise
         self._replicas.append(replicas)
+        # Those that came while it joined.
+        for holder, limits in self._unreleased.items():
+            exchange.tell(scripts.release(list(limits), holder=holder))
         state.found()
         registering = asyncio.create_task(self._register(), name="limiter-register")
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC
 
 from famulus.v1 import error_reason_pb2 as reasons
 from famulus.v1.message_pb2 import Message
@@ -26,6 +27,9 @@ _MAX_BATCHES = 64
 # How often a Snapshot looks whether log and store fit together; after that it shows what is stored.
 _FIT_TRIES = 100
 _FIT_SECONDS = 0.005
+# How long after the end of a run its last events may be about to be written, and how often they are looked for.
+_WRITTEN_SECONDS = 0.5
+_LOOK_SECONDS = 0.02
 # How often a watcher looks who has to wait for facts.
 _LOST_SECONDS = 1.0
 
@@ -67,7 +71,7 @@ class Watch:
             # It ended, and is no longer in memory.
             _check_end(cursor, run.last_sequence)
             while cursor < run.last_sequence:
-                batches = await self._behind(run_id, cursor) or await self._snapshot(tenant, run_id, None)
+                batches = await self._told(run, cursor) or await self._snapshot(tenant, run_id, None)
                 cursor = batches[-1].last
                 yield batches
             return
@@ -98,6 +102,17 @@ class Watch:
             # Of a run that is executed elsewhere only what is stored can be shown: perhaps that is older.
             batches = fresh(await self._snapshot(tenant, run_id, log), cursor)
         return batches
+
+    async def _told(self, run: Run, cursor: int) -> Sequence[EventBatch]:
+        """What the EventLog has behind a sequence of a run that has ended."""
+        loop = asyncio.get_running_loop()
+        age = self._clock.now() - run.end_time.ToDatetime(UTC)
+        give_up_at = loop.time() + _WRITTEN_SECONDS - max(0.0, age.total_seconds())
+        while True:
+            batches = await self._behind(run.id, cursor)
+            if batches or loop.time() >= give_up_at:
+                return batches
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _behind(self, run_id: str, cursor: int) -> Sequence[EventBatch]:
         """What the EventLog has right behind a sequence, as far as it goes without a gap."""

@@ -118,9 +118,10 @@ class Worker:
         self._feed.own(claimed.run.id)
         self._metrics.started(claimed)
         execution = self._executor.execute(claimed, control)
-        task = asyncio.create_task(execution, name=claimed.run.id, context=tracing.apart())
-        self._executions[claimed.run.id] = task, control
-        task.add_done_callback(lambda done: self._finished(claimed.run.id, done))
+        apart, run_id = tracing.apart(), claimed.run.id
+        task = asyncio.create_task(execution, name=run_id, context=apart)
+        self._executions[run_id] = task, control
+        task.add_done_callback(lambda done: self._finished(run_id, done), context=apart)
 
     def stop(self, run_id: str, why: Interruption = Interruption.CANCEL) -> None:
         """Stops a run that was cancelled, or deleted, wherever it is executed."""

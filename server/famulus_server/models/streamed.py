@@ -158,7 +158,8 @@ def _failures() -> tuple[type[Exception], ...]:
     import httpx2
     import openai
 
-    return TimeoutError, openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError
+    body = aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError
+    return TimeoutError, openai.OpenAIError, httpx2.HTTPError, *body
 
 
 def _translate(error: Exception, *, opened: bool) -> ModelError:

@@ -1,12 +1,14 @@
 """Reading a little at once, in the event loop."""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 
 from famulus_server.ports import Clock
 from famulus_server.store.key_cache import KeyCache
 from famulus_server.store.lanes import Outcome, Unit
+from famulus_server.store.session import Row
 from famulus_server.store.sqlite_session import SqliteSession, drive, translate
 from famulus_server.store.transaction import SqlTransaction
 
@@ -14,6 +16,8 @@ from famulus_server.store.transaction import SqlTransaction
 # They are counted by so many.
 _STEPS = 250
 _MOST_COUNTS = 4
+# What all rows may hold, in bytes or characters: it is decrypted and parsed in the event loop.
+_MOST_HELD = 64 * 1024
 
 
 class Glance:
@@ -42,7 +46,7 @@ class Glance:
 
 
 class _More(Exception):
-    """More than one query was asked."""
+    """More than one query was asked, or more was found than is a little."""
 
 
 class OneQuery(SqliteSession):
@@ -54,6 +58,17 @@ class OneQuery(SqliteSession):
     def __init__(self, *, connect: Callable[[], sqlite3.Connection], queries: Mapping[str, str], clock: Clock) -> None:
         super().__init__(connect=partial(self._watched, connect), queries=queries, clock=clock)
         self._counts = 0
+
+    async def all(self, name: str, *args: object, lock: bool = False) -> Sequence[Row]:  # noqa: ARG002 - nothing waits
+        rows: list[Row] = []
+        held = 0
+        with closing(self._query(name, args)) as cursor:
+            for row in cursor:
+                rows.append(row)
+                held += sum(len(value) for value in row if isinstance(value, bytes | str))
+                if held > _MOST_HELD:
+                    raise _More
+        return rows
 
     def _query(self, name: str, args: Iterable[object]) -> sqlite3.Cursor:
         if self.asked:

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from batches import delta
 from contract.samples import OTHER, TENANT, MovableClock, add_run, add_thread, run
 from famulus.v1.run_pb2 import RunState
 from famulus_server.engine.feed import Feed
 from famulus_server.engine.follower import Follower
+from famulus_server.engine.packing import events_of, pack
 from famulus_server.engine.watch import Watch
 from famulus_server.errors import NotFound
 from famulus_server.ports import EventBatch, Store
@@ -90,3 +93,32 @@ async def test_run_of_another_tenant_is_not_looked_for_where_events_are(
     assert (feed.find("run_1"), event_log.asked) == (None, [])
     await anext(watch.watch(TENANT, "run_1", 0))
     assert event_log.asked == ["run_1"]
+
+
+class LateEventLog(NoEventLog):
+    """Has what was published only when it is asked for the third time."""
+
+    def __init__(self, batches: list[EventBatch]) -> None:
+        self._batches = batches
+        self.asked = 0
+
+    async def read(self, run_id: str, *, after_sequence: int, limit: int) -> list[EventBatch]:
+        self.asked += 1
+        return self._batches if self.asked > 2 else []
+
+
+@pytest.mark.parametrize(("seconds", "asked", "told"), [(0, 3, "text_delta"), (10, 1, "snapshot")])
+async def test_last_events_of_a_run_are_waited_for_right_behind_its_end(
+    store: Store, clock: MovableClock, seconds: float, asked: int, told: str
+) -> None:
+    event_log = LateEventLog(pack([delta(1)]))
+    feed = Feed(event_log=event_log)
+    follower = Follower(store=store, feed=feed, event_log=event_log, hints=NoHints())
+    watch = Watch(store=store, feed=feed, follower=follower, event_log=event_log, clock=clock)
+    await add_thread(store, "thread_1")
+    made = run(state=RunState.RUN_STATE_COMPLETED)
+    made.last_sequence = 1
+    made.end_time.FromDatetime(clock.now() - timedelta(seconds=seconds))
+    await add_run(store, made)
+    batches = await anext(watch.watch(TENANT, "run_1", 0))
+    assert ([event.WhichOneof("event") for event in events_of(batches)], event_log.asked) == ([told], asked)

@@ -1,6 +1,9 @@
 """How a worker finds and begins its runs, on a real store."""
 
 import asyncio
+import gc
+import weakref
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from famulus_server.engine.clock import SystemClock
 from famulus_server.engine.control import Control, Interruption
 from famulus_server.ports import Claimed, Lease, Queue
 from famulus_server.store.sqlite import SqliteStore
-from unit.engine.worker_stage import LEASE, Executions, end, open_worker, queue
+from unit.engine.worker_stage import LEASE, Executions, Working, end, open_worker, queue
 
 
 @pytest.fixture
@@ -220,3 +223,26 @@ async def test_claim_costs_the_same_however_many_wait(store: SqliteStore, waitin
     # A look, and a write of one query and five updates in a transaction.
     assert store.stats.statements - before == 1 + (1 + 5 + 2)
     await made.close(grace=0.0)
+
+
+async def test_run_at_work_keeps_nothing_of_the_call_that_started_it(store: SqliteStore) -> None:
+    executions = Working()
+    made = open_worker(store, executions)
+
+    def call() -> weakref.ref[_Call]:
+        called = _Call()
+        ContextVar[_Call]("call").set(called)
+        assert made.reserve()
+        made.start(Claimed(TENANT, run("at_work"), taken_over=False))
+        return weakref.ref(called)
+
+    kept = copy_context().run(call)
+    await executions.begun("at_work")
+    gc.collect()
+    assert kept() is None
+    executions.end.set()
+    await made.close(grace=0.0)
+
+
+class _Call:
+    """What a server knows of a call."""

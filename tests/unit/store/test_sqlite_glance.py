@@ -57,6 +57,13 @@ async def test_long_list_is_read_by_the_reader(store: SqliteStore) -> None:
         assert taken == ([True, False], 1 + 3)
 
 
+async def test_list_of_large_rows_is_read_by_the_reader(store: SqliteStore) -> None:
+    await add_thread(store, "thread_1", *(f"{number}".zfill(12_000) for number in range(3)))
+    taken = await where(store, lambda tx: tx.messages.newest(TENANT, "thread_1", limit=100))
+    assert taken == ([True, False], 1 + 3)
+    assert await where(store, lambda tx: tx.messages.newest(TENANT, "thread_1", limit=1)) == ([True], 1)
+
+
 async def test_several_queries_are_read_by_the_reader_as_of_one_moment(store: SqliteStore, path: Path) -> None:
     await add_thread(store, "thread_1")
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as tool:
