@@ -88,8 +88,10 @@ async def test_watchers_elsewhere_get_facts_meanwhile_and_deltas_afterwards(
     async with open_replica() as here, open_replica() as there:
         here.play(HELD)
         first, second = await start(here, 1), await start(here, 2)
-        before = await there.until_text(second.id, " w6")
-        await there.until_text(first.id, " w6")
+        before = await here.until_text(second.id, " w6")
+        # Who watches elsewhere before that is shown a Snapshot of what is yet to be written.
+        await redis.until_it_has(second.id, before)
+        await redis.until_it_has(first.id, await here.until_text(first.id, " w6"))
         follow = Follow(there)
         watching = [asyncio.create_task(follow.watch(run, " w6")) for run in (first, second)]
         await follow.arrived(2)
